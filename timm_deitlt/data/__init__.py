@@ -1,0 +1,11 @@
+"""Long-tailed data sets by name."""
+from .factory import create_dataset as create_dataset
+from .factory import has_split as has_split
+from .long_tail import ClassificationSet as ClassificationSet
+from .long_tail import UnreadableImageError as UnreadableImageError
+from .long_tail import check_same_classes as check_same_classes
+from .long_tail import holdout as holdout
+from .long_tail import long_tailed_subset as long_tailed_subset
+from .sampling import class_counts as class_counts
+from .sampling import long_tailed_indices as long_tailed_indices
+from .sampling import stratified_split as stratified_split

@@ -1,0 +1,6 @@
+"""Models; importing this package registers them with timm."""
+from .cosine import CosineLinear, set_cosine_classifier
+from .deit_lt import DeiTLT
+from .resnet_cifar import ResNetCifar
+
+__all__ = ['CosineLinear', 'DeiTLT', 'ResNetCifar', 'set_cosine_classifier']

@@ -1,0 +1,59 @@
+"""What every test needs: no network, no caller's settings, no file outside the test's own folder."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+# read when huggingface_hub is imported, so cleared before anything imports it
+for name in [name for name in os.environ if name.startswith(('HF_', 'HUGGING_FACE_', 'TIMM_'))]:
+    del os.environ[name]
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+import timm_deitlt  # noqa: E402, F401
+
+ROOT = Path(__file__).parents[1]
+
+# A student and a teacher that train in seconds, by the real train.py on the real digits
+TINY = [
+    '--model', 'deit_lt_tiny', '--model-kwargs', 'embed_dim=48', 'depth=2', 'num_heads=3', 'patch_size=8',
+    '--img-size', '16', '--n-max', '40', '--imbalance-factor', '4', '--batch-size', '16', '--validation-batch-size', '170',
+    '--workers', '0', '--no-amp',
+]
+TINY_TEACHER = ['--teacher', 'resnet20_sam', '--teacher-epochs', '1']
+
+
+@pytest.fixture(scope='session', autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """Caches in the test's own folder."""
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    monkeypatch.setenv('HOME', str(tmp_path))
+
+
+@pytest.fixture(scope='session')
+def shared_teachers(tmp_path_factory):
+    """A cache of teachers that the tests of a session share, so that each is trained once."""
+    return tmp_path_factory.mktemp('teachers')
+
+
+def run_script(*args, script='train.py', check=True, env=None, **kwargs):
+    """Run train.py or validate.py as a user does."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / script), *map(str, args)], capture_output=True, text=True,
+        env={**os.environ, **(env or {})}, **kwargs)
+    if check:
+        assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def last_json(done):
+    """The JSON object on the last line of a script's output."""
+    return json.loads(done.stdout.strip().splitlines()[-1])

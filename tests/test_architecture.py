@@ -1,0 +1,72 @@
+"""Imports go down only, and importing the package costs little."""
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1] / 'timm_deitlt'
+FLOORS = [
+    ['version', 'benchmarks', 'flags', 'config'],
+    ['models', 'data', 'optim', 'loss', 'evaluation', 'checkpoint'],
+    ['task'],
+    ['engine', 'progress', 'folder', 'fit'],
+    ['teachers'],
+    ['build', 'run'],
+    ['cli'],
+]
+# modules of one floor that may import each other, downward in this order
+PARTS = {'config': {'flags', 'benchmarks'}, 'engine': {'progress'}, 'fit': {'engine', 'folder', 'progress'}, 'run': {'build'}}
+FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+
+
+def room(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix('.py')
+
+
+def imported_rooms(path):
+    """Rooms of the package that a module imports, type-checking imports left out."""
+    tree = ast.parse(path.read_text())
+    skipped = {
+        id(node) for branch in ast.walk(tree)
+        if isinstance(branch, ast.If) and getattr(branch.test, 'id', '') == 'TYPE_CHECKING'
+        for node in ast.walk(branch)
+    }
+    depth = len(path.relative_to(PACKAGE).parts)
+    for node in ast.walk(tree):
+        if id(node) in skipped or not isinstance(node, ast.ImportFrom):
+            continue
+        if node.level == depth:
+            yield from [node.module.split('.')[0]] if node.module else [name.name for name in node.names]
+        elif node.level == 0 and (node.module or '').startswith('timm_deitlt'):
+            raise AssertionError(f'{path} imports the package by its absolute name')
+
+
+def test_every_module_has_a_floor():
+    rooms = {room(path) for path in PACKAGE.rglob('*.py')} - {'__init__'}
+    assert rooms == set(FLOOR)
+
+
+def test_imports_go_down_only():
+    for path in PACKAGE.rglob('*.py'):
+        here = room(path)
+        if here == '__init__':
+            continue
+        for there in imported_rooms(path):
+            down = FLOOR[there] < FLOOR[here] or there in PARTS.get(here, ())
+            assert down or there == here, f'{path.name} ({here}) may not import {there}'
+
+
+def test_floor_one_never_imports_its_neighbours():
+    for path in PACKAGE.rglob('*.py'):
+        if FLOOR.get(room(path)) == 1:
+            neighbours = {there for there in imported_rooms(path) if FLOOR[there] == 1} - {room(path)}
+            assert not neighbours, f'{path} imports {neighbours}'
+
+
+def test_importing_the_package_loads_nothing_heavy_beyond_timm():
+    code = (
+        'import sys, timm, timm.task, torchvision; before = set(sys.modules); import timm_deitlt;'
+        'print(*(m for m in sorted(set(sys.modules) - before) if "." not in m))'
+    )
+    loaded = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {'sklearn', 'scipy', 'matplotlib', 'pandas', 'tensorboard', 'wandb'} & set(loaded), loaded

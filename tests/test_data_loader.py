@@ -1,0 +1,167 @@
+"""Batches as functions of seed, epoch and position."""
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.data.distributed_sampler import RepeatAugSampler
+from torch.utils.data import Dataset, IterableDataset
+
+from timm_deitlt.data.augment import train_transform
+from timm_deitlt.data.loader import MicroBatchSampler, TrainLoader, create_eval_loader, derive_seed
+
+
+class Numbers(Dataset):
+    """Image i is grey i, its class i % 3."""
+
+    def __init__(self, length):
+        self.length = length
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        return Image.new('RGB', (8, 8), (index, index, index)), index % 3
+
+
+class Stream(IterableDataset):
+    def __init__(self, length):
+        self.length, self.transform = length, None
+
+    def __len__(self):
+        return self.length
+
+    def __iter__(self):
+        for i in range(self.length):
+            yield self.transform(Image.new('RGB', (8, 8), (i, i, i))), i % 3
+
+
+def plans(num_images, batch_size, world_size, accum, epoch=0, **kwargs):
+    """All ranks' micro-batches by update: [{number: (indices, weight)}]."""
+    updates = []
+    for rank in range(world_size):
+        sampler = MicroBatchSampler(num_images, batch_size, accum, world_size, rank, **kwargs)
+        sampler.set_epoch(epoch)
+        update = 0
+        for batch in sampler.plan():
+            if update == len(updates):
+                updates.append({})
+            if batch.weight:
+                assert batch.number not in updates[update], 'two ranks do the same work'
+                updates[update][batch.number] = (batch.indices, batch.weight)
+            update += batch.last
+        assert update == sampler.updates_per_epoch
+    return updates
+
+
+@pytest.mark.parametrize('num_images', [96, 100, 101, 97, 33])
+@pytest.mark.parametrize('repeats', [0, 3])
+def test_any_number_of_ranks_makes_the_same_updates(num_images, repeats):
+    one = plans(num_images, 8, 1, 4, repeats=repeats, seed=3)
+    assert one == plans(num_images, 8, 2, 2, repeats=repeats, seed=3)
+    assert one == plans(num_images, 8, 4, 1, repeats=repeats, seed=3)
+
+
+def test_every_image_comes_once_and_weights_of_an_update_sum_to_one():
+    updates = plans(101, 8, 2, 2)
+    images = [index for update in updates for indices, _ in update.values() for index in indices]
+    assert sorted(images) == list(range(101))
+    for update in updates:
+        total = sum(len(indices) for indices, _ in update.values())
+        for indices, weight in update.values():
+            assert weight == pytest.approx(len(indices) / total)
+    assert [len(indices) for indices, _ in updates[-1].values()] == [5]
+
+
+def test_odd_last_micro_batch_loses_one_image_for_mixup_only():
+    assert MicroBatchSampler(101, 8, even=True).images_per_epoch == 100
+    assert MicroBatchSampler(101, 8, even=False).images_per_epoch == 101
+    assert MicroBatchSampler(97, 8, even=True).images_per_epoch == 96
+    assert MicroBatchSampler(97, 8, even=True).updates_per_epoch == 12
+    with pytest.raises(ValueError, match='leave no batch'):
+        MicroBatchSampler(1, 8, even=True)
+
+
+@pytest.mark.parametrize(('num_images', 'updates'), [(12406, 12), (13996, 14), (10847, 11), (12608, 13)])
+@pytest.mark.parametrize(('world_size', 'accum'), [(1, 8), (2, 4), (4, 2), (8, 1)])
+def test_published_update_counts_on_any_number_of_devices(num_images, updates, world_size, accum):
+    sampler = MicroBatchSampler(num_images, 128, accum, world_size, 0, repeats=3, even=True)
+    assert sampler.updates_per_epoch == updates
+
+
+def test_repeated_augmentation_draws_what_timms_sampler_draws_and_spreads_views():
+    sampler = MicroBatchSampler(600, 32, 4, repeats=3, seed=5)
+    sampler.set_epoch(2)
+    reference = RepeatAugSampler(range(600), num_replicas=1, rank=0, num_repeats=3)
+    reference.set_epoch(derive_seed(5, 2))
+    drawn = [index for batch in sampler.plan() for index in batch.indices]
+    assert sorted(drawn) == sorted(reference)
+    assert len(drawn) == 600 // 256 * 256
+    first = sampler.plan()[0].indices
+    assert len(set(first)) == len(first), 'views of one image lie in different micro-batches'
+    small = MicroBatchSampler(100, 32, repeats=3)
+    assert sum(len(b.indices) for b in small.plan()) == 100
+
+
+def batches(epoch=1, workers=0, seed=0, **kwargs):
+    dataset = Numbers(22)
+    transform = train_transform((3, 8, 8), auto_augment='rand-m9-mstd0.5-inc1', color_jitter=None)
+    loader = TrainLoader(
+        dataset, (transform,), (.5,) * 3, (.5,) * 3, batch_size=4, grad_accum_steps=2, seed=seed, workers=workers,
+        **kwargs)
+    return [(plan, images, target) for group in loader.epoch(epoch) for plan, images, target in group]
+
+
+def equal(a, b):
+    return len(a) == len(b) and all(torch.equal(x[1], y[1]) and torch.equal(x[2], y[2]) for x, y in zip(a, b))
+
+
+def test_batches_depend_on_seed_and_epoch_alone():
+    reference = batches()
+    random.seed(99)
+    np.random.seed(99)
+    torch.manual_seed(99)
+    assert equal(reference, batches())
+    assert equal(reference, batches(workers=2))
+    assert not equal(reference, batches(epoch=2))
+    assert not equal(reference, batches(seed=1))
+
+
+def test_rank_computes_its_share_of_the_same_batches():
+    whole = {plan.number: images for plan, images, _ in batches()}
+    dataset = Numbers(22)
+    transform = train_transform((3, 8, 8), auto_augment='rand-m9-mstd0.5-inc1', color_jitter=None)
+    for rank in range(2):
+        loader = TrainLoader(
+            dataset, (transform,), (.5,) * 3, (.5,) * 3, batch_size=4, world_size=2, rank=rank, seed=0)
+        for group in loader.epoch(1):
+            for plan, images, _ in group:
+                assert torch.equal(images, whole[plan.number])
+
+
+def test_two_views_come_view_after_view():
+    dataset = Numbers(8)
+    plain = train_transform((3, 8, 8), no_aug=True)
+    loader = TrainLoader(dataset, (plain, plain), (0.,) * 3, (1 / 255,) * 3, batch_size=4)
+    plan, images, target = next(loader.epoch(0))[0]
+    assert images.shape == (8, 3, 8, 8)
+    assert torch.equal(images[:4], images[4:])
+    assert images[:4, 0, 0, 0].round().long().tolist() == list(plan.indices)
+    assert target.tolist() == [index % 3 for index in plan.indices] * 2
+
+
+def test_stream_is_grouped_into_updates():
+    loader = TrainLoader(
+        Stream(22), (train_transform((3, 8, 8), no_aug=True),), (0.,) * 3, (1.,) * 3, batch_size=4, grad_accum_steps=2)
+    groups = list(loader.epoch(0))
+    assert [len(group) for group in groups] == [2, 2, 1]
+    assert loader.updates_per_epoch == 3
+    assert groups[-1][0][0].weight == 1
+    assert loader.images_per_epoch == 20
+
+
+def test_evaluation_loader_covers_every_image_in_order():
+    loader = create_eval_loader(Numbers(10), train_transform((3, 8, 8), no_aug=True), (0.,) * 3, (1 / 255,) * 3, 4)
+    seen = torch.cat([images[:, 0, 0, 0] for images, _ in loader]).round().long()
+    assert seen.tolist() == list(range(10))

@@ -1,0 +1,380 @@
+import collections
+import pickle
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.data import ImageDataset
+from torch.utils.data import DataLoader
+
+from timm_deitlt.data import (
+    ClassificationSet,
+    UnreadableImageError,
+    check_same_classes,
+    class_counts,
+    holdout,
+    long_tailed_indices,
+    long_tailed_subset,
+    stratified_split,
+)
+from timm_deitlt.data.sampling import largest_imbalance_factor, largest_n_max
+
+
+class Memory(torch.utils.data.Dataset):
+    """Image i is one pixel of value i."""
+
+    def __init__(self, length):
+        self.length = length
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, i):
+        return Image.new('L', (1, 1), i), -1
+
+
+def memory_set(targets, names='abcdefghij', **kwargs):
+    return ClassificationSet(Memory(len(targets)), targets, names[:max(targets) + 1], 'memory', **kwargs)
+
+
+def image_folder(root, images, bad=()):
+    """`images` are 'class/file' names with a colour of their own; those of `bad` hold no image."""
+    for number, name in enumerate(images):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name in bad:
+            path.write_bytes(b'not an image')
+        else:
+            Image.new('RGB', (2, 2), (number, 0, 0)).save(path)
+    return ImageDataset(str(root))
+
+
+def folder_set(base, **kwargs):
+    targets = [target for _, target in base.reader.samples]
+    keys = base.filenames()
+    return ClassificationSet(base, targets, sorted(base.reader.class_to_idx), 'folder', keys=keys, **kwargs)
+
+
+def red(item):
+    image, _ = item
+    return image.getpixel((0, 0))[0]
+
+
+def as_number(image):
+    return torch.tensor(image.getpixel((0, 0))[0])
+
+
+# counts
+
+@pytest.mark.parametrize('num_classes, n_max, factor', [(2, 7, 3), (10, 140, 10), (10, 1000, 100), (7, 333, 9)])
+def test_exponential_counts_equal_exact_arithmetic(num_classes, n_max, factor):
+    counts = class_counts(num_classes, n_max, factor)
+    for i, count in enumerate(counts):
+        # n <= n_max * factor ** (-i / (C - 1)) < n + 1, raised to the power C - 1 and freed of roots
+        assert count ** (num_classes - 1) * factor ** i <= n_max ** (num_classes - 1)
+        assert (count + 1) ** (num_classes - 1) * factor ** i > n_max ** (num_classes - 1)
+
+
+def test_published_counts():
+    assert class_counts(10, 140, 10) == [140, 108, 83, 64, 50, 38, 30, 23, 18, 14]
+    assert class_counts(10, 1000, 100) == [1000, 599, 359, 215, 129, 77, 46, 27, 16, 10]
+    assert class_counts(10, 5000, 100) == [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
+    cifar100 = class_counts(100, 500, 100)
+    assert [cifar100[i] for i in (0, 35, 36, 70, 71, 99)] == [500, 98, 93, 19, 18, 5]
+
+
+def test_a_step_has_two_heights():
+    assert class_counts(4, 50, 10, profile='step') == [50, 50, 5, 5]
+    assert class_counts(5, 55, 10, profile='step') == [55, 55, 5, 5, 5]
+
+
+@pytest.mark.parametrize('profile', ['exp', 'step'])
+def test_imbalance_one_is_the_balanced_set(profile):
+    assert class_counts(6, 17, 1, profile) == [17] * 6
+
+
+@pytest.mark.parametrize('factor', [0.01, 0.99, 0, -5, float('nan'), float('inf')])
+def test_imbalance_below_one_is_refused(factor):
+    with pytest.raises(ValueError, match='at least 1'):
+        class_counts(10, 100, factor)
+
+
+@pytest.mark.parametrize('profile', ['exp', 'step'])
+@pytest.mark.parametrize('n_max, largest', [(140, '140'), (49, '4[89]'), (98, '9[78]'), (1, '1')])
+def test_the_largest_allowed_factor_is_named_and_allowed(n_max, largest, profile):
+    with pytest.raises(ValueError, match=f'the largest allowed is {largest}') as error:
+        class_counts(10, n_max, n_max + 1, profile)
+    named = float(str(error.value).split()[-1].rstrip('.'))
+    assert min(class_counts(10, n_max, named, profile)) == 1
+
+
+def test_other_bad_counts_are_refused():
+    with pytest.raises(ValueError, match='exp, step'):
+        class_counts(10, 100, 10, profile='pareto')
+    with pytest.raises(ValueError, match='at least 2 classes'):
+        class_counts(1, 100, 10)
+    with pytest.raises(ValueError, match='n_max'):
+        class_counts(10, 0, 10)
+
+
+AVAILABLE = [[20, 20, 20], [30, 9, 2], [17, 17, 3, 1], [40, 1], [12, 11, 11, 10, 1]]
+
+
+def fits(available, n_max, factor, profile):
+    try:
+        return all(n <= a for n, a in zip(class_counts(len(available), n_max, factor, profile), available, strict=True))
+    except ValueError:
+        return None
+
+
+@pytest.mark.parametrize('profile', ['exp', 'step'])
+@pytest.mark.parametrize('available', AVAILABLE)
+def test_largest_n_max_and_factor_equal_a_search_over_all(available, profile):
+    possible = []
+    for factor in range(1, 60):
+        best = [n for n in range(1, 200) if fits(available, n, factor, profile)]
+        if best:
+            assert largest_n_max(available, factor, profile) == max(best)
+            possible.append(factor)
+    assert largest_imbalance_factor(available, profile) == max(possible)
+
+
+# choice
+
+@pytest.mark.parametrize('num_classes, n_max, factor', [(10, 5000, 100), (10, 5000, 50), (100, 500, 100)])
+def test_the_choice_is_that_of_the_published_code_with_numpys_global_generator(num_classes, n_max, factor):
+    targets = np.random.RandomState(7).permutation(np.repeat(np.arange(num_classes), n_max))
+    counts = class_counts(num_classes, n_max, factor)
+    state = np.random.get_state()
+    try:
+        np.random.seed(0)
+        expected = []
+        for label, count in zip(np.unique(targets), counts, strict=True):
+            members = [i for i, target in enumerate(targets.tolist()) if target == label]
+            np.random.shuffle(members)
+            expected += members[:count]
+    finally:
+        np.random.set_state(state)
+    assert long_tailed_indices(targets, counts, seed=0).tolist() == expected
+
+
+def test_another_seed_chooses_other_images():
+    targets = np.repeat([0, 1], 50)
+    assert set(long_tailed_indices(targets, [20, 5], 0)) != set(long_tailed_indices(targets, [20, 5], 1))
+
+
+@pytest.mark.parametrize('counts', [[3, 1], [1, -1]])
+def test_more_images_than_there_are_cannot_be_chosen(counts):
+    with pytest.raises(ValueError, match='are asked for'):
+        long_tailed_indices([0, 0, 1], counts)
+
+
+def test_classes_fall_from_the_one_with_most_images_unless_told_otherwise():
+    dataset = memory_set([0] * 6 + [1] * 20 + [2] * 12)
+    assert long_tailed_subset(dataset, 4).class_counts == [5, 20, 10]
+    with pytest.raises(ValueError, match="class 'a'.*largest allowed n_max is 6"):
+        long_tailed_subset(dataset, 4, n_max=7, by_frequency=False)
+    assert long_tailed_subset(dataset, 4, by_frequency=False).class_counts == [6, 3, 1]
+
+
+def test_equally_frequent_classes_fall_with_their_label():
+    assert long_tailed_subset(memory_set([0, 1, 2] * 8), 4).class_counts == [8, 4, 2]
+
+
+def test_a_set_that_has_the_profile_is_not_cut_further():
+    counts = class_counts(10, 60, 12)
+    dataset = memory_set(np.repeat(np.arange(10), counts).tolist())
+    assert long_tailed_subset(dataset, 12).class_counts == counts
+
+
+def test_impossible_subsets_name_what_is_possible():
+    dataset = memory_set([0] * 30 + [1] * 9 + [2] * 2)
+    largest = largest_imbalance_factor([30, 9, 2])
+    with pytest.raises(ValueError, match=f'the largest allowed is {largest}'):
+        long_tailed_subset(dataset, 1000)
+    assert min(long_tailed_subset(dataset, largest).class_counts) >= 1
+    with pytest.raises(ValueError, match='the largest allowed is 5'):
+        long_tailed_subset(dataset, 6, n_max=5)
+
+
+# splits
+
+@pytest.mark.parametrize('fraction', [0.1, 0.25, 0.5, 0.9])
+def test_a_stratified_split_takes_the_same_part_of_every_class(fraction):
+    sizes = [40, 13, 7, 3, 2, 1]
+    targets = np.random.RandomState(3).permutation(np.repeat(np.arange(6), sizes))
+    stay, held, small = stratified_split(targets, fraction, seed=5)
+    assert sorted([*stay, *held]) == list(range(len(targets)))
+    assert list(held) == sorted(held) and list(stay) == sorted(stay)
+    taken = collections.Counter(targets[held].tolist())
+    for label, size in enumerate(sizes):
+        expected = min(round(Fraction(size) * Fraction(fraction)), size - 1)
+        assert taken[label] == expected
+        assert (label in small) == (expected == 0)
+    assert held.tolist() == stratified_split(targets, fraction, seed=5)[1].tolist()
+    assert held.tolist() != stratified_split(targets, fraction, seed=6)[1].tolist()
+
+
+@pytest.mark.parametrize('fraction', [0, 1, -0.1, 1.5, float('nan')])
+def test_a_fraction_outside_of_zero_and_one_is_refused(fraction):
+    with pytest.raises(ValueError, match='greater than 0 and less than 1'):
+        holdout(memory_set([0, 0, 1, 1]), fraction)
+
+
+def test_the_held_out_part_is_never_in_the_training_part():
+    dataset = memory_set([0] * 20 + [1] * 10 + [2]).subset(range(5, 31))
+    train, held, small = holdout(dataset, 0.2, seed=1)
+    assert sorted([*train.indices, *held.indices]) == list(range(5, 31))
+    assert (held.class_counts, train.class_counts, small) == ([3, 2, 0], [12, 8, 1], [2])
+    assert held.class_names == train.class_names == ('a', 'b', 'c')
+
+
+def test_what_cannot_be_held_out_is_refused():
+    with pytest.raises(ValueError, match='takes no image'):
+        holdout(memory_set([0, 0, 1, 1]), 0.1)
+    stream = type('Stream', (), {'name': 'wds/x'})()
+    with pytest.raises(ValueError, match='wds/x is read as a stream'):
+        holdout(stream, 0.1)
+
+
+# the set
+
+def test_images_targets_and_subsets_belong_together():
+    dataset = memory_set([0, 1, 0, 1, 2, 2]).subset([5, 0, 3])
+    part = dataset.subset(np.array([2, 0]), name='part')
+    assert [(red(item), item[1]) for item in dataset] == [(5, 2), (0, 0), (3, 1)]
+    assert [(red(item), item[1]) for item in part] == [(3, 1), (5, 2)]
+    assert (part.name, dataset.name, len(part), part.num_classes) == ('part', 'memory', 2, 3)
+    assert part.targets.dtype == np.int64 and part.class_counts == [0, 1, 1]
+
+
+def test_images_are_converted_and_transformed():
+    dataset = memory_set([0, 1])
+    assert dataset[0][0].mode == 'RGB'
+    assert memory_set([0, 1], input_img_mode='L')[0][0].mode == 'L'
+    dataset.transform = as_number
+    assert [item[0].item() for item in dataset.subset([1, 0])] == [1, 0]
+
+
+def test_labels_outside_of_the_classes_are_refused():
+    for targets in ([0, 2], [-1, 1]):
+        with pytest.raises(ValueError, match='2 classes allow 0 to 1'):
+            ClassificationSet(Memory(2), targets, 'ab', 'memory')
+
+
+def test_a_set_survives_pickling():
+    dataset = memory_set([0, 1, 1], skip_bad_images=True)
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert copy.fingerprint == dataset.fingerprint and red(copy[2]) == 2
+
+
+def test_the_fingerprint_tells_sets_apart_but_not_folders(tmp_path):
+    images = ['a/0.png', 'a/1.png', 'b/0.png', 'b/1.png']
+    one, two = (folder_set(image_folder(tmp_path / place, images)) for place in ('x', 'y'))
+    assert one.fingerprint == two.fingerprint == one.subset(range(4)).fingerprint
+    renamed = folder_set(image_folder(tmp_path / 'z', ['a/0.png', 'a/2.png', 'b/0.png', 'b/1.png']))
+    others = [
+        renamed, one.subset([0, 1, 2]), one.subset([1, 0, 2, 3]), one.subset(range(4), name='other'),
+        one.with_classes(['b', 'a']), one.with_classes(['a', 'b', 'c']),
+        ClassificationSet(one.base, [0, 1, 1, 1], 'ab', 'folder', keys=one.keys),
+    ]
+    assert len({one.fingerprint, *(other.fingerprint for other in others)}) == 1 + len(others)
+
+
+def test_labels_follow_their_names_into_another_order():
+    dataset = memory_set([0, 1, 2]).with_classes(['c', 'x', 'a', 'b'])
+    assert dataset.targets.tolist() == [2, 3, 0]
+    assert dataset.class_names == ('c', 'x', 'a', 'b') and dataset.class_counts == [1, 0, 1, 1]
+    with pytest.raises(ValueError, match="training set does not have, such as 'b'"):
+        memory_set([0, 1]).with_classes(['a', 'c'])
+
+
+def test_repeated_names_are_only_matched_where_they_stand():
+    repeated = memory_set([0, 1, 2], names=['crane', 'ship', 'crane'])
+    assert repeated.with_classes(['crane', 'ship', 'crane']).targets.tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match='cannot be matched'):
+        repeated.with_classes(['ship', 'crane', 'crane'])
+
+
+def test_class_lists_that_differ_are_refused_by_their_first_difference():
+    train = memory_set([0, 1, 2])
+    check_same_classes(train, train.subset([0]))
+    with pytest.raises(ValueError, match="Label 1 is 'b' in memory and 'c'"):
+        check_same_classes(train, memory_set([0, 1, 2], names='acb'))
+    with pytest.raises(ValueError, match='has 3 classes and memory has 2'):
+        check_same_classes(train, memory_set([0, 1]))
+
+
+# unreadable images
+
+IMAGES = ['a/0.png', 'a/1.png', 'a/2.png', 'b/0.png', 'b/1.png', 'b/2.png']
+
+
+@pytest.mark.parametrize('content', ['text', 'truncated', 'gone', 'broken'])
+def test_an_unreadable_image_is_named(tmp_path, content):
+    dataset = folder_set(image_folder(tmp_path, IMAGES))
+    path = tmp_path / 'b' / '1.png'
+    Image.fromarray(np.random.RandomState(0).randint(0, 256, (64, 64, 3), np.uint8)).save(path)
+    whole = path.read_bytes()
+    {
+        'text': lambda: path.write_bytes(b'not an image'),
+        'truncated': lambda: path.write_bytes(whole[:500]),
+        'gone': path.unlink,
+        'broken': lambda: path.write_bytes(whole[:40] + bytes(20) + whole[60:]),
+    }[content]()
+    with pytest.raises(UnreadableImageError, match=r"b.1\.png of class 'b'.*--skip-bad-images"):
+        dataset[4]
+    assert red(dataset[3]) == 3
+
+
+def test_an_image_too_large_to_be_honest_is_unreadable(tmp_path, monkeypatch):
+    dataset = folder_set(image_folder(tmp_path, IMAGES))
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1)
+    with pytest.raises(UnreadableImageError, match='decompression bomb'):
+        dataset[0]
+
+
+def test_an_unreadable_image_is_named_by_any_set(tmp_path):
+    class Broken(Memory):
+        def __getitem__(self, i):
+            raise OSError('lost')
+
+    with pytest.raises(UnreadableImageError, match="number 1 of x of class 'b': lost"):
+        ClassificationSet(Broken(2), [0, 1], 'ab', 'x')[1]
+
+
+def test_an_unreadable_image_is_named_across_loader_workers(tmp_path):
+    dataset = folder_set(image_folder(tmp_path, IMAGES, bad=['b/1.png']))
+    dataset.transform = as_number
+    with pytest.raises(UnreadableImageError, match=r'b.1\.png'):
+        list(DataLoader(dataset, batch_size=2, num_workers=1))
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_bad_image_is_replaced_by_the_next_of_its_class_and_counted_once(tmp_path, workers):
+    bad = ['a/2.png', 'b/0.png', 'b/1.png']
+    dataset = folder_set(image_folder(tmp_path, IMAGES, bad), skip_bad_images=True)
+    dataset.transform = as_number
+    part = dataset.subset([5, 4, 2, 0])
+    for _ in range(2):
+        batches = list(DataLoader(part, batch_size=2, num_workers=workers))
+        assert torch.cat([values for values, _ in batches]).tolist() == [5, 5, 0, 0]
+        assert torch.cat([labels for _, labels in batches]).tolist() == [1, 1, 0, 0]
+        assert part.bad_images == dataset.bad_images == 2
+    assert [red_value.item() for red_value, _ in dataset] == [0, 1, 0, 5, 5, 5]
+    assert dataset.bad_images == 3 and part.bad_images == 2
+
+
+def test_a_class_without_any_readable_image_is_an_error(tmp_path):
+    bad = ['b/0.png', 'b/1.png', 'b/2.png']
+    dataset = folder_set(image_folder(tmp_path, IMAGES, bad), skip_bad_images=True)
+    with pytest.raises(UnreadableImageError, match=r"None of the 3 images of class 'b'.*b.1\.png"):
+        dataset[4]
+    assert dataset.bad_images == 3
+
+
+def test_without_skipping_no_image_is_counted_bad(tmp_path):
+    dataset = folder_set(image_folder(tmp_path, IMAGES))
+    assert [red(item) for item in dataset] == list(range(6)) and dataset.bad_images == 0

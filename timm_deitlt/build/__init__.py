@@ -1,0 +1,1 @@
+"""From resolved arguments to the parts of a run."""

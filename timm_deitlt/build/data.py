@@ -1,0 +1,221 @@
+"""Data sets and loaders of a run, from its arguments."""
+import argparse
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.data import Mixup, create_transform
+from torch.utils.data import IterableDataset
+
+from ..benchmarks import BENCHMARKS
+from ..data.augment import train_transform, weak_transform
+from ..data.factory import create_dataset, has_split
+from ..data.loader import TrainLoader, create_eval_loader
+from ..data.long_tail import holdout
+from ..evaluation import Shots
+
+_logger = logging.getLogger(__name__)
+
+# Without a validation split this part of the training images is held out
+DEFAULT_VAL_FRACTION = 0.1
+
+
+@dataclass
+class Data:
+    """Data sets of a run and what is reported about them.
+
+    Attributes:
+        train: Training images.
+        evaluation: Evaluation images, or None for none.
+        evaluated_on: Words for what the evaluation images are.
+        shots: Head, mid and tail classes.
+        name: Name of the data set.
+        imbalance_factor: n_max / n_min of the training images.
+        split_seed: Seed of subset and hold-out.
+    """
+    train: Any
+    evaluation: Any
+    evaluated_on: str
+    shots: Shots
+    name: str
+    imbalance_factor: float
+    split_seed: int
+
+    def describe(self, test_counts: Sequence[int]) -> dict[str, Any]:
+        """JSON record of the data."""
+        return {
+            'name': self.name,
+            'imbalance_factor': self.imbalance_factor,
+            'train_counts': list(self.train.class_counts),
+            'test_counts': [int(count) for count in test_counts],
+            'class_names': list(self.train.class_names),
+            'evaluated_on': self.evaluated_on,
+            'split_seed': self.split_seed,
+            'fingerprint': self.train.fingerprint,
+        }
+
+
+def build_data(args: argparse.Namespace) -> Data:
+    """Make training and evaluation sets; hold out a part of the training images where there is no other."""
+    benchmark = BENCHMARKS.get(args.dataset)
+    common = dict(
+        root=args.data_dir,
+        split_seed=args.split_seed,
+        download=args.dataset_download,
+        skip_bad_images=args.skip_bad_images,
+        input_img_mode=args.input_img_mode or ('L' if input_channels(args) == 1 else 'RGB'),
+        class_map=args.class_map or None,
+        input_key=args.input_key,
+        target_key=args.target_key,
+        trust_remote_code=args.dataset_trust_remote_code,
+        seed=args.seed,
+        batch_size=args.batch_size,
+    )
+    train = create_dataset(
+        args.dataset,
+        split=args.train_split,
+        imbalance_factor=args.imbalance_factor,
+        profile=args.imbalance_profile,
+        n_max=args.n_max,
+        class_counts_file=args.class_counts,
+        num_samples=args.train_num_samples,
+        is_training=True,
+        **common,
+    )
+    iterable = isinstance(train, IterableDataset)
+    fraction, evaluated_on = args.val_fraction, f'split {args.val_split!r}'
+    if benchmark:
+        evaluated_on = 'the test images'
+    elif args.val_split and not fraction and not iterable and not args.dataset and not has_split(
+            args.data_dir, args.val_split):
+        fraction = DEFAULT_VAL_FRACTION
+        _logger.info(f'{args.data_dir} has no {args.val_split!r} split.')
+    if iterable and (fraction or args.aug_repeats):
+        flag = '--val-fraction' if fraction else '--aug-repeats'
+        raise ValueError(
+            f'{flag} needs images that can be indexed, but {args.dataset!r} is read as a stream. Leave {flag} out'
+            f'{", and give a --val-split" if fraction else ""}.')
+    evaluation = None
+    if fraction:
+        train, evaluation, small = holdout(train, fraction, args.split_seed)
+        evaluated_on = f'{100 * fraction:g} % of the training images, held out'
+        _logger.info(
+            f'Holding out {len(evaluation)} of {len(train) + len(evaluation)} training images for evaluation, class by '
+            'class; they are never trained on.')
+        if small:
+            names = ', '.join(train.class_names[label] for label in small[:10])
+            _logger.warning(f'{len(small)} class(es) are too small to hold out an image and are not evaluated: {names}')
+    elif args.val_split:
+        evaluation = create_dataset(
+            args.dataset,
+            split=args.val_split,
+            num_samples=args.val_num_samples,
+            class_counts_file=args.class_counts,
+            class_names=train.class_names,
+            **common,
+        )
+    if args.num_classes not in (None, train.num_classes):
+        raise ValueError(
+            f'--num-classes {args.num_classes} differs from the {train.num_classes} classes of the data set; leave the '
+            'flag out.')
+    counts = list(train.class_counts)
+    return Data(
+        train=train,
+        evaluation=evaluation,
+        evaluated_on=evaluated_on,
+        shots=Shots.from_counts(counts, benchmark.shot_boundaries if benchmark else None),
+        name=args.dataset or str(args.data_dir),
+        imbalance_factor=max(counts) / min(counts),
+        split_seed=args.split_seed,
+    )
+
+
+def input_channels(args: argparse.Namespace) -> int:
+    """Channels of the input images."""
+    if args.in_chans is not None:
+        return args.in_chans
+    return args.input_size[0] if args.input_size is not None else 3
+
+
+def build_mixup(args: argparse.Namespace, num_classes: int) -> Mixup | None:
+    """timm's Mixup / CutMix, or None for hard labels."""
+    if not (args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None):
+        return None
+    return Mixup(
+        mixup_alpha=args.mixup,
+        cutmix_alpha=args.cutmix,
+        cutmix_minmax=args.cutmix_minmax,
+        prob=args.mixup_prob,
+        switch_prob=args.mixup_switch_prob,
+        mode=args.mixup_mode,
+        label_smoothing=args.smoothing,
+        num_classes=num_classes,
+    )
+
+
+def build_train_loader(
+        args: argparse.Namespace,
+        data: Data,
+        config: dict[str, Any],
+        device: torch.device,
+        world_size: int,
+        rank: int,
+        two_views: bool,
+        dtype: torch.dtype,
+) -> TrainLoader:
+    """Loader of the training images, with the teacher's weak view where asked for."""
+    interpolation = config['interpolation'] if args.no_aug or not args.train_interpolation else args.train_interpolation
+    strong = train_transform(
+        config['input_size'],
+        no_aug=args.no_aug,
+        train_crop_mode=args.train_crop_mode,
+        scale=tuple(args.scale),
+        ratio=tuple(args.ratio),
+        hflip=args.hflip,
+        vflip=args.vflip,
+        color_jitter=args.color_jitter or None,
+        color_jitter_prob=args.color_jitter_prob,
+        grayscale_prob=args.grayscale_prob or 0.,
+        gaussian_blur_prob=args.gaussian_blur_prob or 0.,
+        auto_augment=args.aa,
+        interpolation=interpolation,
+        mean=config['mean'],
+    )
+    weak = weak_transform(config['input_size'], config['interpolation'], hflip=args.hflip, vflip=args.vflip)
+    return TrainLoader(
+        data.train,
+        (strong, weak) if two_views else (strong,),
+        config['mean'],
+        config['std'],
+        batch_size=args.batch_size,
+        grad_accum_steps=args.grad_accum_steps,
+        world_size=world_size,
+        rank=rank,
+        repeats=args.aug_repeats,
+        even=build_mixup(args, 2) is not None,
+        seed=args.seed,
+        workers=args.workers,
+        pin_memory=args.pin_mem,
+        device=device,
+        dtype=dtype,
+    )
+
+
+def build_eval_loader(
+        args: argparse.Namespace,
+        dataset: Any,
+        config: dict[str, Any],
+        device: torch.device,
+        world_size: int = 1,
+        rank: int = 0,
+        dtype: torch.dtype = torch.float32,
+) -> Any:
+    """Loader of evaluation images as a model with the data configuration `config` expects them."""
+    transform = create_transform(
+        config['input_size'], is_training=False, interpolation=config['interpolation'], crop_pct=config['crop_pct'],
+        crop_mode=config.get('crop_mode'), use_prefetcher=True)
+    return create_eval_loader(
+        dataset, transform, config['mean'], config['std'], args.validation_batch_size or args.batch_size, args.workers,
+        world_size, rank, args.pin_mem, device, dtype)

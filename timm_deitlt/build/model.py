@@ -1,0 +1,188 @@
+"""Model, losses, task and optimizer of a run, from its arguments."""
+import argparse
+import logging
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+import timm
+import torch
+from timm.data import resolve_data_config
+from timm.optim import create_optimizer_v2, list_optimizers, optimizer_kwargs
+from torch import nn
+
+from ..loss import LabelLoss, create_distillation_loss
+from ..models.cosine import set_cosine_classifier
+from ..task import ClassifierTask, DeiTLTTask
+from .data import Data, input_channels
+
+_logger = logging.getLogger(__name__)
+
+
+def build_model(args: argparse.Namespace, num_classes: int) -> nn.Module:
+    """Create the model and write the resolved data configuration into its `pretrained_cfg`.
+
+    Raises:
+        ValueError: If the name is unknown or the image size does not fit.
+    """
+    if not timm.is_model(args.model.split('.')[0]):
+        near = get_close_matches(args.model, timm.list_models(), n=3)
+        raise ValueError(
+            f'Unknown model {args.model!r}{"; did you mean " + " or ".join(near) + "?" if near else "."} '
+            "timm.list_models('*deit*') after `import timm_deitlt` lists what there is.")
+    cfg = timm.get_pretrained_cfg(args.model, allow_unregistered=True)
+    kwargs = dict(args.model_kwargs)
+    size = args.input_size[-1] if args.input_size is not None else args.img_size
+    if size is not None and cfg is not None and cfg.fixed_input_size:
+        kwargs.setdefault('img_size', tuple(args.input_size[-2:]) if args.input_size is not None else size)
+    overlay = dict(file=args.pretrained_path, num_classes=-1) if args.pretrained_path else {}
+    overlay.update(args.pretrained_cfg_overlay)
+    if overlay:
+        kwargs['pretrained_cfg_overlay'] = overlay
+    try:
+        model = timm.create_model(
+            args.model,
+            pretrained=args.pretrained or bool(args.pretrained_path),
+            in_chans=input_channels(args),
+            num_classes=num_classes,
+            drop_rate=args.drop,
+            drop_path_rate=args.drop_path,
+            drop_block_rate=args.drop_block,
+            global_pool=args.gp,
+            bn_momentum=args.bn_momentum,
+            bn_eps=args.bn_eps,
+            checkpoint_path=args.initial_checkpoint,
+            **kwargs,
+        )
+    except (AssertionError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f'timm cannot make {args.model} as asked for: {error}. Look at --model-kwargs, --img-size, --pretrained and '
+            '--initial-checkpoint.') from error
+    if args.classifier == 'cosine':
+        set_cosine_classifier(model)
+    _scale_head(model, args.head_init_scale, args.head_init_bias)
+    if args.grad_checkpointing:
+        model.set_grad_checkpointing(enable=True)
+    config = resolve_data_config(vars(args), model=model)
+    _check_patches(model, config['input_size'])
+    model.pretrained_cfg = {**model.pretrained_cfg, **config, 'num_classes': num_classes}
+    return model
+
+
+def _scale_head(model: nn.Module, scale: float | None, bias: float | None) -> None:
+    heads = model.get_classifier()
+    for head in heads if isinstance(heads, tuple) else (heads,):
+        with torch.no_grad():
+            if scale is not None:
+                for parameter in head.parameters():
+                    parameter.mul_(scale)
+            if bias is not None and getattr(head, 'bias', None) is not None:
+                head.bias.fill_(bias)
+
+
+def _check_patches(model: nn.Module, input_size: tuple[int, int, int]) -> None:
+    patches = getattr(model, 'patch_embed', None)
+    patch_size = getattr(patches, 'patch_size', None)
+    if patch_size and any(side % patch for side, patch in zip(input_size[-2:], patch_size, strict=True)):
+        height, width = input_size[-2:]
+        raise ValueError(
+            f'Images of {height} x {width} do not divide into patches of {patch_size[0]} x {patch_size[1]}: give an '
+            f'--img-size that is a multiple of {patch_size[0]}, or another patch by --model-kwargs patch_size=N.')
+
+
+def drw_start(args: argparse.Namespace) -> int:
+    """0-based epoch at which the last stage begins: as given, else the paper's ratio of 11/12."""
+    return round(args.epochs * 11 / 12) if args.drw_start_epoch is None else args.drw_start_epoch
+
+
+def drw_targets(args: argparse.Namespace, has_teacher: bool) -> str:
+    """What the last stage re-weights: as given, else DIST with a teacher, the labels of LDAM, or nothing."""
+    if args.drw_on:
+        return args.drw_on
+    return 'dist' if has_teacher else 'cls' if args.loss == 'ldam' else 'none'
+
+
+def build_label_loss(
+        args: argparse.Namespace,
+        num_classes: int,
+        class_counts: Sequence[int],
+        weighted: bool,
+) -> nn.Module:
+    """Loss of labels in both stages."""
+    return LabelLoss(
+        num_classes,
+        loss='bce' if args.bce_loss else args.loss,
+        smoothing=args.smoothing,
+        class_counts=class_counts,
+        drw_start_epoch=drw_start(args),
+        weighted=weighted,
+        keep_mixup=args.keep_mixup_drw,
+        beta=args.drw_beta,
+        ldam_margin=args.ldam_margin,
+        ldam_scale=args.ldam_scale,
+        bce_kwargs=dict(
+            bce_sum=args.bce_sum, bce_target_thresh=args.bce_target_thresh, pos_weight=args.bce_pos_weight),
+    )
+
+
+def build_task(
+        args: argparse.Namespace,
+        model: nn.Module,
+        teacher: nn.Module | None,
+        data: Data,
+        device: torch.device,
+        dtype: torch.dtype | None,
+        verbose: bool = True,
+) -> nn.Module:
+    """The task of a run: distillation, or label training without a teacher network."""
+    targets = drw_targets(args, teacher is not None)
+    counts = list(data.train.class_counts)
+    common = dict(shots=data.shots, device=device, dtype=dtype, verbose=False)
+    if teacher is None:
+        experts = ('cls', 'dist') if args.teacher == 'labels' else ('cls',)
+        criterion = build_label_loss(args, data.train.num_classes, counts, weighted=targets in ('cls', 'both'))
+        if targets == 'dist':
+            raise ValueError(
+                f'--drw-on dist re-weights the distillation loss, but --teacher {args.teacher} distills nothing: use '
+                '--drw-on cls or none, or a teacher such as resnet32_sam.')
+        return ClassifierTask(model, criterion, experts, **common)
+    distillation_loss = create_distillation_loss(
+        ('drw_' if targets in ('dist', 'both') else '') + args.kd_token_distill_type,
+        class_counts=counts,
+        drw_start_epoch=drw_start(args),
+        beta=args.drw_beta,
+        temperature=args.kd_temperature,
+    )
+    return DeiTLTTask(
+        model,
+        teacher,
+        distillation_loss,
+        build_label_loss(args, data.train.num_classes, counts, weighted=targets in ('cls', 'both')),
+        teacher_normalize=args.teacher_normalize,
+        teacher_antialias=args.teacher_antialias,
+        task_loss_weight=args.task_loss_weight,
+        distill_loss_weight=args.distill_loss_weight,
+        **common,
+    )
+
+
+def build_optimizer(args: argparse.Namespace, model: nn.Module, global_batch_size: int) -> torch.optim.Optimizer:
+    """Optimizer by timm's name; the learning rate follows the global batch where `--lr` is not given."""
+    name = args.opt.lower()
+    if name not in list_optimizers():
+        near = get_close_matches(name, list_optimizers(), n=3)
+        raise ValueError(
+            f'Unknown optimizer {args.opt!r}{"; did you mean " + " or ".join(near) + "?" if near else "."} '
+            'timm.optim.list_optimizers() lists what there is; SAM is samsgd or samadamw.')
+    if not args.lr:
+        ratio = global_batch_size / args.lr_base_size
+        scale = args.lr_base_scale or ('sqrt' if any(word in name for word in ('ada', 'lamb')) else 'linear')
+        args.lr = args.lr_base * (ratio ** 0.5 if scale == 'sqrt' else ratio)
+        _logger.info(f'Learning rate {args.lr:.3g}: {args.lr_base} for {args.lr_base_size} images, {scale} in batch')
+    sam = dict(rho=args.rho, adaptive=args.sam_adaptive) if name.startswith('sam') else {}
+    return create_optimizer_v2(
+        model,
+        **optimizer_kwargs(cfg=args),
+        filter_bias_and_bn=args.filter_bias_and_bn,
+        **sam,
+        **args.opt_kwargs,
+    )

@@ -1,0 +1,116 @@
+"""Everything a run trains with, from its arguments."""
+import argparse
+import logging
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from timm.data import resolve_data_config
+from timm.layers import convert_sync_batchnorm, set_fast_norm, set_fused_attn
+from timm.scheduler import create_scheduler_v2, scheduler_kwargs
+from torch import nn
+
+from ..data.augment import BatchAugment
+from ..data.loader import seed_everything
+from ..engine import Trainer
+from .data import Data, build_eval_loader, build_mixup, build_train_loader
+from .model import build_model, build_optimizer, build_task, drw_start
+
+_logger = logging.getLogger(__name__)
+
+
+def choose_precision(args: argparse.Namespace, device: torch.device) -> tuple[Any, torch.amp.GradScaler | None, str]:
+    """Context of forward passes, gradient scaler of fp16, and the words for the log."""
+    dtype = {'bfloat16': torch.bfloat16, 'float16': torch.float16}[args.amp_dtype]
+    amp = args.amp
+    if amp is None:
+        if device.type == 'cuda':
+            amp = dtype == torch.float16 or torch.cuda.is_bf16_supported()
+        else:
+            amp = dtype == torch.bfloat16 and device.type == 'cpu' and torch.cpu._is_avx512_bf16_supported()
+        amp = amp and args.model_dtype in (None, 'float32')
+    if not amp:
+        return nullcontext, None, f'{args.model_dtype or "float32"} on {device}'
+    scaler = torch.amp.GradScaler(device.type) if dtype == torch.float16 else None
+    how = 'chosen automatically, --no-amp turns it off' if args.amp is None else '--amp'
+    return partial(torch.autocast, device_type=device.type, dtype=dtype), scaler, (
+        f'automatic mixed precision, {args.amp_dtype} on {device} ({how})')
+
+
+def build_trainer(
+        args: argparse.Namespace,
+        data: Data,
+        teacher: nn.Module | None,
+        device: torch.device,
+        world_size: int = 1,
+        rank: int = 0,
+) -> Trainer:
+    """Everything a run trains with, on its device and wrapped for its ranks."""
+    seed_everything(args.seed)
+    # on CPUs plain matrix products are about twice as fast as the fused kernel, forward and backward
+    set_fused_attn(device.type != 'cpu')
+    if args.fast_norm:
+        set_fast_norm()
+    num_classes = data.train.num_classes
+    model = build_model(args, num_classes)
+    config = resolve_data_config(pretrained_cfg=model.pretrained_cfg)
+    dtype = getattr(torch, args.model_dtype) if args.model_dtype else torch.float32
+    model.to(device=device, dtype=dtype)
+    if args.channels_last:
+        model.to(memory_format=torch.channels_last)
+    if world_size > 1 and args.sync_bn:
+        model = convert_sync_batchnorm(model)
+    if teacher is not None:
+        teacher.to(device=device, dtype=dtype)
+        if args.channels_last:
+            teacher.to(memory_format=torch.channels_last)
+    task = build_task(args, model, teacher, data, device, dtype)
+    optimizer = build_optimizer(args, model, args.batch_size * args.grad_accum_steps * world_size)
+    autocast, scaler, words = choose_precision(args, device)
+    _logger.info(f'Precision: {words}')
+    loader = build_train_loader(
+        args, data, config, device, world_size, rank, teacher is not None and args.teacher_view == 'weak', dtype)
+    scheduler, epochs = create_scheduler_v2(
+        optimizer, **scheduler_kwargs(args), updates_per_epoch=loader.updates_per_epoch)
+    if epochs != args.epochs:
+        _logger.info(f'The schedule lasts {epochs} epochs with its warm-up prefix and cool-down.')
+    if args.model_ema:
+        task.setup_ema(
+            decay=args.model_ema_decay,
+            use_warmup=args.model_ema_warmup,
+            device='cpu' if args.model_ema_force_cpu else None,
+        )
+        _warn_of_slow_ema(args, loader.updates_per_epoch * epochs)
+    evaluation = data.evaluation
+    return Trainer(
+        task=task,
+        optimizer=optimizer,
+        loader=loader,
+        augment=BatchAugment(
+            build_mixup(args, num_classes), 0. if args.no_aug else args.reprob, args.remode, args.recount, device),
+        eval_loader=None if evaluation is None else build_eval_loader(
+            args, evaluation, config, device, world_size, rank, dtype),
+        scheduler=scheduler,
+        epochs=epochs,
+        seed=args.seed,
+        autocast=autocast,
+        scaler=scaler,
+        clip_grad=args.clip_grad,
+        clip_mode=args.clip_mode,
+        channels_last=args.channels_last,
+        drw_start_epoch=drw_start(args),
+        keep_mixup=args.keep_mixup_drw,
+        mixup_off_epoch=args.mixup_off_epoch,
+        world_size=world_size,
+        dist_bn='' if args.sync_bn else args.dist_bn,
+        log_interval=args.log_interval,
+    )
+
+
+def _warn_of_slow_ema(args: argparse.Namespace, updates: int) -> None:
+    kept = args.model_ema_decay ** updates
+    if kept > 0.05 and not args.model_ema_warmup:
+        _logger.warning(
+            f'After all {updates} updates the EMA still holds {100 * kept:.0f} % of the random start: lower '
+            f'--model-ema-decay {args.model_ema_decay} or add --model-ema-warmup.')

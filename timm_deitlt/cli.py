@@ -1,0 +1,80 @@
+"""What train.py and validate.py share: logging, one clear line for bad input, one JSON object at the end."""
+import argparse
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from .config import parse_args
+from .data.long_tail import UnreadableImageError
+from .engine import NonFiniteLossError
+from .run import train, validate
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+
+def setup_logging() -> None:
+    """Log to stderr; only warnings on ranks other than the first."""
+    primary = int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0
+    logging.basicConfig(level=logging.INFO if primary else logging.WARNING, format='%(message)s', stream=sys.stderr)
+    logging.getLogger('timm').setLevel(logging.WARNING)
+    logging.getLogger('filelock').setLevel(logging.WARNING)
+
+
+def _message(error: Exception) -> str | None:
+    """The line to show for an error that means bad input; None for a mistake of the program."""
+    text = ' '.join(str(error).split())
+    if isinstance(error, UnreadableImageError):
+        # a loader process sends its traceback along, the message is its last line
+        return str(error).strip().splitlines()[-1].removeprefix(
+            f'{UnreadableImageError.__module__}.{UnreadableImageError.__qualname__}: ')
+    if isinstance(error, NonFiniteLossError):
+        return text
+    frames = list(traceback.walk_tb(error.__traceback__))
+    raised_in = frames[-1][0].f_globals.get('__name__', '') if frames else ''
+    deliberate = isinstance(error, (ValueError, FileNotFoundError)) and raised_in.startswith('timm_deitlt')
+    return text if deliberate else None
+
+
+def guarded(prog: str, run: Callable[[], dict[str, Any]]) -> None:
+    """Run, print the result as the last line; exit with 2 and one line where the input is at fault."""
+    setup_logging()
+    try:
+        result = run()
+    except KeyboardInterrupt:
+        sys.stderr.write(f'\n{prog}: interrupted; the last complete checkpoint is intact, --resume auto goes on.\n')
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        message = _message(error)
+        if message is None:
+            raise
+        sys.stderr.write(f'{prog}: error: {message}\n')
+        sys.exit(BAD_INPUT)
+    if int(os.environ.get('RANK', 0)) == 0:
+        print(json.dumps(result), flush=True)
+
+
+def train_main(argv: list[str] | None = None) -> None:
+    """Entry of train.py."""
+    guarded('train.py', lambda: train(parse_args(argv)))
+
+
+def validate_main(argv: list[str] | None = None) -> None:
+    """Entry of validate.py."""
+    parser = argparse.ArgumentParser(prog='validate.py', description='Evaluate a run, every expert by shot.')
+    parser.add_argument('checkpoint', help='folder of a run, or one of its checkpoints')
+    parser.add_argument('--data-dir', metavar='DIR', help='where the data set is (default: as in training)')
+    parser.add_argument('--val-split', metavar='NAME', help='split to evaluate (default: as in training)')
+    parser.add_argument(
+        '-b', '--batch-size', dest='validation_batch_size', type=int, metavar='N', help='images in a batch')
+    parser.add_argument('-j', '--workers', type=int, metavar='N', help='loader processes')
+    parser.add_argument('--device', help='cuda, cuda:N or cpu (default: cuda if available)')
+    parser.add_argument('--amp', action=argparse.BooleanOptionalAction, help='mixed precision (default: as trained)')
+    values = vars(parser.parse_args(argv))
+    path = values.pop('checkpoint')
+    overrides = {name: value for name, value in values.items() if value is not None}
+    guarded('validate.py', lambda: validate(path, overrides))

@@ -1,0 +1,211 @@
+"""Data sets by name: the long-tailed benchmarks, and everything timm can open, made long-tailed on request."""
+import difflib
+import inspect
+import os
+from collections.abc import Sequence
+from urllib.error import URLError
+
+import timm.data
+from timm.data.dataset_factory import _EVAL_SYNONYM, _TORCH_BASIC_DS, _TRAIN_SYNONYM, _search_split
+from timm.data.readers.img_extensions import get_img_extensions
+from timm.data.readers.reader_image_folder import ReaderImageFolder
+from torch.utils.data import Dataset, IterableDataset
+
+from ..benchmarks import BENCHMARKS, Benchmark
+from .long_tail import ClassificationSet, long_tailed_subset
+from .sampling import check_imbalance
+from .sources import load_benchmark
+from .streams import describe_stream
+from .targets import image_keys, read_class_names, read_targets
+
+_PREFIXES = ('', 'lt', 'torch', 'hfds', 'hfids', 'tfds', 'wds')
+_TORCH_NAMES = (*_TORCH_BASIC_DS, 'qmnist', 'imagenet', 'inaturalist', 'places365', 'image_folder')
+_TORCH_FOLDERS = ('torch/image_folder', 'torch/folder')
+# timm's options that say nothing about a benchmark
+_TIMM_OPTIONS = {*inspect.signature(timm.data.create_dataset).parameters, 'input_key', 'target_key'} - {'class_map'}
+
+
+def create_dataset(
+        name: str,
+        root: str | os.PathLike | None = None,
+        split: str = 'train',
+        imbalance_factor: float | None = None,
+        profile: str = 'exp',
+        n_max: int | None = None,
+        split_seed: int = 0,
+        download: bool = False,
+        *,
+        class_names: Sequence[str] | None = None,
+        class_counts_file: str | os.PathLike | None = None,
+        skip_bad_images: bool = False,
+        input_img_mode: str = 'RGB',
+        is_training: bool | None = None,
+        **kwargs,
+) -> ClassificationSet | IterableDataset:
+    """Open a data set by name; its training part may be made long-tailed.
+
+    Args:
+        name: 'lt/digits', 'lt/fashion_mnist', 'lt/cifar10', 'lt/cifar100', or any name of `timm.data.create_dataset`:
+            '' for a folder or tar file, 'torch/...', 'hfds/...', 'hfids/...', 'tfds/...', 'wds/...'.
+        root: Folder of the data; 'lt/digits' needs none.
+        split: 'train' or timm's synonyms of 'validation'; 'test' too for 'lt/' names.
+        imbalance_factor: n_max / n_min of the training images; `None` is the default of an 'lt/' name and the natural
+            counts of any other. In 'lt/' sets counts fall with the label, in others from the class with most images.
+        profile: 'exp' or 'step', see `class_counts`.
+        n_max: Training images of the most frequent class; by default the benchmark's, or all that the classes allow.
+        split_seed: Seed of the choice of images, and of the test part of 'lt/digits'.
+        download: Let torchvision or timm fetch missing files.
+        class_names: Class names of the training set, in order: the labels are matched to them by name.
+        class_counts_file: Images per class of an iterable training set, see `read_class_counts`.
+        skip_bad_images: Replace an unreadable image by another one of its class.
+        input_img_mode: PIL mode that images are converted to.
+        is_training: Whether the split is trained on; by default whether its name says so.
+        kwargs: Further arguments of timm's `create_dataset`, its readers and torchvision's sets.
+
+    Raises:
+        ValueError: If the name is unknown, an option does not fit, a class has no training image or there are fewer
+            than 2 classes.
+        FileNotFoundError: If the data are not where they should be.
+    """
+    check_imbalance(1 if imbalance_factor is None else imbalance_factor, profile)
+    root = None if root is None else os.fspath(root)  # timm compares it with strings
+    transform = kwargs.pop('transform', None)
+    kwargs = {key: value for key, value in kwargs.items() if value is not None}
+    images = dict(input_img_mode=input_img_mode, skip_bad_images=skip_bad_images)
+    prefix = name.partition('/')[0].lower() if '/' in name else ''
+    if prefix == 'lt':
+        benchmark = _find_benchmark(name, kwargs)
+        training = _is_benchmark_training(name, split)
+        dataset = load_benchmark(benchmark, root, training, split_seed, download, **images)
+        imbalance_factor = benchmark.imbalance_factor if imbalance_factor is None else imbalance_factor
+        n_max = benchmark.n_max if n_max is None else n_max
+    else:
+        training = 'train' in split if is_training is None else is_training
+        if training and n_max is not None and imbalance_factor is None:
+            raise ValueError('n_max needs an imbalance factor: give one (1 is the balanced set) or leave n_max out.')
+        dataset = _open(
+            name, prefix, root, split, download, is_training=training, input_img_mode=input_img_mode, **kwargs)
+        if isinstance(dataset, IterableDataset):
+            if training and imbalance_factor is not None:
+                raise ValueError(
+                    f'{name} is read as a stream and cannot be indexed, so no long-tailed part of it can be chosen: '
+                    f'leave --imbalance-factor out.'
+                )
+            dataset = describe_stream(dataset, name, split, training, class_counts_file, class_names)
+        else:
+            if training and isinstance(getattr(dataset, 'reader', None), ReaderImageFolder):
+                _check_class_folders(dataset.reader, all_classes=not {'class_map', 'input_key'} & set(kwargs))
+            targets = read_targets(dataset, name, root, split)
+            names = read_class_names(dataset, targets)
+            dataset = ClassificationSet(
+                dataset, targets, names, name or 'folder', keys=image_keys(dataset), **images)
+    if isinstance(dataset, ClassificationSet):
+        if class_counts_file is not None:
+            raise ValueError(f'The class counts of {dataset.name} are read from its targets: leave --class-counts out.')
+        if training and imbalance_factor is not None:
+            _check_classes(dataset, training)
+            dataset = long_tailed_subset(
+                dataset, imbalance_factor, profile, n_max, split_seed, by_frequency=prefix != 'lt')
+        if class_names is not None:
+            dataset = dataset.with_classes(class_names)
+    _check_classes(dataset, training)
+    dataset.transform = transform
+    return dataset
+
+
+def has_split(root: str | os.PathLike, split: str) -> bool:
+    """Whether a folder of images has a part of its own for this split, by timm's rules ('val' is 'validation')."""
+    root = os.fspath(root)
+    return bool(split) and os.path.isdir(root) and _search_split(root, split) != root
+
+
+def _find_benchmark(name: str, options: dict) -> Benchmark:
+    if name not in BENCHMARKS:
+        raise ValueError(f'Unknown data set {name!r}{_near(name)} The benchmarks are {", ".join(BENCHMARKS)}.')
+    if set(options) - _TIMM_OPTIONS:
+        raise ValueError(f'{name} has no option {", ".join(sorted(set(options) - _TIMM_OPTIONS))}.')
+    return BENCHMARKS[name]
+
+
+def _is_benchmark_training(name: str, split: str) -> bool:
+    if split not in _TRAIN_SYNONYM and split != 'test' and split not in _EVAL_SYNONYM:
+        raise ValueError(
+            f'{name} has no split {split!r}: use {", ".join(_TRAIN_SYNONYM)} or test, {", ".join(_EVAL_SYNONYM)}.')
+    return split in _TRAIN_SYNONYM
+
+
+def _check_classes(dataset: ClassificationSet | IterableDataset, training: bool) -> None:
+    if dataset.num_classes < 2:
+        raise ValueError(f'{dataset.name} has {dataset.num_classes} class(es), at least 2 are needed.')
+    counts = dataset.class_counts if training else []
+    empty = [dataset.class_names[label] for label, count in enumerate(counts) if count == 0]
+    if empty:
+        raise ValueError(
+            f'{len(empty)} class(es) of {dataset.name} have no training image: {", ".join(map(repr, empty[:10]))}. '
+            f'Add images or leave the class out.'
+        )
+
+
+def _open(name: str, prefix: str, root, split: str, download: bool, **kwargs) -> Dataset:
+    if prefix not in _PREFIXES or (prefix == '' and f'lt/{name.lower()}' in BENCHMARKS):
+        raise ValueError(
+            f'Unknown data set {name!r}{_near(name)} Allowed are {", ".join(BENCHMARKS)}, no name for a folder, and '
+            f'names that begin with {", ".join(f"{known}/" for known in _PREFIXES[2:])}.'
+        )
+    is_folder = prefix == '' or name.lower() in _TORCH_FOLDERS
+    if root is None and prefix in ('', 'torch', 'wds'):
+        raise ValueError(f'Data set {name or "folder"!r} needs the folder of its files (--data-dir){_near(name)}')
+    if is_folder or (prefix == 'torch' and not download):
+        if not os.path.exists(root):
+            raise FileNotFoundError(f'There is no folder {root} (--data-dir) with the data set {name or "folder"!r}.')
+        if is_folder and kwargs.get('search_split', True):
+            _check_split(root, split)
+    try:
+        return timm.data.create_dataset(name, root=root, split=split, download=download, **kwargs)
+    except (AssertionError, RuntimeError, ValueError, URLError) as error:
+        if 'Unknown torchvision dataset' in str(error):
+            raise ValueError(f'Unknown data set {name!r}{_near(name)}') from error
+        if prefix == 'torch' and isinstance(error, RuntimeError | URLError):
+            raise FileNotFoundError(
+                f'{name} is not complete in {root}; --dataset-download fetches what torchvision can fetch. ({error})'
+            ) from error
+        raise ValueError(f'Cannot open the data set {name or "folder"!r} in {root}: {error}') from error
+
+
+def _near(name: str) -> str:
+    known = [*BENCHMARKS, *(f'torch/{torch_name}' for torch_name in _TORCH_NAMES)]
+    tail = name.lower().rpartition('/')[2]
+    near = [candidate for candidate in known if tail and candidate.rpartition('/')[2] == tail]
+    near += [match for match in difflib.get_close_matches(name.lower(), known) if match not in near]
+    return f'; did you mean {" or ".join(near)}?' if near else '.'
+
+
+def _check_split(root, split: str) -> None:
+    # without a folder of this split timm would read all of root, training images for validation among them
+    if not os.path.isdir(root) or has_split(root, split):
+        return
+    others = [
+        other for other in (*_TRAIN_SYNONYM, *_EVAL_SYNONYM, 'test')
+        if os.path.isdir(os.path.join(root, other))
+        and any(entry.is_dir() for entry in os.scandir(os.path.join(root, other)))  # else a class of that name
+    ]
+    if others:
+        raise FileNotFoundError(f'{root} has no folder for the split {split!r}, only for {", ".join(others)}.')
+
+
+def _check_class_folders(reader: ReaderImageFolder, all_classes: bool) -> None:
+    """Refuse what timm's reader passes over: images outside of class folders, and class folders without images."""
+    if '' in reader.class_to_idx:
+        raise ValueError(f'Images lie directly in {reader.root}, each must lie in the folder of its class.')
+    if not all_classes:
+        return
+    extensions = get_img_extensions(as_set=True)
+    for folder, subfolders, files in os.walk(reader.root, followlinks=True):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith('.'))
+        if subfolders or os.path.basename(folder) in reader.class_to_idx:
+            continue
+        if not any(os.path.splitext(file)[1].lower() in extensions for file in files):
+            raise ValueError(
+                f'Class {os.path.basename(folder)!r} has no image in {folder}: add images (timm reads '
+                f'{", ".join(sorted(extensions))}), remove the folder, or name the classes by --class-map.'
+            )

@@ -1,0 +1,300 @@
+"""Loaders whose every image, micro-batch and update is a function of (seed, epoch, position) alone.
+
+An update is a global batch, cut into micro-batches of a fixed size; ranks only say who computes which micro-batch. So a
+resumed run is the same run, and 1 x 4 (accumulation) makes the same updates as 2 x 2.
+"""
+import math
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from timm.data.distributed_sampler import OrderedDistributedSampler, RepeatAugSampler
+from timm.data.loader import PrefetchLoader, fast_collate
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+
+
+def derive_seed(*path: int) -> int:
+    """32-bit seed of a place in the run, such as (seed, epoch, micro-batch, position)."""
+    return int(np.random.SeedSequence(path).generate_state(1)[0])
+
+
+def seed_everything(*path: int) -> None:
+    """Seed torch, numpy and random from a place in the run."""
+    seed = derive_seed(*path)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One forward and backward of one rank.
+
+    Attributes:
+        number: Position in the epoch, counted over all ranks; seeds everything random about it.
+        indices: Images, as positions in the data set.
+        weight: Share of its mean loss in the update's loss: images / images in the update; 0 for a rank that only
+            fills up a short last update.
+        last: Whether the update ends with it.
+    """
+    number: int
+    indices: tuple[int, ...]
+    weight: float
+    last: bool
+
+
+class MicroBatchSampler(Sampler):
+    """Batch sampler of one rank: lists of (image, seed) in the order of the updates.
+
+    Args:
+        num_images: Images of the data set.
+        batch_size: Images in a micro-batch.
+        grad_accum_steps: Micro-batches of each rank in an update.
+        world_size: Number of ranks.
+        rank: This rank.
+        repeats: Views of each image in an epoch (repeated augmentation); 0 or 1 for none. An epoch keeps its length,
+            so it then holds 1 / repeats of the images.
+        even: Drop one image of an odd last micro-batch, as Mixup pairs them.
+        seed: Seed of the run.
+    """
+
+    def __init__(
+            self,
+            num_images: int,
+            batch_size: int,
+            grad_accum_steps: int = 1,
+            world_size: int = 1,
+            rank: int = 0,
+            repeats: float = 0,
+            even: bool = False,
+            seed: int = 0,
+    ):
+        self.num_images = num_images
+        self.batch_size = batch_size
+        self.per_update = batch_size * grad_accum_steps * world_size
+        self.world_size = world_size
+        self.rank = rank
+        self.even = even
+        self.seed = seed
+        self.epoch = 0
+        self.repeat_sampler = RepeatAugSampler(
+            range(num_images), num_replicas=1, rank=0, num_repeats=repeats) if repeats > 1 else None
+        length = len(self.repeat_sampler) if self.repeat_sampler else num_images
+        if even and length % batch_size % 2:
+            length -= 1
+        self.images_per_epoch = length
+        self.updates_per_epoch = math.ceil(length / self.per_update)
+        if not length:
+            raise ValueError(
+                f'{num_images} training image(s) leave no batch (Mixup pairs images). Use more images or --mixup 0 '
+                '--cutmix 0.')
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def order(self) -> list[int]:
+        """Images of the epoch in order, the same on every rank."""
+        seed = derive_seed(self.seed, self.epoch)
+        if self.repeat_sampler:
+            self.repeat_sampler.set_epoch(seed)
+            return list(self.repeat_sampler)
+        return torch.randperm(self.num_images, generator=torch.Generator().manual_seed(seed)).tolist()
+
+    def plan(self) -> list[MicroBatch]:
+        """Micro-batches of this rank in the epoch, in order."""
+        order = self.order()[:self.images_per_epoch]
+        plan, number = [], 0
+        for start in range(0, len(order), self.per_update):
+            images = order[start:start + self.per_update]
+            count = math.ceil(len(images) / self.batch_size)
+            if self.repeat_sampler:  # the views of an image belong to different micro-batches
+                images = [image for first in range(count) for image in images[first::count]]
+            cuts = [tuple(images[i * self.batch_size:(i + 1) * self.batch_size]) for i in range(count)]
+            steps = math.ceil(count / self.world_size)
+            for step in range(steps):
+                turn = step * self.world_size + self.rank
+                idle = turn >= count
+                turn = 0 if idle else turn
+                weight = 0. if idle else len(cuts[turn]) / len(images)
+                plan.append(MicroBatch(number + turn, cuts[turn], weight, last=step == steps - 1))
+            number += count
+        return plan
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for batch in self.plan():
+            yield [
+                (index, derive_seed(self.seed, self.epoch, batch.number, position))
+                for position, index in enumerate(batch.indices)
+            ]
+
+    def __len__(self) -> int:
+        return len(self.plan())
+
+
+class AugmentedViews(Dataset):
+    """One or two views of each image; an item is asked for by (index, seed)."""
+
+    def __init__(self, dataset: Dataset, transforms: Sequence):
+        self.dataset = dataset
+        self.transform = _AllViews(transforms)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, item: tuple[int, int]):
+        index, seed = item
+        seed_everything(seed)
+        image, target = self.dataset[index]
+        return self.transform(image), target
+
+
+class TrainLoader:
+    """Micro-batches of an epoch, normalised and on the device, grouped by update.
+
+    Args:
+        dataset: Map-style data set of (PIL image, class index) with `transform` unset, or timm's iterable data set.
+        transforms: One transform a view, PIL image to uint8 `[C, H, W]`; the student's first, then the weak view's.
+        mean: Mean of the normalisation, a value a channel in 0..1.
+        std: Standard deviation of the normalisation.
+        batch_size: Images in a micro-batch.
+        grad_accum_steps: Micro-batches of each rank in an update.
+        world_size: Number of ranks.
+        rank: This rank.
+        repeats: Views of each image in an epoch.
+        even: Whether micro-batches must have an even size (Mixup).
+        seed: Seed of the run.
+        workers: Loader processes; started anew each epoch, so that a resumed epoch is the same epoch.
+        pin_memory: Pin host memory.
+        device: Where batches go.
+        dtype: Type of the images.
+    """
+
+    def __init__(
+            self,
+            dataset: Dataset,
+            transforms: Sequence,
+            mean: Sequence[float],
+            std: Sequence[float],
+            batch_size: int,
+            grad_accum_steps: int = 1,
+            world_size: int = 1,
+            rank: int = 0,
+            repeats: float = 0,
+            even: bool = False,
+            seed: int = 0,
+            workers: int = 0,
+            pin_memory: bool = False,
+            device: torch.device | str = 'cpu',
+            dtype: torch.dtype = torch.float32,
+    ):
+        self.num_views = len(transforms)
+        self.grad_accum_steps = grad_accum_steps
+        self.world_size, self.rank, self.seed = world_size, rank, seed
+        loader_args = dict(num_workers=workers, collate_fn=fast_collate, pin_memory=pin_memory)
+        self.iterable = isinstance(dataset, IterableDataset)
+        if self.iterable:
+            if hasattr(dataset, 'set_loader_cfg'):
+                dataset.set_loader_cfg(num_workers=workers)
+            dataset.transform = _AllViews(transforms)
+            self.dataset = dataset
+            self.sampler = None
+            loader = DataLoader(dataset, batch_size=batch_size, drop_last=True, **loader_args)
+            self.updates_per_epoch = math.ceil(len(loader) / grad_accum_steps)
+            self.images_per_epoch = len(loader) * batch_size * world_size
+        else:
+            self.sampler = MicroBatchSampler(
+                len(dataset), batch_size, grad_accum_steps, world_size, rank, repeats, even, seed)
+            loader = DataLoader(AugmentedViews(dataset, transforms), batch_sampler=self.sampler, **loader_args)
+            self.updates_per_epoch = self.sampler.updates_per_epoch
+            self.images_per_epoch = self.sampler.images_per_epoch
+        self.loader = PrefetchLoader(
+            loader, mean=tuple(mean), std=tuple(std), channels=len(mean), device=torch.device(device), img_dtype=dtype)
+
+    def epoch(self, epoch: int) -> Iterator[list[tuple[MicroBatch, Tensor, Tensor]]]:
+        """Yield the updates of an epoch: this rank's (plan, images `[V * B, C, H, W]`, class indices `[V * B]`)."""
+        group = []
+        for plan, (images, target) in zip(self._plan(epoch), self.loader, strict=False):
+            group.append((plan, images, target))
+            if plan.last:
+                yield group
+                group = []
+        if group:
+            yield group
+
+    def _plan(self, epoch: int) -> Iterator[MicroBatch]:
+        if self.sampler is not None:
+            self.sampler.set_epoch(epoch)
+            return iter(self.sampler.plan())
+        if hasattr(self.dataset, 'set_epoch'):
+            self.dataset.set_epoch(epoch)
+        return self._endless_plan(len(self.loader))
+
+    def _endless_plan(self, steps: int) -> Iterator[MicroBatch]:
+        # an iterable set only estimates its length, so a plan must not end before it does
+        step = 0
+        while True:
+            in_update = min(self.grad_accum_steps, steps - step // self.grad_accum_steps * self.grad_accum_steps)
+            in_update = in_update if in_update > 0 else self.grad_accum_steps
+            yield MicroBatch(
+                number=step * self.world_size + self.rank,
+                indices=(),
+                weight=1 / (in_update * self.world_size),
+                last=(step + 1) % self.grad_accum_steps == 0 or step + 1 == steps,
+            )
+            step += 1
+
+
+class _Transformed(Dataset):
+    # a wrapper, so that teacher and student can each look at the same images in their own way
+    def __init__(self, dataset: Dataset, transform):
+        self.dataset = dataset
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int):
+        image, target = self.dataset[index]
+        return self.transform(image), target
+
+
+class _AllViews:
+    def __init__(self, transforms: Sequence):
+        self.transforms = tuple(transforms)
+
+    def __call__(self, image):
+        views = tuple(transform(image) for transform in self.transforms)
+        return views if len(views) > 1 else views[0]
+
+
+def create_eval_loader(
+        dataset: Dataset,
+        transform,
+        mean: Sequence[float],
+        std: Sequence[float],
+        batch_size: int,
+        workers: int = 0,
+        world_size: int = 1,
+        rank: int = 0,
+        pin_memory: bool = False,
+        device: torch.device | str = 'cpu',
+        dtype: torch.dtype = torch.float32,
+) -> PrefetchLoader:
+    """Loader over a whole data set in order; ranks take turns, the padding is known to timm's evaluators."""
+    sampler = None
+    if isinstance(dataset, IterableDataset):
+        dataset.transform = transform
+        if hasattr(dataset, 'set_loader_cfg'):
+            dataset.set_loader_cfg(num_workers=workers)
+    else:
+        dataset = _Transformed(dataset, transform)
+        if world_size > 1:
+            sampler = OrderedDistributedSampler(dataset, num_replicas=world_size, rank=rank)
+    loader = DataLoader(
+        dataset, batch_size=batch_size, sampler=sampler, num_workers=workers, collate_fn=fast_collate,
+        pin_memory=pin_memory)
+    return PrefetchLoader(
+        loader, mean=tuple(mean), std=tuple(std), channels=len(mean), device=torch.device(device), img_dtype=dtype)

@@ -1,0 +1,298 @@
+"""A data set that knows its targets without decoding an image, and parts of it: long-tailed, held out."""
+import hashlib
+import json
+import struct
+import zlib
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import ImageDataset
+from torch.utils.data import Dataset
+
+from .sampling import (
+    check_imbalance,
+    class_counts,
+    largest_imbalance_factor,
+    largest_n_max,
+    long_tailed_indices,
+    profile_counts,
+    stratified_split,
+)
+
+# What PIL and its decoders raise on a file that is no image, is cut off or is damaged.
+_DECODE_ERRORS = (
+    OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError,
+)
+
+
+class UnreadableImageError(ValueError):
+    """An image that cannot be opened or decoded."""
+
+
+class ClassificationSet(Dataset):
+    """Map-style image set whose targets are known without decoding an image.
+
+    Args:
+        base: Data set that yields `(PIL image, target, ...)`.
+        targets: Label of every image of `base`.
+        class_names: Names by label.
+        name: Name of the data set, part of the fingerprint.
+        indices: Images of `base` that belong to this set, in order; all by default.
+        keys: One string for every image of `base` that tells it from others, such as its file name; part of the
+            fingerprint.
+        input_img_mode: PIL mode that images are converted to.
+        skip_bad_images: Replace an unreadable image by the next readable one of its class instead of raising.
+
+    Attributes:
+        transform: Applied to the PIL image; `None` returns it as it is.
+        targets: int64 `[N]`, labels of the images of this set.
+        indices: int64 `[N]`, their positions in `base`.
+
+    Raises:
+        UnreadableImageError: On access, if an image cannot be read; with `skip_bad_images` only if no image of its
+            class can.
+
+    Example:
+        >>> from timm_deitlt.data import create_dataset
+        >>> train_set = create_dataset('lt/digits')
+        >>> len(train_set), train_set.class_counts[:3]
+        (568, [140, 108, 83])
+    """
+
+    def __init__(
+            self,
+            base: Dataset,
+            targets: Sequence[int],
+            class_names: Sequence[str],
+            name: str,
+            indices: Sequence[int] | None = None,
+            keys: Sequence[str] | None = None,
+            input_img_mode: str = 'RGB',
+            skip_bad_images: bool = False,
+    ):
+        self.base = base
+        self._base_targets = np.asarray(targets, dtype=np.int64)
+        self.class_names = tuple(str(class_name) for class_name in class_names)
+        self.name = name
+        self.indices = np.arange(len(self._base_targets)) if indices is None else np.asarray(indices, dtype=np.int64)
+        self.keys = keys
+        self.input_img_mode = input_img_mode
+        self.skip_bad_images = skip_bad_images
+        self.transform: Callable | None = None
+        self.targets = self._base_targets[self.indices]
+        low, high = self._base_targets.min(initial=0), self._base_targets.max(initial=-1)
+        if low < 0 or high >= self.num_classes:
+            raise ValueError(
+                f'{name} has labels from {low} to {high}, its {self.num_classes} classes allow 0 to '
+                f'{self.num_classes - 1}.'
+            )
+        # One flag per image rather than a counter: loader workers may set it at the same time and again each epoch.
+        self._bad = torch.zeros(len(self._base_targets), dtype=torch.bool).share_memory_() if skip_bad_images else None
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def class_counts(self) -> list[int]:
+        """Images per label."""
+        return np.bincount(self.targets, minlength=self.num_classes).tolist()
+
+    @property
+    def bad_images(self) -> int:
+        """Unreadable images met so far, each counted once, by this process and by loader workers."""
+        return 0 if self._bad is None else int(self._bad[torch.from_numpy(self.indices)].sum())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of what the set holds: name, class order, images and targets, but not where it lies."""
+        content = {
+            'name': self.name,
+            'class_names': self.class_names,
+            'indices': self.indices.tolist(),
+            'targets': self.targets.tolist(),
+            'keys': None if self.keys is None else [self.keys[i] for i in self.indices],
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(',', ':')).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, i: int):
+        try:
+            image = self._read(i)
+        except UnreadableImageError as error:
+            if self._bad is None:
+                raise
+            image = self._replacement(i, error)
+        return image if self.transform is None else self.transform(image), int(self.targets[i])
+
+    def _read(self, i: int) -> Image.Image:
+        index = int(self.indices[i])
+        try:
+            if not isinstance(self.base, ImageDataset):
+                image = self.base[index][0]
+                return image.convert(self.input_img_mode) if self.input_img_mode else image
+            # timm's own access replaces an unreadable image by the next one, of whatever class.
+            with self.base.reader[index][0] as file, Image.open(file) as image:
+                return image.convert(self.input_img_mode or image.mode)
+        except _DECODE_ERRORS as error:
+            raise UnreadableImageError(
+                f'Cannot read image {self._file(index)} of class {self.class_names[self.targets[i]]!r}: {error} '
+                f'(--skip-bad-images takes the next image of the class instead).'
+            ) from error
+
+    def _replacement(self, i: int, error: UnreadableImageError) -> Image.Image:
+        same_class = np.flatnonzero(self.targets == self.targets[i])
+        after = np.roll(same_class, -1 - np.searchsorted(same_class, i % len(self)))
+        self._bad[self.indices[i]] = True
+        for candidate in after[:-1]:
+            try:
+                return self._read(candidate)
+            except UnreadableImageError:
+                self._bad[self.indices[candidate]] = True
+        raise UnreadableImageError(
+            f'None of the {len(same_class)} images of class {self.class_names[self.targets[i]]!r} of {self.name} can '
+            f'be read. {error}'
+        )
+
+    def _file(self, index: int) -> str:
+        name = self.base.filename(index, absolute=True) if isinstance(self.base, ImageDataset) else None
+        return str(name or f'number {index} of {self.name}')
+
+    def subset(self, positions: Sequence[int], name: str | None = None) -> 'ClassificationSet':
+        """The images at these positions, in this order; shares images and the record of bad ones."""
+        return self._derive(self._base_targets, self.class_names, self.indices[np.asarray(positions)], name)
+
+    def with_classes(self, class_names: Sequence[str]) -> 'ClassificationSet':
+        """The same images with labels that count in the order of `class_names`, matched by name.
+
+        Raises:
+            ValueError: If this set has a class that is not among `class_names`.
+        """
+        class_names = tuple(class_names)
+        table = np.asarray(label_table(self.class_names, class_names, self.name))
+        return self._derive(table[self._base_targets], class_names, self.indices, None)
+
+    def _derive(self, base_targets, class_names, indices, name: str | None) -> 'ClassificationSet':
+        derived = ClassificationSet(
+            self.base, base_targets, class_names, name or self.name, indices, self.keys, self.input_img_mode,
+        )
+        derived.skip_bad_images, derived._bad, derived.transform = self.skip_bad_images, self._bad, self.transform
+        return derived
+
+
+def label_table(own: tuple[str, ...], wanted: tuple[str, ...], name: str) -> list[int]:
+    """Label in `wanted` of every class of `own`, by name.
+
+    Raises:
+        ValueError: If a class of `own` is unknown to `wanted`, or names repeat and do not agree as they are.
+    """
+    if own == wanted:
+        return list(range(len(own)))
+    labels = {class_name: label for label, class_name in enumerate(wanted)}
+    unknown = [class_name for class_name in own if class_name not in labels]
+    if unknown:
+        raise ValueError(
+            f'{name} has {len(unknown)} class(es) that the training set does not have, such as {unknown[0]!r}; '
+            f'known are {", ".join(wanted[:10])}{", ..." if len(wanted) > 10 else ""}.'
+        )
+    if len(set(own)) < len(own) or len(labels) < len(wanted):
+        raise ValueError(f'{name} orders its classes differently and has several of one name: they cannot be matched.')
+    return [labels[class_name] for class_name in own]
+
+
+def check_same_classes(train_set, eval_set) -> None:
+    """Refuse an evaluation set whose labels do not mean what they mean in the training set.
+
+    Raises:
+        ValueError: Naming the first difference of the class names, in order.
+    """
+    train, evaluation = train_set.class_names, eval_set.class_names
+    for label, (ours, theirs) in enumerate(zip(train, evaluation)):  # noqa: B905 the length is compared below
+        if ours != theirs:
+            raise ValueError(
+                f'Label {label} is {ours!r} in {train_set.name} and {theirs!r} in {eval_set.name}; load the second '
+                f'by create_dataset(..., class_names=train_set.class_names).'
+            )
+    if len(train) != len(evaluation):
+        raise ValueError(
+            f'{train_set.name} has {len(train)} classes and {eval_set.name} has {len(evaluation)}; load the second by '
+            f'create_dataset(..., class_names=train_set.class_names).'
+        )
+
+
+def holdout(
+        dataset: ClassificationSet,
+        fraction: float,
+        seed: int = 0,
+) -> tuple[ClassificationSet, ClassificationSet, list[int]]:
+    """Hold a stratified part of a training set out for validation.
+
+    Returns:
+        What stays for training, what is held out, and the labels of the classes too small to give an image.
+
+    Raises:
+        ValueError: If the set cannot be indexed, the fraction is not between 0 and 1, or no class can give an image.
+    """
+    if not isinstance(dataset, ClassificationSet):
+        raise ValueError(
+            f'{dataset.name} is read as a stream and cannot be indexed, so no part of it can be held out; '
+            f'name a validation split instead.'
+        )
+    stay, held, small = stratified_split(dataset.targets, fraction, seed)
+    if len(held) == 0:
+        raise ValueError(
+            f'Holding out {fraction} of {dataset.name} takes no image: its largest class has '
+            f'{max(dataset.class_counts)}; hold out a larger part.'
+        )
+    return dataset.subset(stay), dataset.subset(held), small
+
+
+def long_tailed_subset(
+        dataset: ClassificationSet,
+        imbalance_factor: float,
+        profile: str = 'exp',
+        n_max: int | None = None,
+        seed: int = 0,
+        by_frequency: bool = True,
+) -> ClassificationSet:
+    """Long-tailed random subset of a data set.
+
+    Args:
+        dataset: Where to choose from; every class has an image.
+        imbalance_factor: n_max / n_min, at least 1.
+        profile: 'exp' or 'step'.
+        n_max: Images of the most frequent class; by default as many as the classes can supply.
+        seed: Seed of the choice.
+        by_frequency: Classes decrease in the order of their count in `dataset` (by label among equals) instead of in
+            the order of their labels.
+
+    Raises:
+        ValueError: If a class would be empty, naming the largest imbalance factor, or has fewer images than asked
+            for, naming the largest n_max.
+    """
+    check_imbalance(imbalance_factor, profile)
+    available = np.asarray(dataset.class_counts)
+    order = np.argsort(-available, kind='stable') if by_frequency else np.arange(len(available))
+    available = available[order].tolist()
+    largest = largest_n_max(available, imbalance_factor, profile)
+    if n_max is None and min(profile_counts(len(available), largest, imbalance_factor, profile)) == 0:
+        raise ValueError(
+            f'An imbalance factor of {imbalance_factor:.10g} leaves a class of {dataset.name} without an image; with '
+            f'{max(available)} to {min(available)} images in a class the largest allowed is '
+            f'{largest_imbalance_factor(available, profile)}.'
+        )
+    counts = np.asarray(class_counts(len(available), largest if n_max is None else n_max, imbalance_factor, profile))
+    if np.any(counts > available):
+        short = int(np.argmax(counts > available))
+        raise ValueError(
+            f'With n_max {n_max} class {dataset.class_names[order[short]]!r} of {dataset.name} needs {counts[short]} '
+            f'images and has {available[short]}; the largest allowed n_max is {largest}.'
+        )
+    by_label = np.empty_like(counts)
+    by_label[order] = counts
+    return dataset.subset(long_tailed_indices(dataset.targets, by_label, seed))

@@ -1,0 +1,166 @@
+"""How many images of which class, and which: count profiles, long-tailed subsets, stratified splits."""
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+PROFILES = ('exp', 'step')
+
+
+def check_imbalance(imbalance_factor: float, profile: str = 'exp') -> None:
+    """Refuse an imbalance factor or a profile that describes no long-tailed set.
+
+    Raises:
+        ValueError: If the factor is below 1 or infinite, or the profile is unknown.
+    """
+    if profile not in PROFILES:
+        raise ValueError(f'Unknown imbalance profile {profile!r}, choose one of {", ".join(PROFILES)}.')
+    if not 1 <= imbalance_factor < math.inf:
+        raise ValueError(
+            f'The imbalance factor is n_max / n_min: a number of at least 1 (1 is the balanced set), '
+            f'got {imbalance_factor}.'
+        )
+
+
+def profile_counts(num_classes: int, n_max: int, imbalance_factor: float, profile: str) -> list[int]:
+    """Counts without any check: the smallest may be 0."""
+    if profile == 'step':
+        head = num_classes // 2
+        return [n_max] * head + [int(n_max / imbalance_factor)] * (num_classes - head)
+    return [int(n_max * (1 / imbalance_factor) ** (i / (num_classes - 1))) for i in range(num_classes)]
+
+
+def class_counts(num_classes: int, n_max: int, imbalance_factor: float, profile: str = 'exp') -> list[int]:
+    """Training images per class, from the most to the least frequent.
+
+    Args:
+        num_classes: Number of classes C, at least 2.
+        n_max: Images of the most frequent class.
+        imbalance_factor: n_max / n_min, at least 1; 1 is the balanced set.
+        profile: 'exp': n_i = int(n_max * (1 / imbalance_factor) ** (i / (C - 1))); 'step': the first half of the
+            classes has n_max, the others int(n_max / imbalance_factor).
+
+    Raises:
+        ValueError: If an argument is out of its range, or a class would get no image.
+
+    Source: Cao et al., LDAM-DRW (https://arxiv.org/abs/1906.07413), IMBALANCECIFAR.
+    """
+    check_imbalance(imbalance_factor, profile)
+    if num_classes < 2:
+        raise ValueError(f'A long-tailed set needs at least 2 classes, got {num_classes}.')
+    if n_max < 1:
+        raise ValueError(f'n_max is the number of images of the most frequent class, at least 1, got {n_max}.')
+    counts = profile_counts(num_classes, n_max, imbalance_factor, profile)
+    if min(counts) == 0:
+        # n * (1 / n) may round to just below 1, as for n = 49, and the published formula truncates it to 0.
+        largest = n_max if min(profile_counts(num_classes, n_max, n_max, profile)) else n_max - 0.01
+        raise ValueError(
+            f'An imbalance factor of {imbalance_factor:.10g} leaves {counts.count(0)} of {num_classes} classes without '
+            f'an image when the largest class has {n_max}; the largest allowed is {largest:.10g}.'
+        )
+    return counts
+
+
+def largest_n_max(available: Sequence[int], imbalance_factor: float, profile: str = 'exp') -> int:
+    """Largest n_max whose class counts do not exceed the images at hand.
+
+    Args:
+        available: Images at hand per class, in the order of `class_counts`.
+        imbalance_factor: n_max / n_min, at least 1.
+        profile: 'exp' or 'step'.
+    """
+    num_classes = len(available)
+    if profile == 'step':
+        shares = [1.] * (num_classes // 2) + [1 / imbalance_factor] * (num_classes - num_classes // 2)
+    else:
+        shares = [(1 / imbalance_factor) ** (i / (num_classes - 1)) for i in range(num_classes)]
+    # int(n * share) <= a as long as n < (a + 1) / share; the loop takes back what rounding added.
+    n_max = math.ceil(min((a + 1) / share for a, share in zip(available, shares, strict=True)))
+    while np.any(np.greater(profile_counts(num_classes, n_max, imbalance_factor, profile), available)):
+        n_max -= 1
+    return n_max
+
+
+def largest_imbalance_factor(available: Sequence[int], profile: str = 'exp') -> int:
+    """Largest whole imbalance factor that leaves no class empty at its `largest_n_max`.
+
+    Args:
+        available: Images at hand per class, none of them 0, in the order of `class_counts`.
+        profile: 'exp' or 'step'.
+    """
+    last = len(available) - 1
+    bound = min(available[:(last + 1) // 2])
+    if profile == 'exp':
+        # The last class has an image if n_max >= factor, and n_max * factor ** (-i / last) < a_i + 1.
+        bound = math.exp(min(last / (last - i) * math.log(available[i] + 1) for i in range(last)))
+    for factor in range(int(bound), 1, -1):
+        n_max = largest_n_max(available, factor, profile)
+        if min(profile_counts(last + 1, n_max, factor, profile)) > 0:
+            return factor
+    return 1
+
+
+def long_tailed_indices(targets: Sequence[int], counts: Sequence[int], seed: int = 0) -> np.ndarray:
+    """Indices of a random subset with the given number of images per label.
+
+    The choice is the one of the published long-tailed CIFAR sets for the same seed, drawn from a generator of its
+    own: the global random state is neither read nor changed.
+
+    Args:
+        targets: Labels `[N]`.
+        counts: Images to take of each label `[C]`.
+        seed: Seed of the choice.
+
+    Returns:
+        int64 indices, the labels one after the other in ascending order.
+
+    Raises:
+        ValueError: If a label has fewer images than asked for.
+
+    Source: Cao et al., LDAM-DRW (https://arxiv.org/abs/1906.07413): numpy seed 0, labels in ascending order, each
+    label's indices shuffled and the first n taken.
+    """
+    targets = np.asarray(targets)
+    rng = np.random.RandomState(seed)
+    chosen = []
+    for label, count in enumerate(counts):
+        candidates = np.where(targets == label)[0]
+        if not 0 <= count <= len(candidates):
+            raise ValueError(f'{count} images of label {label} are asked for, {len(candidates)} are there.')
+        rng.shuffle(candidates)
+        chosen.append(candidates[:count])
+    return np.concatenate(chosen).astype(np.int64)
+
+
+def stratified_split(
+        targets: Sequence[int],
+        fraction: float,
+        seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """Split off the same fraction of every class, leaving each at least one image.
+
+    Args:
+        targets: Labels `[N]`.
+        fraction: Part to hold out of each class, 0 < fraction < 1; round(n * fraction) images.
+        seed: Seed of the choice, from a generator of its own.
+
+    Returns:
+        Indices that stay, indices held out (both sorted), and the labels too small to give an image.
+
+    Raises:
+        ValueError: If the fraction is not between 0 and 1.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f'The fraction to hold out must be greater than 0 and less than 1, got {fraction}.')
+    targets = np.asarray(targets)
+    rng = np.random.RandomState(seed)
+    stay, held, small = [np.empty(0, np.int64)], [np.empty(0, np.int64)], []
+    for label in np.unique(targets):
+        members = np.where(targets == label)[0]
+        rng.shuffle(members)
+        count = min(round(len(members) * fraction), len(members) - 1)
+        if count == 0:
+            small.append(int(label))
+        held.append(members[:count])
+        stay.append(members[count:])
+    return np.sort(np.concatenate(stay)), np.sort(np.concatenate(held)), small

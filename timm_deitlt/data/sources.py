@@ -1,0 +1,155 @@
+"""The images of the named benchmarks, whole: scikit-learn's digits, Fashion-MNIST and CIFAR."""
+import gzip
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import Dataset
+from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
+from torchvision.datasets.mnist import read_image_file, read_label_file
+
+from ..benchmarks import Benchmark
+from .long_tail import ClassificationSet
+from .sampling import long_tailed_indices
+
+_DIGITS_TEST_IMAGES = 34  # per class
+
+
+class GreyImages(Dataset):
+    """Grey images in memory.
+
+    Args:
+        images: uint8 `[N, H, W]`.
+        targets: Labels `[N]`.
+    """
+
+    def __init__(self, images: np.ndarray, targets: np.ndarray):
+        self.data = images
+        self.targets = targets
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, i: int) -> tuple[Image.Image, int]:
+        return Image.fromarray(self.data[i]), int(self.targets[i])
+
+
+def pixel_keys(images: Iterable) -> list[str]:
+    """A checksum of the pixels of every image, so that other images of the same name are told apart."""
+    return [f'{zlib.crc32(np.ascontiguousarray(image)):08x}' for image in images]
+
+
+def load_benchmark(
+        benchmark: Benchmark,
+        root: str | os.PathLike | None,
+        training: bool,
+        split_seed: int = 0,
+        download: bool = False,
+        **options,
+) -> ClassificationSet:
+    """All training or all test images of a benchmark, before any is left out.
+
+    Args:
+        benchmark: Which.
+        root: Folder of its files; the digits need none.
+        training: The training part instead of the test part.
+        split_seed: Seed of the digits' test part, the only one that is not given by the files.
+        download: Let torchvision fetch missing files into `root`.
+        options: Further arguments of `ClassificationSet`.
+
+    Raises:
+        ValueError: If `root` is missing or a file is damaged.
+        FileNotFoundError: If files are missing, naming them.
+    """
+    if benchmark.recipe == 'digits':
+        base = _digits()
+    elif root is None:
+        raise ValueError(
+            f'{benchmark.name} needs the folder of its files (--data-dir); with --dataset-download they are fetched '
+            f'into it.'
+        )
+    elif benchmark.recipe == 'fashion_mnist':
+        base = _fashion_mnist(benchmark.name, Path(root), training, download)
+    else:
+        base = _cifar(benchmark, root, training, download)
+    class_names = benchmark.class_names or base.classes
+    dataset = ClassificationSet(
+        base, base.targets, class_names, benchmark.name, keys=pixel_keys(base.data), **options)
+    if benchmark.recipe != 'digits':
+        return dataset
+    test = np.sort(long_tailed_indices(dataset.targets, [_DIGITS_TEST_IMAGES] * len(class_names), split_seed))
+    return dataset.subset(np.setdiff1d(np.arange(len(dataset)), test) if training else test)
+
+
+def _digits() -> GreyImages:
+    from sklearn.datasets import load_digits  # takes longer to import than the rest of the package
+
+    digits = load_digits()
+    return GreyImages(np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target)
+
+
+def _fashion_mnist(name: str, root: Path, training: bool, download: bool) -> GreyImages:
+    part = 'train' if training else 't10k'
+    files = [f'{part}-images-idx3-ubyte', f'{part}-labels-idx1-ubyte']
+    folders = [root, root / 'FashionMNIST' / 'raw']
+    found = _find_idx(folders, files)
+    failure = ''
+    if found is None and download:
+        try:
+            FashionMNIST(root, download=True)
+        except (RuntimeError, OSError) as error:
+            failure = f' The download failed: {error}'
+        found = _find_idx(folders, files)
+    if found is None:
+        raise FileNotFoundError(
+            f'{name} needs {" and ".join(files)} (or .gz), looked for in {folders[0]} and {folders[1]}. '
+            f'Give the folder that holds them by --data-dir, or let --dataset-download fetch them.{failure}'
+        )
+    images, targets = _read_idx(found[0], read_image_file), _read_idx(found[1], read_label_file)
+    if len(images) != len(targets):
+        raise ValueError(f'{found[0]} holds {len(images)} images and {found[1]} holds {len(targets)} labels.')
+    return GreyImages(images, targets)
+
+
+def _find_idx(folders: list[Path], files: list[str]) -> list[Path] | None:
+    for folder in folders:
+        found = [
+            next((path for path in (folder / file, folder / f'{file}.gz') if path.is_file()), None) for file in files]
+        if None not in found:
+            return found
+    return None
+
+
+def _read_idx(path: Path, read: Callable) -> np.ndarray:
+    # torchvision states its expectations on the content by assertions, and reads plain files only
+    try:
+        if path.suffix != '.gz':
+            return read(str(path)).numpy()
+        with tempfile.TemporaryDirectory() as folder:
+            plain = os.path.join(folder, path.stem)
+            with gzip.open(path) as packed, open(plain, 'wb') as unpacked:
+                shutil.copyfileobj(packed, unpacked)
+            return read(plain).numpy()
+    except (OSError, EOFError, zlib.error, ValueError, TypeError, RuntimeError, AssertionError, KeyError) as error:
+        raise ValueError(f'{path} is damaged or no idx file of the expected kind ({error}); fetch it again.') from error
+
+
+def _cifar(benchmark: Benchmark, root: str | os.PathLike, training: bool, download: bool) -> CIFAR10:
+    cifar = {'cifar10': CIFAR10, 'cifar100': CIFAR100}[benchmark.recipe]
+    try:
+        return cifar(root, train=training, download=download)
+    except (RuntimeError, OSError) as error:
+        folder = Path(root) / cifar.base_folder
+        files = [file for file, _ in (*cifar.train_list, *cifar.test_list)] + [cifar.meta['filename']]
+        missing = [file for file in files if not (folder / file).is_file()]
+        trouble = f'without {", ".join(missing)}' if missing else 'where a file is not the published one (checksum)'
+        raise FileNotFoundError(
+            f'{benchmark.name} needs the python version of {cifar.__name__}, looked for in {folder}, {trouble}. '
+            f'Give the folder that holds {cifar.base_folder} by --data-dir, or let --dataset-download fetch it. '
+            f'({error})'
+        ) from error

@@ -1,0 +1,293 @@
+"""The loop: updates, evaluation, epochs. What it does in which order is meant to be read in one sitting."""
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from timm.task.evaluator import evaluation_sample_limit
+from timm.utils import dispatch_clip_grad, distribute_bn, unwrap_model
+from torch import Tensor, nn
+from torchvision.utils import save_image
+
+from .data.augment import BatchAugment
+from .data.loader import MicroBatch, TrainLoader, seed_everything
+from .evaluation import ShotEvaluator
+from .optim import SAM
+from .progress import Progress
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became NaN or infinite; the last complete checkpoint is untouched."""
+
+
+@dataclass
+class Trainer:
+    """Everything a run trains with, built once.
+
+    Attributes:
+        task: Task with `set_epoch` and `forward(input, target, ..., second_pass=False)`.
+        optimizer: Any optimizer; `SAM` is stepped with a closure.
+        loader: Updates of this rank.
+        augment: Batch augmentation on the device.
+        eval_loader: Evaluation images, or None for none.
+        scheduler: timm's scheduler, or None.
+        epochs: Epochs of the schedule.
+        seed: Seed of the run.
+        autocast: Makes the context of forward passes.
+        scaler: Gradient scaler of fp16, or None.
+        clip_grad: Largest gradient norm (or value, see `clip_mode`), or None.
+        clip_mode: 'norm', 'value' or 'agc'.
+        channels_last: Memory format of the images.
+        drw_start_epoch: 0-based epoch at which the last stage begins: the EMA starts anew, mixing ends.
+        keep_mixup: Whether mixing goes on in the last stage.
+        mixup_off_epoch: timm's own switch: mixing ends at this epoch, 0 for never.
+        world_size: Number of ranks.
+        dist_bn: What to do with BatchNorm statistics across ranks after an epoch, 'reduce', 'broadcast' or ''.
+        log_interval: Updates between two log lines.
+        image_folder: Where to save a batch as the student sees it at every log line, or None.
+        test_counts: Evaluation images of each class, known after the first evaluation.
+    """
+    task: nn.Module
+    optimizer: torch.optim.Optimizer
+    loader: TrainLoader
+    augment: BatchAugment
+    eval_loader: Any = None
+    scheduler: Any = None
+    epochs: int = 1
+    seed: int = 0
+    autocast: Callable = nullcontext
+    scaler: torch.amp.GradScaler | None = None
+    clip_grad: float | None = None
+    clip_mode: str = 'norm'
+    channels_last: bool = False
+    drw_start_epoch: int = 0
+    keep_mixup: bool = False
+    mixup_off_epoch: int = 0
+    world_size: int = 1
+    dist_bn: str = 'reduce'
+    log_interval: int = 50
+    image_folder: Path | None = None
+    test_counts: Sequence[int] = ()
+
+    def mixing(self, epoch: int) -> bool:
+        """Whether Mixup and CutMix are on in an epoch."""
+        last_stage = epoch >= self.drw_start_epoch and not self.keep_mixup
+        return not last_stage and not (self.mixup_off_epoch and epoch >= self.mixup_off_epoch)
+
+    def train_one_epoch(self, epoch: int, progress: Progress) -> dict[str, float]:
+        """Train one epoch.
+
+        Returns:
+            Means over the images: 'loss' and what else the task measures; 'lr'; 'train_seconds', from asking for the
+            first batch to the end of the last update, and 'train_images_per_second' over all ranks.
+
+        Raises:
+            NonFiniteLossError: Naming the update at which the loss was no number.
+        """
+        self.task.train()
+        self.task.set_epoch(epoch)
+        self.augment.mixup_enabled = self.mixing(epoch)
+        if self.task.has_ema() and epoch == self.drw_start_epoch:
+            self.task.get_trainable_module(ema=True).set(unwrap_model(self.task.get_trainable_module()))
+        meter = Meter(self.task.device)
+        updates = self.loader.updates_per_epoch
+        num_updates = epoch * updates
+        start = time.perf_counter()
+        for index, group in enumerate(self.loader.epoch(epoch)):
+            logged = index + 1 == updates or (index + 1) % self.log_interval == 0
+            picture = self.image_folder / f'train-batch-{epoch}-{index}.jpg' if self.image_folder and logged else None
+            self._update(epoch, group, meter, picture)
+            num_updates += 1
+            self.task.update_ema(step=num_updates)
+            if self.scheduler is not None:
+                self.scheduler.step_update(num_updates=num_updates)
+            if meter.pending_on_host or logged:
+                meter.check_finite(epoch, updates)
+            progress.update(index, meter, self._lr())
+        meter.check_finite(epoch, updates)
+        seconds = time.perf_counter() - start
+        metrics = meter.compute(self.world_size > 1)
+        return {
+            **metrics,
+            'lr': self._lr(),
+            'train_seconds': seconds,
+            'train_images_per_second': self.loader.images_per_epoch / seconds,
+        }
+
+    def _lr(self) -> float:
+        rates = [group['lr'] for group in self.optimizer.param_groups]
+        return sum(rates) / len(rates)
+
+    def _update(
+            self,
+            epoch: int,
+            group: list[tuple[MicroBatch, Tensor, Tensor]],
+            meter: 'Meter',
+            picture: Path | None,
+    ) -> None:
+        sam = isinstance(self.optimizer, SAM)
+
+        def closure() -> Tensor:
+            second_pass = sam and self.optimizer.perturbed
+            self.optimizer.zero_grad()
+            total = None
+            for batch, images, target in group:
+                # all but the last backward of a pass stay on this rank
+                with nullcontext() if batch.last else self.task.no_sync():
+                    loss = self._accumulate(epoch, batch, images, target, second_pass, meter, picture)
+                total = loss if total is None else total + loss
+            if self.clip_grad is not None and (second_pass or not sam or self.optimizer.single_pass):
+                self._clip()
+            return total
+
+        if sam:
+            loss = self.optimizer.step(closure)
+        else:
+            loss = closure()
+            if self.scaler is None:
+                self.optimizer.step()
+            else:
+                self.scaler.step(self.optimizer)
+                self.scaler.update()
+        meter.end_update(loss)
+
+    def _accumulate(
+            self,
+            epoch: int,
+            batch: MicroBatch,
+            images: Tensor,
+            target: Tensor,
+            second_pass: bool,
+            meter: 'Meter',
+            picture: Path | None,
+    ) -> Tensor:
+        # seeded per micro-batch: erasing, mixing, dropout and drop path repeat in SAM's second pass and after a resume
+        seed_everything(self.seed, epoch, batch.number)
+        if isinstance(self.optimizer, SAM):
+            images = images.clone()  # mixing works in place, and the second pass needs the images again
+        images, weak, target = self.augment(images, target, self.loader.num_views)
+        if self.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        if picture is not None:
+            save_image(images, picture, padding=0, normalize=True)
+        views = {} if weak is None else {'weak': weak}
+        with self.autocast():
+            result = self.task(images, target, second_pass=second_pass, **views)
+        # DDP averages gradients over the ranks, an update sums the shares of its micro-batches
+        loss = result['loss'] * (batch.weight * self.world_size)
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        if not second_pass and batch.weight:
+            meter.add(result, len(images))
+        return loss.detach()
+
+    def _clip(self) -> None:
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        parameters = self.task.get_clip_parameters(exclude_head='agc' in self.clip_mode)
+        dispatch_clip_grad(parameters, value=self.clip_grad, mode=self.clip_mode)
+
+    def evaluate(self, ema: bool = False) -> dict[str, Any]:
+        """Evaluate every expert of the student (or of its EMA) on the evaluation images; exact across ranks."""
+        model = unwrap_model(self.task.get_trainable_module(ema=ema))
+        evaluator = self.task.create_evaluator(max_samples=evaluation_sample_limit(self.eval_loader))
+        metrics = evaluate(
+            model, self.eval_loader, evaluator, self.autocast, self.channels_last, distributed=self.world_size > 1)
+        self.test_counts = evaluator.test_counts
+        return metrics
+
+    def end_epoch(self, epoch: int) -> None:
+        """What follows the last update of an epoch: BatchNorm across ranks, the schedule."""
+        if self.world_size > 1 and self.dist_bn in ('broadcast', 'reduce'):
+            distribute_bn(self.task.get_trainable_module(), self.world_size, self.dist_bn == 'reduce')
+        if self.scheduler is not None:
+            self.scheduler.step(epoch + 1)
+
+
+class Meter:
+    """Means over the images of an epoch, summed on the device and read once."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.pending_on_host = device.type == 'cpu'
+        self.images = 0
+        self.sums: dict[str, Tensor] = {}
+        self.updates: list[Tensor] = []
+        self.checked = 0
+
+    def add(self, result: dict[str, Tensor], images: int) -> None:
+        self.images += images
+        for name, value in result.items():
+            if name == 'output':
+                continue
+            # losses are means over the batch, measurements are sums
+            value = value.detach().double()
+            value = value * images if 'loss' in name else value
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def end_update(self, loss: Tensor) -> None:
+        self.updates.append(loss)
+
+    def check_finite(self, epoch: int, updates_per_epoch: int) -> None:
+        """Raise NonFiniteLossError if an update since the last check had no finite loss."""
+        fresh = self.updates[self.checked:]
+        if not fresh:
+            return
+        finite = torch.stack(fresh).isfinite().tolist()
+        if not all(finite):
+            update = self.checked + finite.index(False)
+            raise NonFiniteLossError(
+                f'The loss is not finite in epoch {epoch}, update {update} of {updates_per_epoch} (counted from 0). '
+                'Lower --lr, add --clip-grad 1.0 or use --no-amp; the last complete checkpoint is untouched.')
+        self.checked = len(self.updates)
+
+    def loss(self) -> float:
+        """Mean loss so far on this rank."""
+        return (self.sums['loss'] / self.images).item() if self.images else float('nan')
+
+    def compute(self, distributed: bool) -> dict[str, float]:
+        names = sorted(self.sums)
+        packed = torch.stack([torch.tensor(float(self.images), dtype=torch.float64, device=self.device),
+                              *(self.sums[name] for name in names)])
+        if distributed:
+            dist.all_reduce(packed)
+        images, *sums = packed.tolist()
+        return {name: value / images for name, value in zip(names, sums, strict=True)}
+
+
+def expert_logits(model: nn.Module, images: Tensor, experts: tuple[str, ...]) -> dict[str, Tensor]:
+    """Logits `[B, num_classes]` of each expert from one forward pass; 'mean' is the mean of the others'."""
+    if hasattr(model, 'head_dist'):
+        features = model.forward_features(images)
+        logits = {'cls': model.head(model.head_drop(features[:, 0]))}
+        if 'dist' in experts:
+            logits['dist'] = model.head_dist(model.head_drop(features[:, 1]))
+    else:
+        logits = {'cls': model(images)}
+    logits['mean'] = torch.stack(list(logits.values())).mean(dim=0) if len(logits) > 1 else logits['cls']
+    return logits
+
+
+@torch.inference_mode()
+def evaluate(
+        model: nn.Module,
+        loader: Any,
+        evaluator: ShotEvaluator,
+        autocast: Callable = nullcontext,
+        channels_last: bool = False,
+        distributed: bool = False,
+) -> dict[str, Any]:
+    """Metrics in percent of every expert of the evaluator over a loader, see `ShotEvaluator.compute`."""
+    training = model.training
+    model.eval()
+    for images, target in loader:
+        if channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with autocast():
+            logits = expert_logits(model, images, evaluator.experts)
+        evaluator.update(logits, target)
+    model.train(training)
+    return evaluator.compute(distributed)

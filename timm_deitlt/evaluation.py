@@ -1,0 +1,298 @@
+"""Accuracy by shot: overall, and over the head, mid and tail classes of a long-tailed training set.
+
+Everything is counted per class, in integers, and only divided at the end, so that the figures do not depend on how the
+test images were cut into batches or spread over processes.
+"""
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+GROUPS = ('head', 'mid', 'tail')
+
+
+@dataclass(frozen=True)
+class Shots:
+    """Head, mid and tail classes (elsewhere called many-, medium- and few-shot) by their training images.
+
+    Args:
+        order: Class indices from most to least frequent; equally frequent ones in the order of their indices.
+        boundaries: Position in `order` of the first mid and of the first tail class.
+        rule: How the boundaries were chosen, for people.
+        class_counts: Training images per class, by class index.
+
+    Example:
+        >>> Shots.from_counts([10, 1000, 50]).groups
+        {'head': [1], 'mid': [2], 'tail': [0]}
+    """
+    order: tuple[int, ...]
+    boundaries: tuple[int, int]
+    rule: str
+    class_counts: tuple[int, ...]
+
+    @classmethod
+    def from_counts(cls, class_counts: Sequence[int], boundaries: tuple[int, int] | None = None) -> 'Shots':
+        """Group classes at the given cuts, else at 100 and 20 images, else, if a group were empty, into thirds.
+
+        Args:
+            class_counts: Training images per class, by class index.
+            boundaries: First mid and first tail class, counted over the classes sorted by images, descending.
+
+        Raises:
+            ValueError: If there are fewer than 2 classes, or the cuts do not leave three groups (two, of 2 classes).
+        """
+        counts = tuple(int(count) for count in class_counts)
+        num_classes = len(counts)
+        if num_classes < 2:
+            raise ValueError(f'Groups of classes need at least 2 classes, got {num_classes}.')
+        order = tuple(sorted(range(num_classes), key=lambda label: -counts[label]))
+        if boundaries is not None:
+            mid, tail = _checked_cuts(boundaries, num_classes)
+            rule = f'given cuts: head is the {mid} most frequent classes, tail the {num_classes - tail} rarest'
+            return cls(order, (mid, tail), rule, counts)
+        mid, tail = sum(count > 100 for count in counts), sum(count >= 20 for count in counts)
+        rule = 'cuts by training images: head has more than 100 a class, mid 20 to 100, tail fewer than 20'
+        if not 0 < mid < tail < num_classes:
+            mid, tail = round(num_classes / 3), num_classes - round(num_classes / 3)
+            rule = 'thirds of the classes, as cuts at 100 and 20 training images would leave a group empty'
+        return cls(order, (mid, tail), rule, counts)
+
+    @property
+    def groups(self) -> dict[str, list[int]]:
+        """Class indices of 'head', 'mid' and 'tail', from most to least frequent."""
+        mid, tail = self.boundaries
+        return {'head': list(self.order[:mid]), 'mid': list(self.order[mid:tail]), 'tail': list(self.order[tail:])}
+
+    def describe(self, test_counts: Sequence[int]) -> dict[str, Any]:
+        """Describe rule, groups and classes without test images, for JSON, given the test images per class."""
+        return {
+            'rule': self.rule,
+            'boundaries': list(self.boundaries),
+            **{
+                group: {
+                    'classes': len(labels),
+                    'train_images': sum(self.class_counts[label] for label in labels),
+                    'test_images': sum(test_counts[label] for label in labels),
+                }
+                for group, labels in self.groups.items()
+            },
+            'missing_classes': [label for label, count in enumerate(test_counts) if not count],
+        }
+
+
+def _checked_cuts(boundaries: tuple[int, int], num_classes: int) -> tuple[int, int]:
+    mid, tail = boundaries
+    if not (0 < mid < tail < num_classes or 0 < mid == tail < num_classes < 3):
+        raise ValueError(
+            f'Boundaries {(mid, tail)} do not cut {num_classes} classes into head, mid and tail: they are the first '
+            f'mid and the first tail class of the sorted classes, with 0 < mid < tail < {num_classes}.')
+    return mid, tail
+
+
+def _class_accuracies(correct: Sequence[int], total: Sequence[int]) -> list[float | None]:
+    return [100 * right / count if count else None for right, count in zip(correct, total, strict=True)]
+
+
+def _mean(accuracies: Sequence[float | None]) -> float | None:
+    known = [accuracy for accuracy in accuracies if accuracy is not None]
+    return sum(known) / len(known) if known else None
+
+
+def shot_accuracy(correct: Tensor, total: Tensor, boundaries: tuple[int, int]) -> dict[str, float]:
+    """Mean per-class accuracy over the head, mid and tail classes.
+
+    Classes are ordered from most to least frequent, and every class has equal weight inside its group.
+
+    Args:
+        correct: Right predictions per class, int64 `[C]`.
+        total: Test images per class, int64 `[C]`; a class without any is left out of its group's mean.
+        boundaries: First mid class and first tail class, `0 < mid < tail < C`.
+
+    Returns:
+        Accuracies in percent under 'head', 'mid' and 'tail'.
+
+    Raises:
+        ValueError: If the boundaries do not leave three groups with test images.
+
+    Source: DeiT-LT (https://arxiv.org/abs/2404.02900), index cuts as in its released evaluation.
+    """
+    mid, tail = _checked_cuts(boundaries, len(total))
+    accuracies = _class_accuracies(correct.tolist(), total.tolist())
+    groups = dict(zip(GROUPS, map(_mean, (accuracies[:mid], accuracies[mid:tail], accuracies[tail:])), strict=True))
+    for group, accuracy in groups.items():
+        if accuracy is None:
+            raise ValueError(f'With boundaries {(mid, tail)} the {group} classes have no test image.')
+    return groups
+
+
+class ShotEvaluator:
+    """Count right predictions of several experts per class; like timm's ClassificationEvaluator.
+
+    Counts are int64 and the loss sum float64 (float32 on MPS, which has no float64), both on the device: nothing is
+    read back before `compute`. An image of which an expert gives a NaN logit counts as wrong.
+
+    Args:
+        shots: Groups of classes.
+        experts: Names of the logits to expect.
+        device: Device of the logits; CPU if None.
+        max_samples: Ignore images beyond this many, with which a distributed sampler has filled up this rank.
+
+    Example:
+        >>> evaluator = ShotEvaluator(Shots.from_counts([1000, 50, 10]), experts=('cls',))
+        >>> evaluator.update({'cls': torch.eye(3)}, torch.tensor([0, 1, 1]))
+        >>> metrics = evaluator.compute()['cls']
+        >>> metrics['head'], metrics['mid'], metrics['tail']
+        (100.0, 50.0, None)
+    """
+
+    def __init__(
+            self,
+            shots: Shots,
+            experts: Sequence[str] = ('mean', 'cls', 'dist'),
+            device: torch.device | str | None = None,
+            *,
+            max_samples: int | None = None,
+    ):
+        self.shots = shots
+        self.experts = tuple(experts)
+        self.device = torch.device(device or 'cpu')
+        self.max_samples = max_samples
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all images."""
+        self.num_samples = 0
+        self.test_counts: list[int] | None = None
+        num_experts, num_classes = len(self.experts), len(self.shots.order)
+        # rows: right predictions of each expert, and images; columns: classes. The last column holds the top-5 hits of
+        # each expert, and the images of no known class. One tensor, so that one all-reduce adds up all of it.
+        self.counts = torch.zeros(num_experts + 1, num_classes + 1, dtype=torch.int64, device=self.device)
+        loss_dtype = torch.float32 if self.device.type == 'mps' else torch.float64
+        self.loss_sum = torch.zeros(num_experts, dtype=loss_dtype, device=self.device)
+
+    @torch.no_grad()
+    def update(self, logits: Mapping[str, Tensor], target: Tensor) -> None:
+        """Count a batch: logits `[B, C]` of each expert (others are ignored) and class indices `[B]`.
+
+        Raises:
+            ValueError: If an expert is missing or a shape is wrong.
+        """
+        num_classes = len(self.shots.order)
+        for expert in self.experts:
+            if expert not in logits:
+                raise ValueError(f'No logits of expert {expert!r}, only of {list(logits)}.')
+            if target.ndim != 1 or logits[expert].shape != (len(target), num_classes):
+                raise ValueError(
+                    f'Expected class indices [B] and logits [B, {num_classes}], got {tuple(target.shape)} and, of '
+                    f'{expert!r}, {tuple(logits[expert].shape)}.')
+        limit = len(target) if self.max_samples is None else max(0, self.max_samples - self.num_samples)
+        target = target[:limit].long()
+        self.num_samples += len(target)
+        known = (target >= 0) & (target < num_classes)
+        self.counts[-1].index_add_(0, torch.where(known, target, num_classes), torch.ones_like(target))
+        # an unknown class is an error, but raising it here would wait for the device; `compute` does
+        target = target.clamp(0, num_classes - 1)
+        for row, expert in enumerate(self.experts):
+            self._count(row, logits[expert][:limit].detach().float(), target)
+
+    def _count(self, row: int, logits: Tensor, target: Tensor) -> None:
+        self.loss_sum[row] += F.cross_entropy(logits, target, reduction='none').to(self.loss_sum.dtype).sum()
+        ranked = logits.topk(min(5, logits.shape[-1]), dim=-1).indices
+        # NaN ranks above every number, so a NaN would be a vote for its class
+        hits = (ranked == target[:, None]) & ~logits.isnan().any(dim=-1, keepdim=True)
+        self.counts[row].index_add_(0, target, hits[:, 0].long())
+        self.counts[row, -1] += hits.sum()
+
+    def compute(self, distributed: bool = False) -> dict[str, dict[str, Any]]:
+        """Metrics of each expert over all images so far, and `test_counts`, the images per class.
+
+        Args:
+            distributed: Whether to add up the counts of all ranks.
+
+        Returns:
+            For each expert 'loss' (mean cross-entropy) and, in percent, 'top1', 'top5' (of more than 5 classes),
+            'balanced' (mean over classes), 'head', 'mid', 'tail' (likewise) and 'per_class' (a list by class index).
+            Classes without test images are left out of every mean; their own accuracy, like that of a group which has
+            no others, is None. A NaN among the logits makes the loss NaN.
+
+        Raises:
+            ValueError: If there was no image, or an image of a class that the training set does not have.
+        """
+        counts, loss_sum = self.counts.clone(), self.loss_sum.clone()
+        if distributed:
+            dist.all_reduce(counts)
+            dist.all_reduce(loss_sum)
+        *experts, (*test_counts, num_unknown) = counts.tolist()
+        num_images = sum(test_counts)
+        if num_unknown:
+            raise ValueError(
+                f'{num_unknown} of {num_images + num_unknown} test images have a label outside 0 to '
+                f'{len(test_counts) - 1}: training and test set must number the same classes in the same way.')
+        if not num_images:
+            raise ValueError('There is no test image to evaluate.')
+        self.test_counts = test_counts
+        metrics = {}
+        for expert, (*correct, top5), loss in zip(self.experts, experts, loss_sum.tolist(), strict=True):
+            per_class = _class_accuracies(correct, test_counts)
+            metrics[expert] = {
+                'loss': loss / num_images,
+                'top1': 100 * sum(correct) / num_images,
+                **({'top5': 100 * top5 / num_images} if len(test_counts) > 5 else {}),
+                'balanced': _mean(per_class),
+                **{group: _mean([per_class[label] for label in labels]) for group, labels in self.shots.groups.items()},
+                'per_class': per_class,
+            }
+        return metrics
+
+
+def format_table(
+        metrics: Mapping[str, Mapping[str, Any] | None],
+        shots: Shots,
+        test_counts: Sequence[int],
+        header: bool = True,
+) -> str:
+    """Lay out metrics as a plain-text table with one decimal, for 80 columns.
+
+    Args:
+        metrics: Of each row, as from `ShotEvaluator.compute`; rows of others, such as 'teacher', may join them. What a
+            row lacks, or all of a row that is None, is printed as '-'.
+        shots: Groups of classes.
+        test_counts: Test images per class, by class index.
+        header: Whether to print the classes and images of each group, and what to beware of, as well.
+    """
+    keys = ['top1', *GROUPS, 'balanced', 'top5']
+    if not any('top5' in (row or {}) for row in metrics.values()):
+        keys.remove('top5')
+    groups = shots.describe(test_counts)
+    table = [['', *({'top1': 'overall', 'top5': 'top-5'}.get(key, key) for key in keys)]]
+    if header:
+        for key in ('classes', 'train_images', 'test_images'):
+            counts = [groups[group][key] for group in GROUPS]
+            cells = [f'{count:,}' for count in (sum(counts), *counts)]
+            table.append([key.replace('_', ' '), *cells, *[''] * (len(keys) - len(cells))])
+    for name, row in metrics.items():
+        values = [(row or {}).get(key) for key in keys]
+        table.append([name, *('-' if value is None else f'{value:.1f}' for value in values)])
+    first, *others = (max(map(len, column)) for column in zip(*table, strict=True))
+    lines = ['  '.join([row[0].ljust(first), *map(str.rjust, row[1:], others)]).rstrip() for row in table]
+    if header:
+        lines += [line for note in _notes(groups) for line in textwrap.wrap(note, width=80, subsequent_indent='  ')]
+    return '\n'.join(lines)
+
+
+def _notes(groups: Mapping[str, Any]) -> list[str]:
+    notes = [f"groups: {groups['rule']}"]
+    for group in GROUPS:
+        count = groups[group]['test_images']
+        if groups[group]['classes'] and count < 30:
+            notes.append(f'warning: {group} has fewer than 30 test images ({count}): its accuracy is coarse')
+    missing = groups['missing_classes']
+    if missing:
+        named = ', '.join(map(str, missing[:10])) + (f' and {len(missing) - 10} more' if len(missing) > 10 else '')
+        notes.append(f'warning: no test images of class {named}; every mean leaves them out')
+    return notes

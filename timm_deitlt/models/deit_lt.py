@@ -1,0 +1,96 @@
+"""DeiT-LT: the distilled DeiT whose class and distillation tokens act as two experts.
+
+Paper: DeiT-LT: Distillation Strikes Back for Vision Transformer Training on Long-Tailed Datasets,
+https://arxiv.org/abs/2404.02900
+
+The model has the parameters, and so the checkpoints, of timm's distilled DeiT; what makes it DeiT-LT is its training.
+"""
+from functools import partial
+from typing import Any
+
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import checkpoint_filter_fn
+
+__all__ = ['DeiTLT']
+
+
+class DeiTLT(VisionTransformerDistilled):
+    """Distilled Vision Transformer that shows its two experts.
+
+    In evaluation `forward` returns the mean of both heads' logits; training with `set_distilled_training(True)`
+    returns them as a tuple, and must go through `forward` so that DistributedDataParallel sees it.
+
+    Example:
+        >>> model = timm.create_model('deit_lt_tiny', num_classes=10, img_size=32, patch_size=4).eval()
+        >>> cls_logits, dist_logits = model.forward_experts(torch.randn(2, 3, 32, 32))
+    """
+
+    @torch.jit.export
+    def forward_experts(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits of the class token's and of the distillation token's head.
+
+        Args:
+            x: Images `[B, in_chans, H, W]`.
+
+        Returns:
+            `cls_logits` and `dist_logits`, each `[B, num_classes]`, or the two tokens `[B, D]` of a model without
+            classifier; in evaluation `forward` returns their mean.
+        """
+        x = self.forward_features(x)
+        return self.head(self.head_drop(x[:, 0])), self.head_dist(self.head_drop(x[:, 1]))
+
+
+def _create_deit_lt(variant: str, pretrained: bool = False, **kwargs: Any) -> DeiTLT:
+    out_indices = kwargs.pop('out_indices', 3)
+    return build_model_with_cfg(
+        DeiTLT,
+        variant,
+        pretrained,
+        pretrained_filter_fn=partial(checkpoint_filter_fn, adapt_layer_scale=True),
+        feature_cfg=dict(out_indices=out_indices, feature_cls='getter'),
+        **kwargs,
+    )
+
+
+def _cfg(url: str = '', **kwargs: Any) -> dict[str, Any]:
+    # crop_pct: the paper tests a central 224 px crop of an image resized to 256 px
+    return {
+        'url': url,
+        'num_classes': 1000, 'input_size': (3, 224, 224), 'pool_size': None, 'fixed_input_size': True,
+        'crop_pct': .875, 'interpolation': 'bicubic',
+        'mean': IMAGENET_DEFAULT_MEAN, 'std': IMAGENET_DEFAULT_STD,
+        'first_conv': 'patch_embed.proj', 'classifier': ('head', 'head_dist'),
+        'license': 'apache-2.0', 'paper_ids': 'arXiv:2404.02900',
+        **kwargs,
+    }
+
+
+default_cfgs = generate_default_cfgs({
+    'deit_lt_tiny.imagenet_lt': _cfg(),
+    'deit_lt_small.imagenet_lt': _cfg(),
+    'deit_lt_base.imagenet_lt': _cfg(),
+})
+
+
+@register_model
+def deit_lt_tiny(pretrained: bool = False, **kwargs: Any) -> DeiTLT:
+    """DeiT-LT tiny: width 192, 3 heads, 12 blocks, 16 px patches."""
+    model_args = dict(patch_size=16, embed_dim=192, depth=12, num_heads=3)
+    return _create_deit_lt('deit_lt_tiny', pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def deit_lt_small(pretrained: bool = False, **kwargs: Any) -> DeiTLT:
+    """DeiT-LT small: width 384, 6 heads, 12 blocks, 16 px patches."""
+    model_args = dict(patch_size=16, embed_dim=384, depth=12, num_heads=6)
+    return _create_deit_lt('deit_lt_small', pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def deit_lt_base(pretrained: bool = False, **kwargs: Any) -> DeiTLT:
+    """DeiT-LT base, the size of the paper: width 768, 12 heads, 12 blocks, 16 px patches."""
+    model_args = dict(patch_size=16, embed_dim=768, depth=12, num_heads=12)
+    return _create_deit_lt('deit_lt_base', pretrained=pretrained, **dict(model_args, **kwargs))

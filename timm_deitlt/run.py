@@ -1,0 +1,334 @@
+"""A run as functions: what train.py, validate.py and the tests call."""
+import argparse
+import importlib
+import json
+import logging
+import os
+import platform
+import subprocess
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy
+import timm
+import torch
+import torchvision
+from timm.models import safe_model_name
+from timm.task.evaluator import evaluation_sample_limit
+from timm.utils import init_distributed_device, unwrap_model
+from torch import nn
+
+from .build.data import Data, build_data, build_eval_loader
+from .build.model import build_model
+from .build.trainer import build_trainer, choose_precision
+from .checkpoint import load_checkpoint, load_weights
+from .config import args_to_yaml, describe_defaults, validate_args
+from .engine import Trainer, evaluate
+from .evaluation import ShotEvaluator, format_table
+from .fit import fit, restore
+from .folder import RunFolder, tensorboard_tracker, wandb_tracker
+from .teachers import NO_NETWORK, Teacher, cache_key, cached_or_trained, from_file, teacher_args
+from .version import __version__
+
+_logger = logging.getLogger(__name__)
+
+EXPERTS = ('mean', 'cls', 'dist')
+
+
+def train(args: argparse.Namespace) -> dict[str, Any]:
+    """Train by the settings of `config.parse_args`: the teacher where there is none yet, then the model.
+
+    Returns:
+        The content of metrics.json.
+
+    Raises:
+        ValueError: If a setting, a file or the data is not usable; before anything is trained.
+        FileNotFoundError: If a file or folder is missing.
+        NonFiniteLossError: If training diverges.
+    """
+    start = time.perf_counter()
+    validate_args(args)
+    for module in args.device_modules or ():
+        importlib.import_module(module)
+    args.device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    _logger.info(describe_defaults(args))
+    primary = int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0
+    checkpoint, source, path = _starting_point(args)
+    data = build_data(args)
+    _logger.info(_describe_data(data))
+    build_model(args, data.train.num_classes)  # a model that does not fit is an error before the teacher is trained
+    if checkpoint is not None:
+        _check_checkpoint(checkpoint, source, args, data)
+    teacher = resolve_teacher(args, data)
+    device = init_distributed_device(args)
+    teacher_metrics = evaluate_teacher(args, teacher, data, device) if teacher else None
+
+    trainer = build_trainer(
+        args, data, teacher.model if teacher else None, device, args.world_size, args.rank)
+    folder = RunFolder(path, primary)
+    start_epoch = 0
+    if checkpoint is not None:
+        start_epoch = restore(trainer, checkpoint, source, with_optimizer=not args.no_resume_opt)
+        folder.rewind(start_epoch if args.resume else 0)
+        _logger.info(f'Going on with epoch {start_epoch} from {source}')
+    folder.write('args.yaml', args_to_yaml(args))
+    folder.write('versions.json', json.dumps(versions(), indent=2) + '\n')
+    _add_trackers(folder, args)
+    trainer.image_folder = folder.path if args.save_images and primary else None
+    wrap(trainer, args, device)
+    record = {'experts': list(trainer.task.experts), 'data': data.describe(_test_counts(data))}
+    metrics = fit(trainer, folder, args, record, start_epoch)
+    result = _result(args, data, trainer, folder, metrics, teacher, teacher_metrics, time.perf_counter() - start)
+    folder.save_metrics(result)
+    _logger.info('\n' + final_table(result, data.shots))
+    _logger.info(f'Everything is in {folder.path}')
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    return result
+
+
+def _starting_point(args: argparse.Namespace) -> tuple[dict[str, Any] | None, str, Path]:
+    """Checkpoint to start from, its name for messages, and the folder of the run."""
+    root = Path(args.output)
+    name = args.experiment
+    if args.resume == 'auto':
+        if not name:
+            raise ValueError('--resume auto looks for the run of an --experiment NAME in --output: give its name.')
+        path = root / name
+        last = path / 'last.pth.tar'
+        if not last.is_file():
+            _logger.info(f'There is no {last} yet: starting from the beginning.')
+            return None, '', path
+        return load_checkpoint(last), str(last), path
+    if not name:
+        size = args.img_size or (args.input_size[-1] if args.input_size else None)
+        name = '-'.join([
+            datetime.now().strftime('%Y%m%d-%H%M%S'), safe_model_name(args.model), *([str(size)] if size else [])])
+    path = root / name
+    if (path / 'last.pth.tar').exists() and not args.resume:
+        raise ValueError(
+            f'{path} holds a run already: go on with it by --resume auto, or give another --experiment.')
+    source = args.resume or args.branch_from or ''
+    return (load_checkpoint(source) if source else None), source, path
+
+
+def _check_checkpoint(checkpoint: dict[str, Any], source: str, args: argparse.Namespace, data: Data) -> None:
+    if checkpoint.get('arch') != args.model:
+        raise ValueError(
+            f"The checkpoint {source} is of the architecture {checkpoint.get('arch')}, not {args.model}: give --model "
+            f"{checkpoint.get('arch')}.")
+    theirs = checkpoint.get('data', {}).get('fingerprint')
+    if theirs != data.train.fingerprint:
+        raise ValueError(
+            f"The checkpoint {source} was trained on other images ({checkpoint.get('data', {}).get('name')}, counts "
+            f"{str(checkpoint.get('data', {}).get('train_counts'))[:60]}): give the same data set, --imbalance-factor, "
+            '--n-max, --split-seed and --val-fraction.')
+    if args.branch_from:
+        before, now = vars(checkpoint['args']), vars(args)
+        changed = [
+            f'{name} {before[name]} -> {now[name]}' for name in sorted(now)
+            if name in before and before[name] != now[name] and name not in ('experiment', 'branch_from', 'output')
+        ]
+        _logger.info(f'Branching from {source} after epoch {checkpoint["epoch"]}; changed: {"; ".join(changed) or "-"}')
+
+
+def resolve_teacher(args: argparse.Namespace, data: Data) -> Teacher | None:
+    """The teacher network of `--teacher`, trained now if it is nowhere; None for 'none' and 'labels'."""
+    if args.teacher in NO_NETWORK:
+        if args.teacher_checkpoint:
+            raise ValueError(f'--teacher-checkpoint is given, but --teacher is {args.teacher}: name its architecture.')
+        return None
+    settings = teacher_args(args, len(data.train))
+    validate_args(settings)
+
+    def create(settings: argparse.Namespace) -> nn.Module:
+        return build_model(settings, data.train.num_classes)
+
+    if args.teacher_checkpoint:
+        return from_file(args, settings, data, create)
+    device = _local_device(args)
+    precision = choose_precision(settings, device)[2].split(' on ')[0]
+    key = cache_key(settings, data.train.fingerprint, data.train.class_names, precision)
+    return cached_or_trained(
+        args, settings, key, lambda: create(settings), lambda path: train_teacher(settings, data, path, device))
+
+
+def train_teacher(settings: argparse.Namespace, data: Data, path: Path, device: torch.device) -> nn.Module:
+    """Train a teacher in one process, going on with the checkpoint in its folder."""
+    _logger.info(f'Training the teacher {settings.model} ({settings.opt}, {settings.loss}) in {path}')
+    _logger.info(describe_defaults(settings))
+    folder = RunFolder(path)
+    trainer = build_trainer(settings, data, None, device)
+    start_epoch = 0
+    if folder.last.is_file():
+        start_epoch = restore(trainer, load_checkpoint(folder.last), str(folder.last))
+        folder.rewind(start_epoch)
+        _logger.info(f'Going on with epoch {start_epoch} of the teacher')
+    folder.write('args.yaml', args_to_yaml(settings))
+    record = {'experts': list(trainer.task.experts), 'data': data.describe(_test_counts(data))}
+    fit(trainer, folder, settings, record, start_epoch, title='teacher')
+    return unwrap_model(trainer.task.get_trainable_module())
+
+
+def _local_device(args: argparse.Namespace) -> torch.device:
+    if args.device.startswith('cuda') and 'LOCAL_RANK' in os.environ:
+        return torch.device('cuda', int(os.environ['LOCAL_RANK']))
+    return torch.device(args.device)
+
+
+def evaluate_teacher(args: argparse.Namespace, teacher: Teacher, data: Data, device: torch.device) -> dict[str, Any]:
+    """The teacher's own accuracy on the evaluation images as it was trained to see them."""
+    if data.evaluation is None:
+        return {}
+    model = teacher.model.to(device)
+    loader = build_eval_loader(
+        args, data.evaluation, model.pretrained_cfg, device, getattr(args, 'world_size', 1), getattr(args, 'rank', 0))
+    evaluator = ShotEvaluator(
+        data.shots, experts=('cls',), device=device, max_samples=evaluation_sample_limit(loader))
+    autocast, _, _ = choose_precision(args, device)
+    metrics = evaluate(model, loader, evaluator, autocast, distributed=getattr(args, 'distributed', False))['cls']
+    _logger.info('\n' + format_table({'teacher': metrics}, data.shots, evaluator.test_counts))
+    return metrics
+
+
+def wrap(trainer: Trainer, args: argparse.Namespace, device: torch.device) -> None:
+    """Compile and distribute the trainable module of a trainer, as asked for."""
+    task = trainer.task
+    if args.torchcompile:
+        _logger.info(f'Compiling with {args.torchcompile}, mode {args.torchcompile_mode}')
+        task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
+    if args.distributed:
+        task.prepare_distributed(
+            device_ids=[device] if device.type == 'cuda' else None, broadcast_buffers=not args.no_ddp_bb)
+
+
+def _add_trackers(folder: RunFolder, args: argparse.Namespace) -> None:
+    if not folder.primary:
+        return
+    if args.log_tensorboard:
+        folder.trackers.append(tensorboard_tracker(folder.path))
+    if args.log_wandb:
+        config = {name: value for name, value in vars(args).items() if name != 'sources'}
+        folder.trackers.append(wandb_tracker(
+            args.wandb_project, folder.path.name, config, args.wandb_tags, args.wandb_resume_id))
+
+
+def _test_counts(data: Data) -> list[int]:
+    return list(getattr(data.evaluation, 'class_counts', [])) if data.evaluation is not None else []
+
+
+def _describe_data(data: Data) -> str:
+    counts = sorted(data.train.class_counts, reverse=True)
+    shown = ', '.join(map(str, counts if len(counts) <= 12 else counts[:5])) + (
+        f', ..., {counts[-1]}' if len(counts) > 12 else '')
+    evaluation = 'no evaluation' if data.evaluation is None else f'evaluated on {data.evaluated_on}'
+    return (
+        f'{data.name}: {sum(counts)} training images of {len(counts)} classes ({shown}; imbalance factor '
+        f'{data.imbalance_factor:.4g}), {evaluation}. {data.shots.rule}')
+
+
+def _result(
+        args: argparse.Namespace,
+        data: Data,
+        trainer: Trainer,
+        folder: RunFolder,
+        metrics: dict[str, Any] | None,
+        teacher: Teacher | None,
+        teacher_metrics: dict[str, Any] | None,
+        seconds: float,
+) -> dict[str, Any]:
+    experts = (metrics or {}).get('experts', {})
+    test_counts = trainer.test_counts if metrics else []
+    train_seconds = sum(float(row['train_seconds']) for row in folder.rows)
+    images = trainer.loader.images_per_epoch * len(folder.rows)
+    result = {
+        **{expert: experts.get(expert) for expert in EXPERTS},
+        'teacher': None if teacher is None else {
+            'name': teacher.name, 'source': teacher.source, 'path': str(teacher.path), **(teacher_metrics or {})},
+        'shots': data.shots.describe(test_counts),
+        'data': data.describe(test_counts),
+        'model': args.model,
+        'epochs': trainer.epochs,
+        'epochs_trained': int(folder.rows[-1]['epoch']) + 1 if folder.rows else None,
+        'seed': args.seed,
+        'seconds': round(seconds, 1),
+        'train_images_per_second': round(images / train_seconds, 1) if train_seconds else None,
+        'versions': versions(),
+    }
+    if metrics and 'ema' in metrics:
+        result['ema'] = metrics['ema']
+    return result
+
+
+def final_table(result: dict[str, Any], shots: Any) -> str:
+    """The table that a run ends with: experts, EMA and teacher by shot."""
+    rows = {expert: result[expert] for expert in EXPERTS if result.get(expert)}
+    rows.update({f'ema {expert}': values for expert, values in result.get('ema', {}).items()})
+    if result['teacher'] and result['teacher'].get('top1') is not None:
+        rows['teacher'] = result['teacher']
+    return format_table(rows, shots, result['data']['test_counts'])
+
+
+def versions() -> dict[str, str]:
+    """Versions, commit and machine that a result was obtained with."""
+    here = Path(__file__).resolve().parent
+    git = subprocess.run(
+        ['git', '-C', str(here), 'describe', '--always', '--dirty', '--abbrev=12'], capture_output=True, text=True)
+    return {
+        'timm_deitlt': __version__,
+        'git': git.stdout.strip() or 'unknown',
+        'timm': timm.__version__,
+        'torch': torch.__version__,
+        'torchvision': torchvision.__version__,
+        'numpy': numpy.__version__,
+        'python': platform.python_version(),
+        'machine': f'{platform.machine()}, {os.cpu_count()} cores' + (
+            f', {torch.cuda.get_device_name()}' if torch.cuda.is_available() else ''),
+    }
+
+
+def validate(path: str, overrides: dict[str, Any]) -> dict[str, Any]:
+    """Evaluate the checkpoint of a run, every expert by shot.
+
+    Args:
+        path: Folder of a run, or one of its checkpoints.
+        overrides: Settings that differ from the run's, such as `data_dir` or `device`.
+
+    Returns:
+        As metrics.json, without what belongs to training.
+    """
+    file = Path(path) / 'last.pth.tar' if Path(path).is_dir() else Path(path)
+    checkpoint = load_checkpoint(file)
+    if 'args' not in checkpoint or 'experts' not in checkpoint:
+        raise ValueError(f'{file} was not written by this train.py: it names no settings and no experts.')
+    args = argparse.Namespace(**{**vars(checkpoint['args']), **overrides})
+    args.device = args.device if 'device' in overrides or torch.cuda.is_available() else 'cpu'
+    data = build_data(args)
+    _check_checkpoint(checkpoint, str(file), argparse.Namespace(**{**vars(args), 'branch_from': None}), data)
+    if data.evaluation is None:
+        raise ValueError('There are no evaluation images: give --val-split.')
+    device = torch.device(args.device)
+    model = build_model(args, data.train.num_classes).to(device)
+    load_weights(model, checkpoint['state_dict'], str(file))
+    loader = build_eval_loader(args, data.evaluation, model.pretrained_cfg, device)
+    evaluator = ShotEvaluator(data.shots, experts=tuple(checkpoint['experts']), device=device)
+    autocast, _, words = choose_precision(args, device)
+    _logger.info(f'Precision: {words}')
+    start = time.perf_counter()
+    metrics = evaluate(model, loader, evaluator, autocast)
+    seconds = time.perf_counter() - start
+    result = {
+        **{expert: metrics.get(expert) for expert in EXPERTS},
+        'teacher': None,
+        'shots': data.shots.describe(evaluator.test_counts),
+        'data': data.describe(evaluator.test_counts),
+        'model': args.model,
+        'epochs_trained': checkpoint['epoch'] + 1,
+        'seed': args.seed,
+        'eval_images_per_second': round(sum(evaluator.test_counts) / seconds, 1),
+        'versions': versions(),
+    }
+    _logger.info('\n' + final_table(result, data.shots))
+    return result

@@ -1,0 +1,260 @@
+"""Teachers by name: from a file, from the cache, or trained now.
+
+A name is an architecture and a recipe: 'resnet32_sam' is a ResNet-32 trained by recipes/teachers/sam.yaml. The cache is
+keyed by a hash of everything that decides the weights, so a cached teacher is the one that would be trained.
+"""
+import argparse
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from .checkpoint import atomic_write, load_checkpoint, load_weights, write_text
+from .config import recipes_for, resolve
+
+_logger = logging.getLogger(__name__)
+
+# Raised when training code changes what the same settings give
+FORMAT = 1
+# Words of --teacher that name no network
+NO_NETWORK = ('none', 'labels')
+KINDS = ('sam', 'strong', 'strong_drw')
+WEIGHTS, RECORD = 'model.safetensors', 'teacher.json'
+
+# What a teacher takes over from the student's settings: its data, ...
+DATA_SETTINGS = (
+    'dataset', 'data_dir', 'train_split', 'val_split', 'dataset_download', 'class_map', 'input_img_mode', 'input_key',
+    'target_key', 'dataset_trust_remote_code', 'train_num_samples', 'val_num_samples', 'imbalance_factor',
+    'imbalance_profile', 'n_max', 'split_seed', 'val_fraction', 'class_counts', 'skip_bad_images', 'in_chans', 'seed',
+    'device', 'amp', 'amp_dtype', 'pin_mem', 'workers', 'log_interval',
+)
+# ... and for an in-distribution teacher its augmentation
+AUGMENTATION_SETTINGS = (
+    'no_aug', 'train_crop_mode', 'scale', 'ratio', 'hflip', 'vflip', 'color_jitter', 'color_jitter_prob', 'aa',
+    'grayscale_prob', 'gaussian_blur_prob', 'aug_repeats', 'reprob', 'remode', 'recount', 'mixup', 'cutmix',
+    'cutmix_minmax', 'mixup_prob', 'mixup_switch_prob', 'mixup_mode', 'mixup_off_epoch', 'smoothing',
+    'train_interpolation', 'keep_mixup_drw',
+)
+# Settings that cannot change the weights
+IRRELEVANT_SETTINGS = {
+    'output', 'experiment', 'resume', 'no_resume_opt', 'branch_from', 'log_interval', 'log_wandb', 'log_tensorboard',
+    'wandb_project', 'wandb_tags', 'wandb_resume_id', 'val_interval', 'validation_batch_size', 'workers', 'pin_mem',
+    'save_images', 'save_epochs', 'stop_epoch', 'teacher', 'teacher_checkpoint', 'teacher_cache', 'teacher_epochs',
+    'teacher_view', 'teacher_normalize', 'teacher_antialias', 'kd_temperature', 'kd_token_distill_type',
+    'task_loss_weight', 'distill_loss_weight', 'data_dir', 'dataset_download', 'device', 'device_modules', 'amp',
+    'amp_dtype', 'val_split', 'val_num_samples', 'sources', 'config', 'dataset', 'crop_pct',
+}
+
+
+@dataclass
+class Teacher:
+    """A trained teacher.
+
+    Attributes:
+        model: The network in eval mode, its data configuration in `pretrained_cfg`.
+        name: Name asked for.
+        source: 'file', 'cache' or 'trained'.
+        path: Where its weights are.
+        args: Settings it was trained with, as far as known.
+    """
+    model: nn.Module
+    name: str
+    source: str
+    path: Path
+    args: argparse.Namespace
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Architecture and recipe of a teacher's name.
+
+    Raises:
+        ValueError: If no model has that name; near matches are named.
+    """
+    base = name
+    kind = 'plain'
+    for suffix in sorted(KINDS, key=len, reverse=True):
+        if name.endswith(f'_{suffix}'):
+            base, kind = name.removesuffix(f'_{suffix}'), suffix
+            break
+    for architecture in (f'{base}_cifar', base):
+        if timm.is_model(architecture):
+            return architecture, kind
+    known = [*(model.removesuffix('_cifar') for model in timm.list_models('*_cifar')), *timm.list_models()]
+    near = get_close_matches(base, known, n=3)
+    suffix = '' if kind == 'plain' else f'_{kind}'
+    hint = f' Did you mean {" or ".join(match + suffix for match in near)}?' if near else ''
+    raise ValueError(
+        f'Unknown teacher {name!r}.{hint} A teacher is a model of timm, alone or followed by '
+        f'{", ".join("_" + kind for kind in KINDS)}, such as resnet32_sam; or none, or labels.')
+
+
+def teacher_args(args: argparse.Namespace, num_images: int) -> argparse.Namespace:
+    """Settings of the teacher's own training: its recipe, on the student's data."""
+    architecture, kind = split_name(args.teacher)
+    names = DATA_SETTINGS + (AUGMENTATION_SETTINGS if kind.startswith('strong') else ())
+    overrides = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    overrides.update(model=architecture, teacher='none')
+    if args.teacher_epochs:
+        overrides['epochs'] = args.teacher_epochs
+    settings = resolve(overrides, [*recipes_for(args.dataset, 'teacher'), f'teachers/{kind}'], prog='--teacher')
+    if settings.sources['batch_size'].startswith('default'):
+        _scale_batch(settings, num_images)
+    return settings
+
+
+def _scale_batch(settings: argparse.Namespace, num_images: int) -> None:
+    # The published 128 images and learning rate are for some hundred updates an epoch; a small set still gets about
+    # 16, at a learning rate linear in the batch
+    batch_size = settings.batch_size
+    while batch_size > 16 and num_images / batch_size < 16:
+        batch_size //= 2
+    if settings.lr:
+        settings.lr *= batch_size / settings.batch_size
+    settings.batch_size = batch_size
+
+
+def cache_key(
+        settings: argparse.Namespace,
+        data_fingerprint: str,
+        class_names: tuple[str, ...],
+        precision: str,
+) -> dict:
+    """Everything that decides a teacher's weights, as plain JSON values."""
+    return json.loads(json.dumps({
+        'format': FORMAT,
+        'data': data_fingerprint,
+        'class_names': list(class_names),
+        'precision': precision,
+        'settings': {
+            name: value for name, value in sorted(vars(settings).items()) if name not in IRRELEVANT_SETTINGS},
+    }))
+
+
+def cache_folder(args: argparse.Namespace, key: dict) -> Path:
+    """Where the teacher of a key lies."""
+    root = Path(args.teacher_cache).expanduser() if args.teacher_cache else Path.home() / '.cache' / 'timm_deitlt'
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    return root / 'teachers' / f'{args.teacher}-{digest[:16]}'
+
+
+def cached_or_trained(
+        args: argparse.Namespace,
+        settings: argparse.Namespace,
+        key: dict,
+        create: Callable[[], nn.Module],
+        train: Callable[[Path], nn.Module],
+) -> Teacher:
+    """The teacher of a key from the cache, else trained now by one process under a lock.
+
+    Args:
+        args: The student's settings.
+        settings: The teacher's settings.
+        key: Its key, see `cache_key`.
+        create: Makes the untrained network.
+        train: Trains it in a folder, going on with a checkpoint that lies there, and returns the network.
+    """
+    folder = cache_folder(args, key)
+    if not (folder / RECORD).is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        # the operating system frees the lock of a process that died, so there is no stale one
+        lock = FileLock(folder / '.lock')
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            _logger.warning(f'Another process is training the teacher {args.teacher} in {folder}: waiting for it.')
+            lock.acquire()
+        try:
+            if not (folder / RECORD).is_file():
+                model = train(folder / 'train')
+                weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+                atomic_write(folder / WEIGHTS, lambda path: save_file(weights, path))
+                write_text(folder / RECORD, json.dumps(key, indent=2) + '\n')
+                return Teacher(model.eval(), args.teacher, 'trained', folder / WEIGHTS, settings)
+        finally:
+            lock.release()
+    stored = json.loads((folder / RECORD).read_text())
+    if stored != key:
+        differing = sorted(name for name in key if stored.get(name) != key[name])
+        raise ValueError(
+            f'The cached teacher in {folder} was trained otherwise ({", ".join(differing)} differ): delete that folder '
+            'or give another --teacher-cache.')
+    model = create()
+    load_weights(model, _read_safetensors(folder / WEIGHTS), str(folder / WEIGHTS))
+    return Teacher(model.eval(), args.teacher, 'cache', folder / WEIGHTS, settings)
+
+
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f'There is no file {str(path)!r}.')
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f'{str(path)!r} is truncated or no safetensors file ({error}).') from error
+
+
+def from_file(
+        args: argparse.Namespace,
+        settings: argparse.Namespace,
+        data: Any,
+        create: Callable[[argparse.Namespace], nn.Module],
+) -> Teacher:
+    """The teacher of `--teacher-checkpoint`: a checkpoint of train.py, a cached teacher, or bare weights.
+
+    Args:
+        args: The student's settings.
+        settings: The settings that `--teacher` names; they decide the architecture of bare weights.
+        data: The student's data.
+        create: Makes the untrained network of given settings.
+
+    Raises:
+        ValueError: If it was trained on other classes, in another order, or on other images.
+    """
+    path = Path(args.teacher_checkpoint)
+    if path.suffix == '.safetensors':
+        weights, record = _read_safetensors(path), {}
+        if (path.parent / RECORD).is_file():
+            key = json.loads((path.parent / RECORD).read_text())
+            record = {'class_names': key['class_names'], 'fingerprint': key['data']}
+            settings = argparse.Namespace(**{**vars(settings), **key['settings']})
+    else:
+        checkpoint = load_checkpoint(path)
+        weights, record = checkpoint['state_dict'], checkpoint.get('data', {})
+        if 'args' in checkpoint and record:
+            settings = argparse.Namespace(**{**vars(settings), **vars(checkpoint['args'])})
+    _check_data(record, data, path)
+    model = create(settings)
+    load_weights(model, weights, str(path))
+    return Teacher(model.eval(), args.teacher, 'file', path, settings)
+
+
+def _check_data(record: dict[str, Any], data: Any, path: Path) -> None:
+    if not record:
+        _logger.warning(
+            f'{path} does not say what it was trained on; it is taken to number the classes as the data set does, and '
+            'never to have seen the evaluation images.')
+        return
+    theirs, ours = list(record['class_names']), list(data.train.class_names)
+    if len(theirs) != len(ours):
+        raise ValueError(
+            f'The teacher {path} knows {len(theirs)} classes, the data set has {len(ours)}: use one of this data.')
+    if theirs != ours:
+        first = next(i for i, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b)
+        raise ValueError(
+            f'The teacher {path} numbers the classes otherwise: its class {first} is {theirs[first]!r}, here it is '
+            f'{ours[first]!r}. Use a teacher of this data.')
+    if record['fingerprint'] != data.train.fingerprint:
+        raise ValueError(
+            f'The teacher {path} was trained on other images (another subset, --split-seed, --n-max, '
+            '--imbalance-factor or --val-fraction): it may have seen the evaluation images. Use a teacher of this '
+            'data, or leave --teacher-checkpoint out to have one trained.')
