@@ -28,6 +28,10 @@ class NonFiniteLossError(RuntimeError):
 class Trainer:
     """Everything a run trains with, built once.
 
+    BatchNorm normalises each micro-batch by itself, so that ranks and accumulation steps change the weights by rounding
+    only. Its running statistics are those of rank 0's micro-batches, which replace the others' at the start of each pass
+    over an update, until `end_epoch` averages them ('reduce') or copies rank 0's ('broadcast').
+
     Attributes:
         task: Task with `set_epoch` and `forward(input, target, ..., second_pass=False)`.
         optimizer: Any optimizer; `SAM` is stepped with a closure.
@@ -93,7 +97,7 @@ class Trainer:
         self.augment.mixup_enabled = self.mixing(epoch)
         if self.task.has_ema() and epoch == self.drw_start_epoch:
             self.task.get_trainable_module(ema=True).set(unwrap_model(self.task.get_trainable_module()))
-        meter = Meter(self.task.device)
+        meter = Meter(self.task.device, distributed=self.world_size > 1)
         updates = self.loader.updates_per_epoch
         num_updates = epoch * updates
         start = time.perf_counter()
@@ -110,9 +114,8 @@ class Trainer:
             progress.update(index, meter, self._lr())
         meter.check_finite(epoch, updates)
         seconds = time.perf_counter() - start
-        metrics = meter.compute(self.world_size > 1)
         return {
-            **metrics,
+            **meter.compute(),
             'lr': self._lr(),
             'train_seconds': seconds,
             'train_images_per_second': self.loader.images_per_epoch / seconds,
@@ -153,7 +156,7 @@ class Trainer:
             else:
                 self.scaler.step(self.optimizer)
                 self.scaler.update()
-        meter.end_update(loss)
+        meter.updates.append(loss)
 
     def _accumulate(
             self,
@@ -165,10 +168,8 @@ class Trainer:
             meter: 'Meter',
             picture: Path | None,
     ) -> Tensor:
-        # seeded per micro-batch: erasing, mixing, dropout and drop path repeat in SAM's second pass and after a resume
+        # seeded per micro-batch: erasing (in place), mixing, dropout, drop path repeat in SAM's second pass, after a resume
         seed_everything(self.seed, epoch, batch.number)
-        if isinstance(self.optimizer, SAM):
-            images = images.clone()  # mixing works in place, and the second pass needs the images again
         images, weak, target = self.augment(images, target, self.loader.num_views)
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
@@ -180,8 +181,8 @@ class Trainer:
         # DDP averages gradients over the ranks, an update sums the shares of its micro-batches
         loss = result['loss'] * (batch.weight * self.world_size)
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
-        if not second_pass and batch.weight:
-            meter.add(result, len(images))
+        if not second_pass:
+            meter.add(result, len(images) if batch.weight else 0)
         return loss.detach()
 
     def _clip(self) -> None:
@@ -202,16 +203,20 @@ class Trainer:
     def end_epoch(self, epoch: int) -> None:
         """What follows the last update of an epoch: BatchNorm across ranks, the schedule."""
         if self.world_size > 1 and self.dist_bn in ('broadcast', 'reduce'):
-            distribute_bn(self.task.get_trainable_module(), self.world_size, self.dist_bn == 'reduce')
+            for module in map(self.task.get_trainable_module, (False, True)):
+                # NCCL does not reach an EMA kept on the CPU, which is not evaluated either
+                if module is not None and next(module.parameters()).device.type == self.task.device.type:
+                    distribute_bn(module, self.world_size, self.dist_bn == 'reduce')
         if self.scheduler is not None:
             self.scheduler.step(epoch + 1)
 
 
 class Meter:
-    """Means over the images of an epoch, summed on the device and read once."""
+    """Means over the images of an epoch and of all ranks, summed on the device and read once."""
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: torch.device, distributed: bool = False):
         self.device = device
+        self.distributed = distributed
         self.pending_on_host = device.type == 'cpu'
         self.images = 0
         self.sums: dict[str, Tensor] = {}
@@ -219,26 +224,26 @@ class Meter:
         self.checked = 0
 
     def add(self, result: dict[str, Tensor], images: int) -> None:
+        """Add what the task returned for a micro-batch; 0 images for one that only fills up an update."""
         self.images += images
         for name, value in result.items():
             if name == 'output':
                 continue
-            # losses are means over the batch, measurements are sums
-            value = value.detach().double()
-            value = value * images if 'loss' in name else value
+            # losses are means over the batch, measurements are sums; without images the names still count, on all ranks
+            value = value.detach().double() * (images if 'loss' in name else bool(images))
             self.sums[name] = self.sums[name] + value if name in self.sums else value
 
-    def end_update(self, loss: Tensor) -> None:
-        self.updates.append(loss)
-
     def check_finite(self, epoch: int, updates_per_epoch: int) -> None:
-        """Raise NonFiniteLossError if an update since the last check had no finite loss."""
+        """Raise NonFiniteLossError on all ranks if an update since the last check had no finite loss on any."""
         fresh = self.updates[self.checked:]
         if not fresh:
             return
-        finite = torch.stack(fresh).isfinite().tolist()
-        if not all(finite):
-            update = self.checked + finite.index(False)
+        finite = torch.stack(fresh).isfinite().int()
+        if self.distributed:
+            dist.all_reduce(finite, dist.ReduceOp.MIN)  # a rank that stopped alone would leave the others waiting
+        finite = finite.tolist()
+        if 0 in finite:
+            update = self.checked + finite.index(0)
             raise NonFiniteLossError(
                 f'The loss is not finite in epoch {epoch}, update {update} of {updates_per_epoch} (counted from 0). '
                 'Lower --lr, add --clip-grad 1.0 or use --no-amp; the last complete checkpoint is untouched.')
@@ -248,11 +253,11 @@ class Meter:
         """Mean loss so far on this rank."""
         return (self.sums['loss'] / self.images).item() if self.images else float('nan')
 
-    def compute(self, distributed: bool) -> dict[str, float]:
+    def compute(self) -> dict[str, float]:
         names = sorted(self.sums)
-        packed = torch.stack([torch.tensor(float(self.images), dtype=torch.float64, device=self.device),
-                              *(self.sums[name] for name in names)])
-        if distributed:
+        images = torch.tensor(self.images, dtype=torch.float64, device=self.device)
+        packed = torch.stack([images, *(self.sums[name] for name in names)])
+        if self.distributed:
             dist.all_reduce(packed)
         images, *sums = packed.tolist()
         return {name: value / images for name, value in zip(names, sums, strict=True)}

@@ -14,7 +14,8 @@ from .progress import Progress
 
 _logger = logging.getLogger(__name__)
 
-TABLE_METRICS = ('top1', 'head', 'mid', 'tail')
+# Options of parameter groups that flags decide; learning rates are the schedule's
+FLAG_OPTIONS = ('weight_decay', 'momentum', 'betas', 'eps', 'rho', 'adaptive', 'lr_scale')
 
 
 def checkpoint_state(trainer: Trainer, epoch: int, args: argparse.Namespace, record: dict[str, Any]) -> dict[str, Any]:
@@ -36,6 +37,8 @@ def checkpoint_state(trainer: Trainer, epoch: int, args: argparse.Namespace, rec
 def restore(trainer: Trainer, checkpoint: dict[str, Any], source: str, with_optimizer: bool = True) -> int:
     """Load a checkpoint into a trainer before it is wrapped for its ranks.
 
+    Options of the optimizer stay as the trainer's: a run that branches off may change --weight-decay or --rho.
+
     Returns:
         The 0-based epoch to go on with.
 
@@ -53,12 +56,16 @@ def restore(trainer: Trainer, checkpoint: dict[str, Any], source: str, with_opti
         else:
             load_weights(unwrap_model(ema), weights, f'the EMA of {source}')
     if with_optimizer:
+        groups = trainer.optimizer.param_groups
+        options = [{name: group[name] for name in FLAG_OPTIONS if name in group} for group in groups]
         try:
             trainer.optimizer.load_state_dict(checkpoint['optimizer'])
         except (KeyError, ValueError) as error:
             raise ValueError(
                 f'The optimizer state of {source} does not fit {type(trainer.optimizer).__name__}: give --opt and its '
                 'options as they were, or --no-resume-opt to start it anew.') from error
+        for group, own in zip(trainer.optimizer.param_groups, options, strict=True):
+            group.update(own)
         if trainer.scaler is not None and 'amp_scaler' in checkpoint:
             trainer.scaler.load_state_dict(checkpoint['amp_scaler'])
     start_epoch = checkpoint['epoch'] + 1

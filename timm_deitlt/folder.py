@@ -62,9 +62,10 @@ class RunFolder:
         """Save the newest checkpoint, and the same as `milestone-N` after N epochs where asked for."""
         if not self.primary:
             return
-        save_checkpoint(self.last, state)
+        # the milestone first: a run killed in between redoes the epoch and with it the milestone
         if milestone:
             save_checkpoint(self.path / f'milestone-{state["epoch"] + 1}.pth.tar', state)
+        save_checkpoint(self.last, state)
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
         """Save metrics.json."""

@@ -1,5 +1,6 @@
 """A run as functions: what train.py, validate.py and the tests call."""
 import argparse
+import ctypes
 import importlib
 import json
 import logging
@@ -53,6 +54,8 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     for module in args.device_modules or ():
         importlib.import_module(module)
     args.device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    if args.device == 'cpu':
+        keep_freed_memory()
     _logger.info(describe_defaults(args))
     primary = int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0
     checkpoint, source, path = _starting_point(args)
@@ -87,6 +90,17 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     return result
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory for the next step, where it would return it to the system and ask for it again."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return  # another C library
+    largest = 2 ** 31 - 1
+    for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+        mallopt(parameter, largest)
 
 
 def _starting_point(args: argparse.Namespace) -> tuple[dict[str, Any] | None, str, Path]:

@@ -252,7 +252,8 @@ class DeiTLTTask(_ShotEvaluation, TokenDistillationTask):
 
 def _watch_tokens(student: nn.Module) -> dict[str, Tensor]:
     """Keep the CLS and DIST tokens `[B, 2, D]` of the last training forward, detached."""
-    tokens: dict[str, Tensor] = {}
+    # filled beforehand: torch.compile would compile the student again once the dictionary is no longer empty
+    tokens = {'cls_dist': torch.empty(0)}
 
     # a plain function: an EMA's deep copy of the student then shares it instead of copying the task
     def keep(module: nn.Module, _, output: Tensor) -> None:

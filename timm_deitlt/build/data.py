@@ -20,6 +20,8 @@ _logger = logging.getLogger(__name__)
 
 # Without a validation split this part of the training images is held out
 DEFAULT_VAL_FRACTION = 0.1
+# Names under which timm reads a folder of class folders
+FOLDER_DATASETS = ('', 'folder', 'torch/image_folder', 'torch/folder')
 
 
 @dataclass
@@ -88,8 +90,10 @@ def build_data(args: argparse.Namespace) -> Data:
     fraction, evaluated_on = args.val_fraction, f'split {args.val_split!r}'
     if benchmark:
         evaluated_on = 'the test images'
-    elif args.val_split and not fraction and not iterable and not args.dataset and not has_split(
-            args.data_dir, args.val_split):
+    elif (
+            args.val_split and not fraction and args.dataset in FOLDER_DATASETS and args.data_dir
+            and not has_split(args.data_dir, args.val_split)
+    ):
         fraction = DEFAULT_VAL_FRACTION
         _logger.info(f'{args.data_dir} has no {args.val_split!r} split.')
     if iterable and (fraction or args.aug_repeats):
@@ -112,6 +116,7 @@ def build_data(args: argparse.Namespace) -> Data:
             args.dataset,
             split=args.val_split,
             num_samples=args.val_num_samples,
+            is_training=False,
             class_counts_file=args.class_counts,
             class_names=train.class_names,
             **common,

@@ -7,6 +7,7 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -215,36 +216,29 @@ class TrainLoader:
 
     def epoch(self, epoch: int) -> Iterator[list[tuple[MicroBatch, Tensor, Tensor]]]:
         """Yield the updates of an epoch: this rank's (plan, images `[V * B, C, H, W]`, class indices `[V * B]`)."""
+        if self.sampler is None:
+            yield from self._stream(epoch)
+            return
+        self.sampler.set_epoch(epoch)
         group = []
-        for plan, (images, target) in zip(self._plan(epoch), self.loader, strict=False):
+        for plan, (images, target) in zip(self.sampler.plan(), self.loader, strict=True):
             group.append((plan, images, target))
             if plan.last:
                 yield group
                 group = []
-        if group:
-            yield group
 
-    def _plan(self, epoch: int) -> Iterator[MicroBatch]:
-        if self.sampler is not None:
-            self.sampler.set_epoch(epoch)
-            return iter(self.sampler.plan())
+    def _stream(self, epoch: int) -> Iterator[list[tuple[MicroBatch, Tensor, Tensor]]]:
+        # an iterable set only estimates its length: an update is planned when its micro-batches are there
         if hasattr(self.dataset, 'set_epoch'):
             self.dataset.set_epoch(epoch)
-        return self._endless_plan(len(self.loader))
-
-    def _endless_plan(self, steps: int) -> Iterator[MicroBatch]:
-        # an iterable set only estimates its length, so a plan must not end before it does
-        step = 0
-        while True:
-            in_update = min(self.grad_accum_steps, steps - step // self.grad_accum_steps * self.grad_accum_steps)
-            in_update = in_update if in_update > 0 else self.grad_accum_steps
-            yield MicroBatch(
-                number=step * self.world_size + self.rank,
-                indices=(),
-                weight=1 / (in_update * self.world_size),
-                last=(step + 1) % self.grad_accum_steps == 0 or step + 1 == steps,
-            )
-            step += 1
+        seed_everything(self.seed, epoch, self.rank, 0, 1)  # its images have no positions, from which to seed each
+        batches = enumerate(self.loader)
+        while group := list(islice(batches, self.grad_accum_steps)):
+            weight = 1 / (len(group) * self.world_size)
+            yield [
+                (MicroBatch(step * self.world_size + self.rank, (), weight, last=step == group[-1][0]), *batch)
+                for step, batch in group
+            ]
 
 
 class _Transformed(Dataset):
@@ -293,8 +287,9 @@ def create_eval_loader(
         dataset = _Transformed(dataset, transform)
         if world_size > 1:
             sampler = OrderedDistributedSampler(dataset, num_replicas=world_size, rank=rank)
+    # a generator of its own: torch draws the workers' seed from it, and evaluation leaves the global one alone
     loader = DataLoader(
         dataset, batch_size=batch_size, sampler=sampler, num_workers=workers, collate_fn=fast_collate,
-        pin_memory=pin_memory)
+        pin_memory=pin_memory, generator=torch.Generator())
     return PrefetchLoader(
         loader, mean=tuple(mean), std=tuple(std), channels=len(mean), device=torch.device(device), img_dtype=dtype)

@@ -71,9 +71,7 @@ def _scan(base: Dataset, name: str, root: str | os.PathLike | None, split: str) 
     cached = getattr(base, 'target_transform', None) is None
     if cached and cache.is_file():
         try:
-            labels = np.load(cache, allow_pickle=False)
-            if labels.shape == (len(base),):
-                return _as_labels(labels, name)
+            return _as_labels(np.load(cache, allow_pickle=False), name)
         except (OSError, ValueError, EOFError):
             _logger.warning(f'{cache} is damaged and made anew.')
     _logger.info(f'{name} does not expose its targets: reading its {len(base)} images once.')

@@ -1,0 +1,330 @@
+"""Two gloo processes against one: the same updates, measurements and files, on the loopback interface alone."""
+import json
+import os
+import socket
+import subprocess
+import sys
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import ROOT, TINY, TINY_TEACHER
+from test_engine import (
+    CLASSES,
+    SILENT,
+    Breaks,
+    assert_close,
+    classifier,
+    cnn,
+    differ,
+    distiller,
+    eval_loader,
+    sgd,
+    summary,
+    train_loader,
+    trainer,
+    vit,
+    weights,
+)
+from timm.data import Mixup
+from torch import nn
+
+from timm_deitlt.config import parse_args
+from timm_deitlt.data.augment import BatchAugment
+from timm_deitlt.engine import NonFiniteLossError
+from timm_deitlt.loss import LabelLoss
+from timm_deitlt.optim import SAMSGD
+from timm_deitlt.run import train
+
+MICRO_BATCHES = 4  # of an update, over all ranks
+
+
+def loopback():
+    """Environment in which gloo keeps to the loopback interface, where its name is known."""
+    return {'GLOO_SOCKET_IFNAME': 'lo'} if 'lo' in dict(map(reversed, socket.if_nameindex())) else {}
+
+
+def part(world, rank, images, no_aug=False):
+    return train_loader(images, accum=MICRO_BATCHES // world, no_aug=no_aug, world_size=world, rank=rank)
+
+
+def strong():
+    return BatchAugment(Mixup(mixup_alpha=.8, cutmix_alpha=1., num_classes=CLASSES), re_prob=.5, re_mode='pixel')
+
+
+def spread(task, world):
+    return task.prepare_distributed() if world > 1 else task
+
+
+def state(task):
+    return {name.removeprefix('module.'): value for name, value in weights(task).items()}
+
+
+def assert_same_metrics(a, b):
+    assert a.keys() == b.keys()
+    for name, value in b.items():
+        assert a[name] == pytest.approx(value, rel=1e-5), name
+
+
+def one_backward(world, rank, compiled=False):
+    """Gradients and measurements of one update, at a learning rate of 0; the evaluation of 11 images."""
+    task = distiller(vit(drop_path_rate=.5))
+    if compiled:
+        task.trainable_module = torch.compile(task.trainable_module, backend='eager')
+    spread(task, world)
+    ours = trainer(
+        task, sgd(task, lr=0.), part(world, rank, 16), strong(), drw_start_epoch=9, world_size=world,
+        eval_loader=eval_loader(11, world_size=world, rank=rank))
+    metrics = ours.train_one_epoch(0, SILENT)
+    return {
+        'gradients': {str(i): p.grad.clone() for i, p in enumerate(task.trainable_module.parameters())},
+        'measured': {name: value for name, value in metrics.items() if 'seconds' not in name and 'second' not in name},
+        'evaluated': ours.evaluate(), 'test_counts': list(ours.test_counts)}
+
+
+def short_updates(world, rank, images):
+    """Two epochs whose last update leaves a rank without work."""
+    task = spread(distiller(vit(drop_path_rate=.5)), world)
+    ours = trainer(task, loader=part(world, rank, images), augment=strong(), drw_start_epoch=1, world_size=world)
+    metrics = [ours.train_one_epoch(epoch, SILENT) for epoch in range(2)]
+    return {'state': state(task), 'losses': [m['loss'] for m in metrics], 'cosine': [m['cosine'] for m in metrics]}
+
+
+def sam(world, rank):
+    task = spread(classifier(vit(drop_path_rate=.5), LabelLoss(CLASSES)), world)
+    optimizer = SAMSGD(task.trainable_module.parameters(), rho=.5, lr=.1, momentum=.9)
+    ours = trainer(task, optimizer, part(world, rank, 20), strong(), drw_start_epoch=9, world_size=world, clip_grad=1.)
+    ours.train_one_epoch(0, SILENT)
+    return {'state': state(task)}
+
+
+def batch_norm(world, rank, dist_bn='reduce', with_sam=False):
+    task = classifier(cnn())
+    task.setup_ema(decay=.5)
+    spread(task, world)
+    optimizer = SAMSGD(task.trainable_module.parameters(), rho=.5, lr=.1) if with_sam else None
+    ours = trainer(task, optimizer, part(world, rank, 32, no_aug=True), world_size=world, dist_bn=dist_bn)
+    ours.train_one_epoch(0, SILENT)
+    before = state(task)
+    ours.end_epoch(0)
+    return {'before': before, 'after': state(task), 'ema': task.trainable_module_ema.module.state_dict()}
+
+
+def diverging(world, rank):
+    """A loss that is NaN on the last rank only, in the second of three updates."""
+    task = spread(classifier(cnn(), Breaks(at=3) if rank == world - 1 else nn.CrossEntropyLoss()), world)
+    try:
+        trainer(task, loader=part(world, rank, 48), world_size=world).train_one_epoch(1, SILENT)
+    except NonFiniteLossError as error:
+        return {'error': str(error)}
+    return {}
+
+
+SCENES = {
+    'one_backward': one_backward,
+    'compiled': lambda world, rank: one_backward(world, rank, compiled=True),
+    'idle_rank': lambda world, rank: short_updates(world, rank, 28),
+    'always_idle_rank': lambda world, rank: short_updates(world, rank, 4),
+    'sam': sam,
+    'reduce': batch_norm,
+    'broadcast': lambda world, rank: batch_norm(world, rank, 'broadcast'),
+    'sam_batch_norm': lambda world, rank: batch_norm(world, rank, with_sam=True),
+    'diverging': diverging,
+}
+
+
+def play(rank, folder):
+    """All scenes on one of two ranks; their results go to a file."""
+    torch.set_num_threads(1)
+    os.environ.update(loopback())
+    dist.init_process_group(
+        'gloo', init_method=f'file://{folder}/meeting', world_size=2, rank=rank, timeout=timedelta(minutes=2))
+    torch.save({name: scene(2, rank) for name, scene in SCENES.items()}, folder / f'{rank}.pt')
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope='module')
+def played(tmp_path_factory):
+    """Results of all scenes on both ranks."""
+    folder = tmp_path_factory.mktemp('ranks')
+    torch.multiprocessing.spawn(play, args=(folder,), nprocs=2)
+    return [torch.load(folder / f'{rank}.pt', weights_only=False) for rank in range(2)]
+
+
+@pytest.mark.parametrize('scene', ['one_backward', 'compiled'])
+def test_after_one_backward_both_ranks_hold_the_gradient_of_the_whole_update(played, scene):
+    one = one_backward(1, 0)
+    first, second = (results[scene] for results in played)
+    assert not differ(first['gradients'], second['gradients'], atol=0), 'bit for bit, or the ranks would drift apart'
+    assert_close(first['gradients'], one['gradients'])
+    assert all(gradient.any() for gradient in one['gradients'].values())
+
+
+@pytest.mark.parametrize('scene', ['one_backward', 'compiled'])
+def test_measurements_and_evaluation_over_two_ranks_equal_those_of_one(played, scene):
+    one = one_backward(1, 0)
+    assert {'teacher_correct', 'agreement', 'cosine', 'task_loss'} <= set(one['measured'])
+    for results in played:
+        assert results[scene]['measured'] == pytest.approx(one['measured'], rel=1e-5)
+        assert results[scene]['test_counts'] == one['test_counts'] == [3, 2, 2, 2, 2], 'padding is not counted'
+        for expert, metrics in one['evaluated'].items():
+            assert_same_metrics(results[scene]['evaluated'][expert], metrics)
+
+
+@pytest.mark.parametrize(('scene', 'images'), [('idle_rank', 28), ('always_idle_rank', 4)])
+def test_rank_without_work_in_a_short_update_still_takes_part(played, scene, images):
+    one = short_updates(1, 0, images)
+    for results in played:
+        assert_close(results[scene]['state'], one['state'])
+        assert results[scene]['losses'] == pytest.approx(one['losses'], rel=1e-5)
+        assert results[scene]['cosine'] == pytest.approx(one['cosine'], rel=1e-5)
+
+
+def test_sam_over_two_ranks_equals_sam_in_one_process(played):
+    one = sam(1, 0)['state']
+    assert not differ(played[0]['sam']['state'], played[1]['sam']['state'], atol=0)
+    assert_close(played[0]['sam']['state'], one, atol=1e-5)
+
+
+def statistics(states):
+    return {name: value for name, value in states.items() if 'running' in name}
+
+
+def by_hand():
+    """Two ranks' BatchNorm in one process: weights after an epoch, and each rank's running statistics."""
+    task = classifier(cnn()).train()
+    model, optimizer = task.trainable_module, sgd(task)
+    ranks = [model.state_dict()] * 2
+    for groups in zip(*(part(2, rank, 32, no_aug=True).epoch(0) for rank in range(2)), strict=True):
+        start = statistics(ranks[0])
+        ranks = []
+        optimizer.zero_grad()
+        for group in groups:
+            model.load_state_dict(start, strict=False)
+            for plan, images, target in group:
+                (task(images, target)['loss'] * plan.weight).backward()
+            ranks.append(weights(task))
+        optimizer.step()
+    return dict(model.named_parameters()), [statistics(rank) for rank in ranks]
+
+
+def test_batch_norm_normalises_by_micro_batch_and_its_statistics_are_rank_0s_until_the_epoch_ends(played):
+    parameters, (first, second) = by_hand()
+    one = batch_norm(1, 0)['after']
+    mean = {name: (value + second[name]) / 2 for name, value in first.items()}
+    assert_close({name: one[name] for name in parameters}, parameters)
+    for results, own in zip(played, (first, second), strict=True):
+        for scene in ('reduce', 'broadcast'):
+            assert_close({name: results[scene]['after'][name] for name in parameters}, parameters)
+            assert_close(statistics(results[scene]['before']), own)
+        assert_close(statistics(results['reduce']['after']), mean)
+        assert_close(statistics(results['broadcast']['after']), first)
+    assert differ(first, second) and differ(statistics(one), mean), 'the ranks saw other images'
+
+
+def test_ema_of_batch_norm_is_the_same_on_both_ranks_after_an_epoch(played):
+    for scene in ('reduce', 'broadcast'):
+        assert not differ(played[0][scene]['ema'], played[1][scene]['ema'], atol=1e-7)
+        assert differ(statistics(played[0][scene]['ema']), statistics(played[0][scene]['after'])), 'it lags behind'
+
+
+def test_batch_norm_under_sam_takes_the_statistics_of_rank_0s_first_passes(played):
+    one = batch_norm(1, 0, with_sam=True)['after']
+    first, second = (results['sam_batch_norm'] for results in played)
+    parameters = [name for name in one if name.endswith(('weight', 'bias'))]
+    assert_close({name: first['after'][name] for name in parameters}, {name: one[name] for name in parameters})
+    assert not differ(first['before'], second['before'], atol=0)
+    assert not differ(first['before'], first['after'], atol=1e-7)
+    assert first['after']['1.num_batches_tracked'] == 4, '2 updates of 2 micro-batches, once each'
+
+
+def test_nan_on_one_rank_stops_both_at_the_same_update(played):
+    for results in played:
+        assert 'epoch 1, update 1 of 3' in results['diverging']['error']
+
+
+SPY = '''
+import os
+from torch import distributed
+from timm_deitlt import run
+
+def log(text):
+    with open(os.environ['SPY_LOG'], 'a') as file:
+        file.write(os.environ['RANK'] + ' ' + text + '\\n')
+
+def train_teacher(*args, original=run.train_teacher):
+    log(f'trains {distributed.is_initialized()}')
+    return original(*args)
+
+def replace(source, target, original=os.replace):
+    log(f'writes {target}')
+    original(source, target)
+
+run.train_teacher, os.replace = train_teacher, replace
+'''
+# Plain momentum is linear in the gradient. Adam divides by its size: a weight whose gradient is next to nothing would
+# follow the rounding of that gradient at the full learning rate.
+COMMAND = [
+    *TINY, *TINY_TEACHER, '--epochs', '3', '--drw-start-epoch', '2', '--opt', 'momentum', '--lr', '.05',
+    '--warmup-epochs', '1', '--aug-repeats', '3', '--reprob', '.5', '--mixup-prob', '1', '--drop-path', '.3',
+    '--val-fraction', '.22', '--validation-batch-size', '10', '--clip-grad', '5',
+]
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+    """train.py on two processes with an empty cache, as a user starts it; then the same run in one."""
+    root = tmp_path_factory.mktemp('runs')
+    (root / 'spy_of_ranks.py').write_text(SPY)
+    command = [*COMMAND, '--teacher-cache', str(root / 'cache'), '--output', str(root)]
+    two = subprocess.run(
+        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', str(ROOT / 'train.py'),
+         *command, '--grad-accum-steps', '2', '--experiment', 'two', '--device-modules', 'spy_of_ranks'],
+        capture_output=True, text=True,
+        env={**os.environ, **loopback(), 'PYTHONPATH': str(root), 'SPY_LOG': str(root / 'spy.log')})
+    assert two.returncode == 0, two.stderr[-3000:]
+    one = train(parse_args([*command, '--grad-accum-steps', '4', '--experiment', 'one']))
+    return root, one, two, (root / 'spy.log').read_text().splitlines()
+
+
+def test_two_processes_end_in_the_weights_and_momentum_of_one(runs):
+    root, *_ = runs
+    one, two = (torch.load(root / name / 'last.pth.tar', weights_only=False) for name in ('one', 'two'))
+    assert_close(one['state_dict'], two['state_dict'], atol=1e-5)
+    for index, values in one['optimizer']['state'].items():
+        buffer = two['optimizer']['state'][index]['momentum_buffer']
+        assert torch.allclose(values['momentum_buffer'], buffer, rtol=0, atol=1e-5)
+    start = torch.load(root / 'one' / 'milestone-2.pth.tar', weights_only=False)['state_dict']
+    assert differ(start, one['state_dict'], atol=1e-3), 'the last stage trained'
+
+
+def test_two_processes_report_the_numbers_of_one(runs):
+    root, one, two, _ = runs
+    result = json.loads(two.stdout)
+    for expert in ('mean', 'cls', 'dist'):
+        assert_same_metrics(result[expert], one[expert])
+    assert result['data'] == one['data'] and sum(one['data']['test_counts']) == 47
+    assert result['teacher']['per_class'] == one['teacher']['per_class']
+    rows = [summary(root / name) for name in ('one', 'two')]
+    assert len(rows[0]) == len(rows[1]) == 3
+    for a, b in zip(*rows, strict=True):
+        for name, value in a.items():
+            if 'second' not in name:
+                assert float(b[name]) == pytest.approx(float(value), rel=1e-4), name
+
+
+def test_one_process_trains_the_teacher_before_the_ranks_meet_and_the_other_waits(runs):
+    root, one, two, log = runs
+    assert [line.split(' ', 1)[1] for line in log if 'trains' in line] == ['trains False']
+    assert len(list((root / 'cache' / 'teachers').iterdir())) == 1
+    assert json.loads(two.stdout)['teacher']['path'] == one['teacher']['path'] and one['teacher']['source'] == 'cache'
+
+
+def test_rank_0_alone_writes_the_run_and_prints_the_result(runs):
+    root, _, two, log = runs
+    writers = {line.split(' writes ')[0] for line in log if f'writes {root / "two"}' in line}
+    assert writers == {'0'}
+    assert len(two.stdout.splitlines()) == 1, 'one JSON object'
+    assert two.stderr.count('train epoch 3/3') == 1
+    assert json.loads((root / 'two' / 'metrics.json').read_text()) == json.loads(two.stdout)
