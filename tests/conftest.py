@@ -20,8 +20,9 @@ ROOT = Path(__file__).parents[1]
 # A student and a teacher that train in seconds, by the real train.py on the real digits
 TINY = [
     '--model', 'deit_lt_tiny', '--model-kwargs', 'embed_dim=48', 'depth=2', 'num_heads=3', 'patch_size=8',
-    '--img-size', '16', '--n-max', '40', '--imbalance-factor', '4', '--batch-size', '16', '--validation-batch-size', '170',
-    '--workers', '0', '--no-amp',
+    '--img-size', '16', '--n-max', '40', '--imbalance-factor', '4', '--batch-size', '16',
+    '--validation-batch-size', '170', '--workers', '0', '--no-amp', '--opt', 'adamw', '--lr', '5e-4', '--reprob', '.1',
+    '--mixup-prob', '.3',
 ]
 TINY_TEACHER = ['--teacher', 'resnet20_sam', '--teacher-epochs', '1']
 

@@ -15,7 +15,12 @@ FLOORS = [
     ['cli'],
 ]
 # modules of one floor that may import each other, downward in this order
-PARTS = {'config': {'flags', 'benchmarks'}, 'engine': {'progress'}, 'fit': {'engine', 'folder', 'progress'}, 'run': {'build'}}
+PARTS = {
+    'config': {'flags', 'benchmarks'},
+    'engine': {'progress'},
+    'fit': {'engine', 'folder', 'progress'},
+    'run': {'build'},
+}
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 
 

@@ -38,7 +38,7 @@ def config(tmp_path):
 
 def valid(**overrides):
     """Settings of the quick start with some changed; checked, and not found wanting."""
-    args = resolve(overrides, ['default/student', 'digits/student'])
+    args = resolve({'epochs': 50, 'drw_start_epoch': None, **overrides}, ['default/student', 'digits/student'])
     validate_args(args)
     return args
 
@@ -78,7 +78,7 @@ def test_the_default_data_set_is_digits_unless_data_are_named(argv, dataset):
 def test_recipes_follow_the_kind_of_model(model, kind):
     args = parse_args(['--model', model])
     assert model_kind(model) == kind
-    assert args.sources['opt'] == f'default/{kind}' and args.sources['epochs'] == f'digits/{kind}'
+    assert args.sources['weight_decay'] == f'default/{kind}' and args.sources['epochs'] == f'digits/{kind}'
 
 
 def test_model_and_data_set_may_come_from_the_config(config):
@@ -107,6 +107,13 @@ def test_layers_do_not_share_mutable_values():
     assert resolve({}).scale == [.08, 1.] and resolve({}).model_kwargs == {}
 
 
+def test_optimizer_arguments_of_a_recipe_go_with_its_optimizer():
+    assert parse_args([]).opt_kwargs == {'ns_steps': 3}
+    assert parse_args(['--opt', 'adamw']).opt_kwargs == {}
+    assert parse_args(['--opt', 'adamw', '--opt-kwargs', 'amsgrad=True']).opt_kwargs == {'amsgrad': True}
+    assert parse_args(['--opt-kwargs', 'momentum=.9']).opt_kwargs == {'ns_steps': 3, 'momentum': .9}
+
+
 def test_a_later_choice_is_not_outvoted_by_a_setting_that_timm_prefers(config):
     args = parse_args(['--lr-base', '1e-3', '--input-size', '3', '32', '32'])
     assert (args.lr, args.img_size, args.sources['lr']) == (None, None, 'command line')
@@ -117,7 +124,7 @@ def test_a_later_choice_is_not_outvoted_by_a_setting_that_timm_prefers(config):
 
 def test_a_recipes_schedule_stretches_with_its_epochs(config):
     recipes = ['default/teacher', 'digits/teacher']
-    assert resolve({}, recipes).drw_start_epoch == 32
+    assert resolve({}, recipes).drw_start_epoch == 24
     args = resolve({'epochs': 10}, recipes)
     assert (args.drw_start_epoch, args.decay_milestones) == (8, [9, 10])
     args = parse_args(['--model', 'resnet32_cifar', '--epochs', '80'])

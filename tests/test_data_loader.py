@@ -114,7 +114,8 @@ def batches(epoch=1, workers=0, seed=0, **kwargs):
 
 
 def equal(a, b):
-    return len(a) == len(b) and all(torch.equal(x[1], y[1]) and torch.equal(x[2], y[2]) for x, y in zip(a, b))
+    return len(a) == len(b) and all(
+        torch.equal(x[1], y[1]) and torch.equal(x[2], y[2]) for x, y in zip(a, b, strict=True))
 
 
 def test_batches_depend_on_seed_and_epoch_alone():

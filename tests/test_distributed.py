@@ -279,8 +279,9 @@ def runs(tmp_path_factory):
     (root / 'spy_of_ranks.py').write_text(SPY)
     command = [*COMMAND, '--teacher-cache', str(root / 'cache'), '--output', str(root)]
     two = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', str(ROOT / 'train.py'),
-         *command, '--grad-accum-steps', '2', '--experiment', 'two', '--device-modules', 'spy_of_ranks'],
+        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--local-addr', '127.0.0.1', '--nproc-per-node',
+         '2', str(ROOT / 'train.py'), *command, '--grad-accum-steps', '2', '--experiment', 'two', '--device-modules',
+         'spy_of_ranks'],
         capture_output=True, text=True,
         env={**os.environ, **loopback(), 'PYTHONPATH': str(root), 'SPY_LOG': str(root / 'spy.log')})
     assert two.returncode == 0, two.stderr[-3000:]

@@ -202,8 +202,8 @@ def test_weak_teacher_view_runs(tmp_path, shared_teachers):
 
 def test_student_trained_with_sam_and_clipping(tmp_path, shared_teachers):
     result, checkpoint = run_here(
-        tmp_path, '--epochs', '1', *TINY_TEACHER, '--teacher-cache', shared_teachers, '--opt', 'samadamw', '--rho', '.05',
-        '--clip-grad', '1', '--grad-accum-steps', '2')
+        tmp_path, '--epochs', '1', *TINY_TEACHER, '--teacher-cache', shared_teachers, '--opt', 'samadamw', '--rho',
+        '.05', '--clip-grad', '1', '--grad-accum-steps', '2')
     assert checkpoint['optimizer']['param_groups'][0]['rho'] == .05
 
 

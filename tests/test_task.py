@@ -35,7 +35,8 @@ def batch():
 
 
 def task(loss='hard', **kwargs):
-    distillation = create_distillation_loss(loss, class_counts=COUNTS, drw_start_epoch=3, temperature=kwargs.pop('T', 1.))
+    distillation = create_distillation_loss(
+        loss, class_counts=COUNTS, drw_start_epoch=3, temperature=kwargs.pop('T', 1.))
     return DeiTLTTask(student(), teacher(), distillation, nn.CrossEntropyLoss(), verbose=False, **kwargs)
 
 

@@ -12,7 +12,7 @@ LAST = 'last.pth.tar'
 def atomic_write(path: Path, write) -> None:
     """Call `write(temporary path)` and move the result to `path`: a crash leaves the old file or the new one."""
     path = Path(path)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    temporary = path.with_name(f'.{path.name}.tmp')
     try:
         write(temporary)
         with open(temporary, 'rb+') as file:

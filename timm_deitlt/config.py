@@ -26,11 +26,12 @@ _RIVALS = {'lr_base': 'lr', 'input_size': 'img_size', 'img_size': 'input_size'}
 _BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ('epochs stop_epoch save_epochs teacher_epochs batch_size validation_batch_size grad_accum_steps imbalance_factor '
      'n_max val_interval log_interval img_size in_chans num_classes', lambda x: x >= 1, 'at least 1'),
-    ('rho mixup cutmix workers drw_start_epoch warmup_epochs weight_decay task_loss_weight distill_loss_weight',
+    ('rho mixup cutmix workers drw_start_epoch warmup_epochs weight_decay task_loss_weight distill_loss_weight seed '
+     'split_seed aug_repeats',
      lambda x: x >= 0, 'at least 0'),
     ('kd_temperature ldam_margin ldam_scale', lambda x: x > 0, 'above 0'),
     ('drw_beta val_fraction', lambda x: 0 < x < 1, 'between 0 and 1, both excluded'),
-    ('smoothing', lambda x: 0 <= x < 1, 'at least 0 and below 1'),
+    ('smoothing drop drop_path model_ema_decay', lambda x: 0 <= x < 1, 'at least 0 and below 1'),
     ('hflip vflip reprob mixup_prob mixup_switch_prob', lambda x: 0 <= x <= 1, 'between 0 and 1'),
 )
 _FILES = ('teacher_checkpoint', 'class_counts', 'branch_from', 'resume', 'class_map', 'initial_checkpoint')
@@ -211,6 +212,8 @@ def _merge(layers: Sequence[Layer]) -> argparse.Namespace:
     planned = {}  # epochs that a recipe had in mind when it set these
     for layer in layers:
         void = {rival: None for key, rival in _RIVALS.items() if layer.values.get(key) is not None and values[rival]}
+        if layer.values.get('opt', values['opt']) != values['opt']:
+            values['opt_kwargs'] = {}  # they were another optimizer's
         for key, value in {**void, **layer.values}.items():
             values[key] = {**values[key], **value} if isinstance(value, dict) else value
             sources.pop(key)  # so that their order follows the layers

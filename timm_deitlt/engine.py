@@ -29,8 +29,8 @@ class Trainer:
     """Everything a run trains with, built once.
 
     BatchNorm normalises each micro-batch by itself, so that ranks and accumulation steps change the weights by rounding
-    only. Its running statistics are those of rank 0's micro-batches, which replace the others' at the start of each pass
-    over an update, until `end_epoch` averages them ('reduce') or copies rank 0's ('broadcast').
+    only. Its running statistics are those of rank 0's micro-batches, which replace the others' at the start of each
+    pass over an update, until `end_epoch` averages them ('reduce') or copies rank 0's ('broadcast').
 
     Attributes:
         task: Task with `set_epoch` and `forward(input, target, ..., second_pass=False)`.
@@ -168,7 +168,7 @@ class Trainer:
             meter: 'Meter',
             picture: Path | None,
     ) -> Tensor:
-        # seeded per micro-batch: erasing (in place), mixing, dropout, drop path repeat in SAM's second pass, after a resume
+        # seeded per micro-batch: erasing (in place), mixing, drop path repeat in SAM's second pass and when resumed
         seed_everything(self.seed, epoch, batch.number)
         images, weak, target = self.augment(images, target, self.loader.num_views)
         if self.channels_last:

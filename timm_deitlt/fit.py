@@ -2,13 +2,13 @@
 import argparse
 import logging
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from timm.utils import unwrap_model
 
 from .checkpoint import load_weights
 from .engine import Trainer
+from .evaluation import format_table
 from .folder import RunFolder
 from .progress import Progress
 
@@ -117,7 +117,7 @@ def fit(
             row.update(_eval_columns(metrics))
             folder.add_row(row)
             folder.save(checkpoint_state(trainer, epoch, args, record), milestone=epoch + 1 in milestones)
-            progress.line(epoch_line(title, epoch, trainer.epochs, trained, metrics))
+            progress.line(epoch_report(trainer, title, epoch, trained, metrics))
     finally:
         progress.close()
     return metrics
@@ -140,28 +140,24 @@ def _eval_columns(metrics: dict[str, Any] | None) -> dict[str, float | None]:
     return columns
 
 
-def epoch_line(
+def epoch_report(
+        trainer: Trainer,
         title: str,
         epoch: int,
-        epochs: int,
         trained: dict[str, float],
         metrics: dict[str, Any] | None,
-        experts: Sequence[str] = ('mean', 'cls', 'dist'),
 ) -> str:
-    """One line an epoch: loss, throughput and overall (head / mid / tail) of each expert."""
-    parts = [
-        f'{title} epoch {epoch + 1:>{len(str(epochs))}}/{epochs}  loss {trained["loss"]:.3f}  '
-        f'{trained["train_images_per_second"]:.0f} img/s'
-    ]
+    """What an epoch leaves on the screen: a line about training, a short table of the experts."""
+    line = (
+        f'{title} epoch {epoch + 1}/{trainer.epochs}  loss {trained["loss"]:.3f}  '
+        f'{trained["train_images_per_second"]:.0f} img/s')
     if 'teacher_correct' in trained:
-        parts.append(
-            f'teacher on these images {100 * trained["teacher_correct"]:.0f} %, DIST agrees '
+        line += (
+            f'  teacher right on {100 * trained["teacher_correct"]:.0f} % of these images, DIST agrees on '
             f'{100 * trained["agreement"]:.0f} %, cos(CLS, DIST) {trained["cosine"]:.2f}')
-    evaluated = (metrics or {}).get('experts', {})
-    single = len([expert for expert in experts if evaluated.get(expert)]) <= 2
-    for expert in experts:
-        values = evaluated.get(expert)
-        if values and not (single and expert == 'mean'):
-            shots = '/'.join('-' if values[name] is None else f'{values[name]:.0f}' for name in ('head', 'mid', 'tail'))
-            parts.append(f'{expert} {values["top1"]:.1f} ({shots})')
-    return '  '.join(parts)
+    if metrics is None:
+        return line
+    rows = {**metrics['experts'], **{f'ema {expert}': values for expert, values in metrics.get('ema', {}).items()}}
+    if 'dist' not in rows:
+        rows.pop('mean')  # of a single expert it is the same
+    return f'{line}\n{format_table(rows, trainer.task.shots, trainer.test_counts, header=False)}'

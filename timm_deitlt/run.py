@@ -9,6 +9,7 @@ import platform
 import subprocess
 import time
 from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ import numpy
 import timm
 import torch
 import torchvision
+from timm.layers import set_fused_attn
 from timm.models import safe_model_name
 from timm.task.evaluator import evaluation_sample_limit
 from timm.utils import init_distributed_device, unwrap_model
 from torch import nn
 
 from .build.data import Data, build_data, build_eval_loader
-from .build.model import build_model
+from .build.model import build_model, check_student
 from .build.trainer import build_trainer, choose_precision
 from .checkpoint import load_checkpoint, load_weights
 from .config import args_to_yaml, describe_defaults, validate_args
@@ -30,7 +32,7 @@ from .engine import Trainer, evaluate
 from .evaluation import ShotEvaluator, format_table
 from .fit import fit, restore
 from .folder import RunFolder, tensorboard_tracker, wandb_tracker
-from .teachers import NO_NETWORK, Teacher, cache_key, cached_or_trained, from_file, teacher_args
+from .teachers import NO_NETWORK, NO_WEIGHTS, Teacher, cache_key, cached_or_trained, from_file, teacher_args
 from .version import __version__
 
 _logger = logging.getLogger(__name__)
@@ -51,29 +53,29 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     """
     start = time.perf_counter()
     validate_args(args)
-    for module in args.device_modules or ():
-        importlib.import_module(module)
-    args.device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
-    if args.device == 'cpu':
-        keep_freed_memory()
+    _import_modules(args)
+    choose_device(args)
     _logger.info(describe_defaults(args))
     primary = int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0
     checkpoint, source, path = _starting_point(args)
     data = build_data(args)
     _logger.info(_describe_data(data))
-    build_model(args, data.train.num_classes)  # a model that does not fit is an error before the teacher is trained
+    student = check_student(args, data)  # what does not fit is an error before the teacher is trained
     if checkpoint is not None:
         _check_checkpoint(checkpoint, source, args, data)
+        load_weights(student, checkpoint['state_dict'], source)
+    del student
     teacher = resolve_teacher(args, data)
     device = init_distributed_device(args)
     teacher_metrics = evaluate_teacher(args, teacher, data, device) if teacher else None
 
     trainer = build_trainer(
         args, data, teacher.model if teacher else None, device, args.world_size, args.rank)
-    folder = RunFolder(path, primary)
     start_epoch = 0
     if checkpoint is not None:
         start_epoch = restore(trainer, checkpoint, source, with_optimizer=not args.no_resume_opt)
+    folder = RunFolder(path, primary)
+    if checkpoint is not None:
         folder.rewind(start_epoch if args.resume else 0)
         _logger.info(f'Going on with epoch {start_epoch} from {source}')
     folder.write('args.yaml', args_to_yaml(args))
@@ -86,10 +88,43 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     result = _result(args, data, trainer, folder, metrics, teacher, teacher_metrics, time.perf_counter() - start)
     folder.save_metrics(result)
     _logger.info('\n' + final_table(result, data.shots))
+    if data.bad_images:
+        _logger.warning(f'{data.bad_images} unreadable image(s) were replaced by others of their class.')
     _logger.info(f'Everything is in {folder.path}')
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     return result
+
+
+def _import_modules(args: argparse.Namespace) -> None:
+    try:
+        for module in args.device_modules or ():
+            importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(f'--device-modules: {error}; install it or correct the name.') from error
+    for wanted, module, package in (
+            (args.log_tensorboard, 'tensorboard', "'timm_deitlt[report]'"), (args.log_wandb, 'wandb', 'wandb')):
+        if wanted and not find_spec(module):
+            raise ValueError(f'--log-{module} needs {module}: pip install {package}.')
+
+
+def choose_device(args: argparse.Namespace) -> None:
+    """Settle on a device, and on what is fastest there.
+
+    Raises:
+        ValueError: If the device cannot be used.
+    """
+    args.device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    try:
+        torch.empty(0, device=_local_device(args))
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(
+            f'--device {args.device} cannot be used ({str(error).splitlines()[0]}): leave it out, or give --device '
+            'cpu.') from error
+    # on CPUs plain matrix products are about twice as fast as the fused kernel, forward and backward
+    set_fused_attn(args.device != 'cpu')
+    if args.device == 'cpu':
+        keep_freed_memory()
 
 
 def keep_freed_memory() -> None:
@@ -111,6 +146,7 @@ def _starting_point(args: argparse.Namespace) -> tuple[dict[str, Any] | None, st
         if not name:
             raise ValueError('--resume auto looks for the run of an --experiment NAME in --output: give its name.')
         path = root / name
+        _check_writable(path)
         last = path / 'last.pth.tar'
         if not last.is_file():
             _logger.info(f'There is no {last} yet: starting from the beginning.')
@@ -121,11 +157,20 @@ def _starting_point(args: argparse.Namespace) -> tuple[dict[str, Any] | None, st
         name = '-'.join([
             datetime.now().strftime('%Y%m%d-%H%M%S'), safe_model_name(args.model), *([str(size)] if size else [])])
     path = root / name
+    _check_writable(path)
     if (path / 'last.pth.tar').exists() and not args.resume:
         raise ValueError(
             f'{path} holds a run already: go on with it by --resume auto, or give another --experiment.')
     source = args.resume or args.branch_from or ''
     return (load_checkpoint(source) if source else None), source, path
+
+
+def _check_writable(folder: Path) -> None:
+    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
+    if not os.path.isdir(existing) or not os.access(existing, os.W_OK):
+        raise ValueError(
+            f'The run cannot be written to {folder}, as {existing} is no folder that can be written to: give another '
+            '--output.')
 
 
 def _check_checkpoint(checkpoint: dict[str, Any], source: str, args: argparse.Namespace, data: Data) -> None:
@@ -154,7 +199,7 @@ def resolve_teacher(args: argparse.Namespace, data: Data) -> Teacher | None:
         if args.teacher_checkpoint:
             raise ValueError(f'--teacher-checkpoint is given, but --teacher is {args.teacher}: name its architecture.')
         return None
-    settings = teacher_args(args, len(data.train))
+    settings = teacher_args(args, sum(data.train.class_counts))
     validate_args(settings)
 
     def create(settings: argparse.Namespace) -> nn.Module:
@@ -164,7 +209,8 @@ def resolve_teacher(args: argparse.Namespace, data: Data) -> Teacher | None:
         return from_file(args, settings, data, create)
     device = _local_device(args)
     precision = choose_precision(settings, device)[2].split(' on ')[0]
-    key = cache_key(settings, data.train.fingerprint, data.train.class_names, precision)
+    images = create(settings).pretrained_cfg
+    key = cache_key(settings, data.train.fingerprint, data.train.class_names, images, precision)
     return cached_or_trained(
         args, settings, key, lambda: create(settings), lambda path: train_teacher(settings, data, path, device))
 
@@ -215,7 +261,9 @@ def wrap(trainer: Trainer, args: argparse.Namespace, device: torch.device) -> No
         task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
     if args.distributed:
         task.prepare_distributed(
-            device_ids=[device] if device.type == 'cuda' else None, broadcast_buffers=not args.no_ddp_bb)
+            device_ids=[device] if device.type == 'cuda' else None,
+            **(dict(broadcast_buffers=False) if args.no_ddp_bb else {}),
+        )
 
 
 def _add_trackers(folder: RunFolder, args: argparse.Namespace) -> None:
@@ -262,7 +310,7 @@ def _result(
         'teacher': None if teacher is None else {
             'name': teacher.name, 'source': teacher.source, 'path': str(teacher.path), **(teacher_metrics or {})},
         'shots': data.shots.describe(test_counts),
-        'data': data.describe(test_counts),
+        'data': {**data.describe(test_counts), 'bad_images': data.bad_images},
         'model': args.model,
         'epochs': trainer.epochs,
         'epochs_trained': int(folder.rows[-1]['epoch']) + 1 if folder.rows else None,
@@ -317,8 +365,8 @@ def validate(path: str, overrides: dict[str, Any]) -> dict[str, Any]:
     checkpoint = load_checkpoint(file)
     if 'args' not in checkpoint or 'experts' not in checkpoint:
         raise ValueError(f'{file} was not written by this train.py: it names no settings and no experts.')
-    args = argparse.Namespace(**{**vars(checkpoint['args']), **overrides})
-    args.device = args.device if 'device' in overrides or torch.cuda.is_available() else 'cpu'
+    args = argparse.Namespace(**{**vars(checkpoint['args']), **NO_WEIGHTS, 'device': None, **overrides})
+    choose_device(args)
     data = build_data(args)
     _check_checkpoint(checkpoint, str(file), argparse.Namespace(**{**vars(args), 'branch_from': None}), data)
     if data.evaluation is None:
@@ -337,7 +385,7 @@ def validate(path: str, overrides: dict[str, Any]) -> dict[str, Any]:
         **{expert: metrics.get(expert) for expert in EXPERTS},
         'teacher': None,
         'shots': data.shots.describe(evaluator.test_counts),
-        'data': data.describe(evaluator.test_counts),
+        'data': {**data.describe(evaluator.test_counts), 'bad_images': data.bad_images},
         'model': args.model,
         'epochs_trained': checkpoint['epoch'] + 1,
         'seed': args.seed,

@@ -80,7 +80,7 @@ class ClassifierTask(_ShotEvaluation, ClassificationTask):
             raise ValueError(f"experts={experts!r} is unknown: use ('cls',) or ('cls', 'dist').")
         self.experts = ('mean', *experts)
         self.shots = shots
-        distilled = hasattr(model, 'set_distilled_training')
+        distilled = hasattr(model, 'set_distilled_training') and hasattr(model, 'dist_token')
         if 'dist' in experts and not distilled:
             raise ValueError(f'{type(model).__name__} has no DIST token to train on the labels: use a deit_lt model.')
         if distilled:

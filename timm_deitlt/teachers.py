@@ -7,7 +7,9 @@ import argparse
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -18,6 +20,7 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from timm.utils.distributed import world_info_from_env
 from torch import nn
 
 from .checkpoint import atomic_write, load_checkpoint, load_weights, write_text
@@ -44,16 +47,19 @@ AUGMENTATION_SETTINGS = (
     'no_aug', 'train_crop_mode', 'scale', 'ratio', 'hflip', 'vflip', 'color_jitter', 'color_jitter_prob', 'aa',
     'grayscale_prob', 'gaussian_blur_prob', 'aug_repeats', 'reprob', 'remode', 'recount', 'mixup', 'cutmix',
     'cutmix_minmax', 'mixup_prob', 'mixup_switch_prob', 'mixup_mode', 'mixup_off_epoch', 'smoothing',
-    'train_interpolation', 'keep_mixup_drw',
+    'train_interpolation',
 )
-# Settings that cannot change the weights
+# A network whose weights are read from a file starts from no others
+NO_WEIGHTS = dict(pretrained=False, pretrained_path=None, initial_checkpoint='')
+# Settings that cannot change the weights, or only through the images chosen, of which the key holds a fingerprint
 IRRELEVANT_SETTINGS = {
     'output', 'experiment', 'resume', 'no_resume_opt', 'branch_from', 'log_interval', 'log_wandb', 'log_tensorboard',
     'wandb_project', 'wandb_tags', 'wandb_resume_id', 'val_interval', 'validation_batch_size', 'workers', 'pin_mem',
     'save_images', 'save_epochs', 'stop_epoch', 'teacher', 'teacher_checkpoint', 'teacher_cache', 'teacher_epochs',
     'teacher_view', 'teacher_normalize', 'teacher_antialias', 'kd_temperature', 'kd_token_distill_type',
     'task_loss_weight', 'distill_loss_weight', 'data_dir', 'dataset_download', 'device', 'device_modules', 'amp',
-    'amp_dtype', 'val_split', 'val_num_samples', 'sources', 'config', 'dataset', 'crop_pct',
+    'amp_dtype', 'val_split', 'val_num_samples', 'sources', 'config', 'dataset', 'crop_pct', 'imbalance_factor',
+    'imbalance_profile', 'n_max', 'split_seed', 'val_fraction', 'class_counts',
 }
 
 
@@ -88,12 +94,13 @@ def split_name(name: str) -> tuple[str, str]:
             base, kind = name.removesuffix(f'_{suffix}'), suffix
             break
     for architecture in (f'{base}_cifar', base):
-        if timm.is_model(architecture):
+        if timm.is_model(architecture) and ('.' in base) <= (architecture == base):  # timm overlooks what follows a tag
             return architecture, kind
-    known = [*(model.removesuffix('_cifar') for model in timm.list_models('*_cifar')), *timm.list_models()]
-    near = get_close_matches(base, known, n=3)
-    suffix = '' if kind == 'plain' else f'_{kind}'
-    hint = f' Did you mean {" or ".join(match + suffix for match in near)}?' if near else ''
+    ours = [model.removesuffix('_cifar') for model in timm.list_models('*_cifar')]
+    known = [*NO_NETWORK, *ours, *(f'{model}_{kind}' for model in ours for kind in KINDS)]
+    known += [model if kind == 'plain' else f'{model}_{kind}' for model in timm.list_models()]
+    near = get_close_matches(name, known, n=3)
+    hint = f' Did you mean {" or ".join(near)}?' if near else ''
     raise ValueError(
         f'Unknown teacher {name!r}.{hint} A teacher is a model of timm, alone or followed by '
         f'{", ".join("_" + kind for kind in KINDS)}, such as resnet32_sam; or none, or labels.')
@@ -102,9 +109,12 @@ def split_name(name: str) -> tuple[str, str]:
 def teacher_args(args: argparse.Namespace, num_images: int) -> argparse.Namespace:
     """Settings of the teacher's own training: its recipe, on the student's data."""
     architecture, kind = split_name(args.teacher)
-    names = DATA_SETTINGS + (AUGMENTATION_SETTINGS if kind.startswith('strong') else ())
-    overrides = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    overrides = {name: getattr(args, name) for name in DATA_SETTINGS if getattr(args, name) is not None}
     overrides.update(model=architecture, teacher='none')
+    if args.in_chans is None and args.input_size:
+        overrides['in_chans'] = args.input_size[0]
+    if kind.startswith('strong'):  # what the student leaves out too
+        overrides.update((name, getattr(args, name)) for name in AUGMENTATION_SETTINGS)
     if args.teacher_epochs:
         overrides['epochs'] = args.teacher_epochs
     settings = resolve(overrides, [*recipes_for(args.dataset, 'teacher'), f'teachers/{kind}'], prog='--teacher')
@@ -119,8 +129,9 @@ def _scale_batch(settings: argparse.Namespace, num_images: int) -> None:
     batch_size = settings.batch_size
     while batch_size > 16 and num_images / batch_size < 16:
         batch_size //= 2
-    if settings.lr:
-        settings.lr *= batch_size / settings.batch_size
+    for rate in ('lr', 'warmup_lr'):
+        if getattr(settings, rate):
+            setattr(settings, rate, getattr(settings, rate) * batch_size / settings.batch_size)
     settings.batch_size = batch_size
 
 
@@ -128,13 +139,23 @@ def cache_key(
         settings: argparse.Namespace,
         data_fingerprint: str,
         class_names: tuple[str, ...],
+        images: Mapping[str, Any],
         precision: str,
 ) -> dict:
-    """Everything that decides a teacher's weights, as plain JSON values."""
+    """Everything that decides a teacher's weights, as plain JSON values.
+
+    Args:
+        settings: Settings of its training.
+        data_fingerprint: Says which images it is trained on, and their labels.
+        class_names: Class names in order.
+        images: Its data configuration: size, mean and std, where the settings leave them to the model.
+        precision: Words for the precision of its training.
+    """
     return json.loads(json.dumps({
         'format': FORMAT,
         'data': data_fingerprint,
         'class_names': list(class_names),
+        'images': {name: images[name] for name in ('input_size', 'mean', 'std', 'interpolation')},
         'precision': precision,
         'settings': {
             name: value for name, value in sorted(vars(settings).items()) if name not in IRRELEVANT_SETTINGS},
@@ -165,42 +186,68 @@ def cached_or_trained(
         train: Trains it in a folder, going on with a checkpoint that lies there, and returns the network.
     """
     folder = cache_folder(args, key)
+    source = 'cache'
+    while world_info_from_env()[0] and not (folder / RECORD).is_file():
+        time.sleep(.5)  # the first rank of a machine trains, and shows how far it is
     if not (folder / RECORD).is_file():
+        with _one_process(folder, args.teacher):
+            if not (folder / RECORD).is_file():
+                state = train(folder / 'train').state_dict()
+                weights = {
+                    name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+                    for name, value in state.items()}
+                atomic_write(folder / WEIGHTS, lambda path: save_file(weights, path))
+                write_text(folder / RECORD, json.dumps(key, indent=2) + '\n')
+                source = 'trained'
+    mend = f'Delete the folder {folder} to have the teacher trained anew, or give another --teacher-cache.'
+    stored = _read_record(folder / RECORD, mend)
+    if stored != key:
+        differing = ', '.join(sorted(name for name in {**key, **stored} if stored.get(name) != key.get(name)))
+        raise ValueError(f'The cached teacher in {folder} was trained otherwise ({differing} differ). {mend}')
+    # read back even if trained just now, so that a teacher is the same, memory layout included, wherever it comes from
+    model = create()
+    load_weights(model, _read_safetensors(folder / WEIGHTS, mend), str(folder / WEIGHTS))
+    return Teacher(model.eval(), args.teacher, source, folder / WEIGHTS, settings)
+
+
+@contextmanager
+def _one_process(folder: Path, name: str) -> Iterator[None]:
+    try:
         folder.mkdir(parents=True, exist_ok=True)
         # the operating system frees the lock of a process that died, so there is no stale one
         lock = FileLock(folder / '.lock')
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            _logger.warning(f'Another process is training the teacher {args.teacher} in {folder}: waiting for it.')
+            _logger.warning(f'Another process is training the teacher {name} in {folder}: waiting for it.')
             lock.acquire()
-        try:
-            if not (folder / RECORD).is_file():
-                model = train(folder / 'train')
-                weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-                atomic_write(folder / WEIGHTS, lambda path: save_file(weights, path))
-                write_text(folder / RECORD, json.dumps(key, indent=2) + '\n')
-                return Teacher(model.eval(), args.teacher, 'trained', folder / WEIGHTS, settings)
-        finally:
-            lock.release()
-    stored = json.loads((folder / RECORD).read_text())
-    if stored != key:
-        differing = sorted(name for name in key if stored.get(name) != key[name])
+    except OSError as error:
         raise ValueError(
-            f'The cached teacher in {folder} was trained otherwise ({", ".join(differing)} differ): delete that folder '
-            'or give another --teacher-cache.')
-    model = create()
-    load_weights(model, _read_safetensors(folder / WEIGHTS), str(folder / WEIGHTS))
-    return Teacher(model.eval(), args.teacher, 'cache', folder / WEIGHTS, settings)
+            f'The teacher {name} cannot be kept in {folder} ({error.strerror}): give a folder that can be written to '
+            'by --teacher-cache.') from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
-def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+def _read_record(path: Path, mend: str) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text())
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or not {'data', 'class_names', 'settings'} <= record.keys():
+        raise ValueError(f'{str(path)!r} is damaged. {mend}')
+    return record
+
+
+def _read_safetensors(path: Path, mend: str) -> dict[str, torch.Tensor]:
     if not path.is_file():
-        raise FileNotFoundError(f'There is no file {str(path)!r}.')
+        raise FileNotFoundError(f'There is no file {str(path)!r}. {mend}')
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f'{str(path)!r} is truncated or no safetensors file ({error}).') from error
+        raise ValueError(f'{str(path)!r} is truncated or no safetensors file ({error}). {mend}') from error
 
 
 def from_file(
@@ -218,21 +265,31 @@ def from_file(
         create: Makes the untrained network of given settings.
 
     Raises:
-        ValueError: If it was trained on other classes, in another order, or on other images.
+        ValueError: If it is of another architecture, or was trained on other classes, in another order, or on other
+            images.
     """
     path = Path(args.teacher_checkpoint)
+    recorded, data_record = {}, {}
     if path.suffix == '.safetensors':
-        weights, record = _read_safetensors(path), {}
+        weights = _read_safetensors(path, 'Give another --teacher-checkpoint.')
         if (path.parent / RECORD).is_file():
-            key = json.loads((path.parent / RECORD).read_text())
-            record = {'class_names': key['class_names'], 'fingerprint': key['data']}
-            settings = argparse.Namespace(**{**vars(settings), **key['settings']})
+            key = _read_record(path.parent / RECORD, f'Delete it to use {path.name} as bare weights.')
+            recorded, data_record = key['settings'], {'class_names': key['class_names'], 'fingerprint': key['data']}
     else:
         checkpoint = load_checkpoint(path)
-        weights, record = checkpoint['state_dict'], checkpoint.get('data', {})
-        if 'args' in checkpoint and record:
-            settings = argparse.Namespace(**{**vars(settings), **vars(checkpoint['args'])})
-    _check_data(record, data, path)
+        weights = checkpoint['state_dict']
+        if 'experts' in checkpoint:  # else not of our train.py
+            recorded, data_record = vars(checkpoint['args']), checkpoint['data']
+    if not recorded:
+        classifier = timm.get_pretrained_cfg(settings.model).classifier
+        recorded = {'classifier': 'linear' if f'{classifier}.bias' in weights else 'cosine'}
+    architecture = recorded.get('model', settings.model)
+    if architecture.split('.')[0] != settings.model.split('.')[0]:
+        raise ValueError(
+            f'The teacher {path} is of the architecture {architecture}, not {settings.model}: give --teacher '
+            f'{architecture.removesuffix("_cifar")}.')
+    _check_data(data_record, data, path)
+    settings = argparse.Namespace(**{**vars(settings), **recorded, **NO_WEIGHTS})
     model = create(settings)
     load_weights(model, weights, str(path))
     return Teacher(model.eval(), args.teacher, 'file', path, settings)
@@ -241,8 +298,8 @@ def from_file(
 def _check_data(record: dict[str, Any], data: Any, path: Path) -> None:
     if not record:
         _logger.warning(
-            f'{path} does not say what it was trained on; it is taken to number the classes as the data set does, and '
-            'never to have seen the evaluation images.')
+            f'{path} does not say what it was trained on; it is taken to number the classes as the data set does, to '
+            "know images as the teacher's recipe makes them, and never to have seen the evaluation images.")
         return
     theirs, ours = list(record['class_names']), list(data.train.class_names)
     if len(theirs) != len(ours):

@@ -1,7 +1,7 @@
 """Data sets and loaders of a run, from its arguments."""
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,11 @@ class Data:
     name: str
     imbalance_factor: float
     split_seed: int
+
+    @property
+    def bad_images(self) -> int:
+        """Unreadable images that were replaced so far, see `--skip-bad-images`."""
+        return sum(getattr(part, 'bad_images', 0) for part in (self.train, self.evaluation))
 
     def describe(self, test_counts: Sequence[int]) -> dict[str, Any]:
         """JSON record of the data."""
@@ -145,9 +150,15 @@ def input_channels(args: argparse.Namespace) -> int:
 
 
 def build_mixup(args: argparse.Namespace, num_classes: int) -> Mixup | None:
-    """timm's Mixup / CutMix, or None for hard labels."""
+    """timm's Mixup / CutMix, or None for hard labels.
+
+    Raises:
+        ValueError: If the range of the box ratio is none.
+    """
     if not (args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None):
         return None
+    if args.cutmix_minmax is not None and len(args.cutmix_minmax) != 2:
+        raise ValueError(f'--cutmix-minmax takes two numbers, got {args.cutmix_minmax}.')
     return Mixup(
         mixup_alpha=args.mixup,
         cutmix_alpha=args.cutmix,
@@ -158,6 +169,36 @@ def build_mixup(args: argparse.Namespace, num_classes: int) -> Mixup | None:
         label_smoothing=args.smoothing,
         num_classes=num_classes,
     )
+
+
+def build_train_transform(args: argparse.Namespace, config: dict[str, Any]) -> Callable:
+    """The training transform, from a PIL image to uint8 `[C, H, W]`.
+
+    Raises:
+        ValueError: If timm cannot make it of the augmentation settings.
+    """
+    try:
+        return train_transform(
+            config['input_size'],
+            no_aug=args.no_aug,
+            train_crop_mode=args.train_crop_mode,
+            scale=tuple(args.scale),
+            ratio=tuple(args.ratio),
+            hflip=args.hflip,
+            vflip=args.vflip,
+            color_jitter=args.color_jitter or None,
+            color_jitter_prob=args.color_jitter_prob,
+            grayscale_prob=args.grayscale_prob or 0.,
+            gaussian_blur_prob=args.gaussian_blur_prob or 0.,
+            auto_augment=args.aa,
+            interpolation=args.train_interpolation if args.train_interpolation and not args.no_aug else
+            config['interpolation'],
+            mean=config['mean'],
+        )
+    except (AssertionError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f'timm cannot make the training transform ({error or type(error).__name__}): look at --aa {args.aa}, '
+            f'--scale {args.scale} and --ratio {args.ratio} (two numbers each).') from error
 
 
 def build_train_loader(
@@ -171,23 +212,7 @@ def build_train_loader(
         dtype: torch.dtype,
 ) -> TrainLoader:
     """Loader of the training images, with the teacher's weak view where asked for."""
-    interpolation = config['interpolation'] if args.no_aug or not args.train_interpolation else args.train_interpolation
-    strong = train_transform(
-        config['input_size'],
-        no_aug=args.no_aug,
-        train_crop_mode=args.train_crop_mode,
-        scale=tuple(args.scale),
-        ratio=tuple(args.ratio),
-        hflip=args.hflip,
-        vflip=args.vflip,
-        color_jitter=args.color_jitter or None,
-        color_jitter_prob=args.color_jitter_prob,
-        grayscale_prob=args.grayscale_prob or 0.,
-        gaussian_blur_prob=args.gaussian_blur_prob or 0.,
-        auto_augment=args.aa,
-        interpolation=interpolation,
-        mean=config['mean'],
-    )
+    strong = build_train_transform(args, config)
     weak = weak_transform(config['input_size'], config['interpolation'], hflip=args.hflip, vflip=args.vflip)
     return TrainLoader(
         data.train,

@@ -1,8 +1,10 @@
 """Model, losses, task and optimizer of a run, from its arguments."""
 import argparse
 import logging
+import traceback
 from collections.abc import Sequence
 from difflib import get_close_matches
+from typing import Any
 
 import timm
 import torch
@@ -13,7 +15,7 @@ from torch import nn
 from ..loss import LabelLoss, create_distillation_loss
 from ..models.cosine import set_cosine_classifier
 from ..task import ClassifierTask, DeiTLTTask
-from .data import Data, input_channels
+from .data import Data, build_mixup, build_train_transform, input_channels
 
 _logger = logging.getLogger(__name__)
 
@@ -32,6 +34,68 @@ def build_model(args: argparse.Namespace, num_classes: int) -> nn.Module:
         raise ValueError(
             f'Unknown model {args.model!r}{"; did you mean " + " or ".join(near) + "?" if near else "."} '
             "timm.list_models('*deit*') after `import timm_deitlt` lists what there is.")
+    try:
+        model = _create(args, num_classes)
+    except Exception as error:  # timm, torch and pickle raise many kinds
+        reason = str(error) or f'"{traceback.extract_tb(error.__traceback__)[-1].line}" does not hold'
+        raise ValueError(
+            f'timm cannot make {args.model} as asked for: {reason.strip().rstrip(".")}. Look at --model-kwargs, --gp, '
+            '--img-size, --pretrained and --initial-checkpoint.') from error
+    if args.classifier == 'cosine':
+        set_cosine_classifier(model)
+    _scale_head(model, args.head_init_scale, args.head_init_bias)
+    if args.grad_checkpointing:
+        model.set_grad_checkpointing(enable=True)
+    config = _data_config(args, model)
+    _check_patches(model, config['input_size'])
+    model.pretrained_cfg = {**model.pretrained_cfg, **config, 'num_classes': num_classes}
+    return model
+
+
+def check_student(args: argparse.Namespace, data: Data) -> nn.Module:
+    """Make once what else is made only after the teacher was trained.
+
+    Returns:
+        The model, untrained.
+
+    Raises:
+        ValueError: If model, optimizer or augmentation cannot be made as asked for, or the model lacks the token that
+            a teacher trains.
+    """
+    model = build_model(args, data.train.num_classes)
+    if args.teacher != 'none' and not hasattr(model, 'dist_token'):
+        raise ValueError(
+            f'--teacher {args.teacher} trains a DIST token, which {args.model} does not have: use a deit_lt model, or '
+            '--teacher none.')
+    build_optimizer(argparse.Namespace(**{**vars(args), 'lr': args.lr or 1.}), model, args.batch_size)
+    build_train_transform(args, model.pretrained_cfg)
+    build_mixup(args, data.train.num_classes)
+    if args.torchcompile:
+        try:
+            torch.compile(model, backend=args.torchcompile, mode=args.torchcompile_mode)  # nothing is compiled yet
+        except RuntimeError as error:
+            raise ValueError(
+                f'--torchcompile {args.torchcompile} --torchcompile-mode {args.torchcompile_mode}: {error}') from error
+    return model
+
+
+def _data_config(args: argparse.Namespace, model: nn.Module) -> dict[str, Any]:
+    config = resolve_data_config({**vars(args), 'mean': None, 'std': None}, model=model)
+    channels = input_channels(args)
+    for name in ('mean', 'std'):
+        values = tuple(getattr(args, name) or config[name])
+        if channels == 1:
+            values = (sum(values) / len(values),)  # grey is the average of the colours
+        if len(values) not in (1, channels):
+            raise ValueError(
+                f'--{name} has {len(values)} values ({", ".join(map(str, values))}), an image has {channels} channels: '
+                'give one value, or one for each channel.')
+        config[name] = values if len(values) == channels else values * channels
+    config['input_size'] = (channels, *config['input_size'][-2:])
+    return config
+
+
+def _create(args: argparse.Namespace, num_classes: int) -> nn.Module:
     cfg = timm.get_pretrained_cfg(args.model, allow_unregistered=True)
     kwargs = dict(args.model_kwargs)
     size = args.input_size[-1] if args.input_size is not None else args.img_size
@@ -41,34 +105,20 @@ def build_model(args: argparse.Namespace, num_classes: int) -> nn.Module:
     overlay.update(args.pretrained_cfg_overlay)
     if overlay:
         kwargs['pretrained_cfg_overlay'] = overlay
-    try:
-        model = timm.create_model(
-            args.model,
-            pretrained=args.pretrained or bool(args.pretrained_path),
-            in_chans=input_channels(args),
-            num_classes=num_classes,
-            drop_rate=args.drop,
-            drop_path_rate=args.drop_path,
-            drop_block_rate=args.drop_block,
-            global_pool=args.gp,
-            bn_momentum=args.bn_momentum,
-            bn_eps=args.bn_eps,
-            checkpoint_path=args.initial_checkpoint,
-            **kwargs,
-        )
-    except (AssertionError, RuntimeError, TypeError) as error:
-        raise ValueError(
-            f'timm cannot make {args.model} as asked for: {error}. Look at --model-kwargs, --img-size, --pretrained and '
-            '--initial-checkpoint.') from error
-    if args.classifier == 'cosine':
-        set_cosine_classifier(model)
-    _scale_head(model, args.head_init_scale, args.head_init_bias)
-    if args.grad_checkpointing:
-        model.set_grad_checkpointing(enable=True)
-    config = resolve_data_config(vars(args), model=model)
-    _check_patches(model, config['input_size'])
-    model.pretrained_cfg = {**model.pretrained_cfg, **config, 'num_classes': num_classes}
-    return model
+    return timm.create_model(
+        args.model,
+        pretrained=args.pretrained or bool(args.pretrained_path),
+        in_chans=input_channels(args),
+        num_classes=num_classes,
+        drop_rate=args.drop,
+        drop_path_rate=args.drop_path,
+        drop_block_rate=args.drop_block,
+        global_pool=args.gp,
+        bn_momentum=args.bn_momentum,
+        bn_eps=args.bn_eps,
+        checkpoint_path=args.initial_checkpoint,
+        **kwargs,
+    )
 
 
 def _scale_head(model: nn.Module, scale: float | None, bias: float | None) -> None:
@@ -186,4 +236,9 @@ def build_optimizer(args: argparse.Namespace, model: nn.Module, global_batch_siz
         kwargs['fused'] = True
     if name.startswith('sam'):
         kwargs.update(rho=args.rho, adaptive=args.sam_adaptive)
-    return create_optimizer_v2(model, **{**kwargs, **args.opt_kwargs})
+    try:
+        return create_optimizer_v2(model, **{**kwargs, **args.opt_kwargs})
+    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f'timm cannot make the optimizer {args.opt} as asked for: {error}. Look at --opt-kwargs, --opt-betas, --lr '
+            'and --weight-decay.') from error

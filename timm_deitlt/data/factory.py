@@ -162,7 +162,7 @@ def _open(name: str, prefix: str, root, split: str, download: bool, **kwargs) ->
             _check_split(root, split)
     try:
         return timm.data.create_dataset(name, root=root, split=split, download=download, **kwargs)
-    except (AssertionError, RuntimeError, TypeError, ValueError, URLError) as error:
+    except (AssertionError, ImportError, RuntimeError, TypeError, ValueError, URLError) as error:
         if 'Unknown torchvision dataset' in str(error):
             raise ValueError(f'Unknown data set {name!r}{_near(name)}') from error
         if prefix == 'torch' and isinstance(error, RuntimeError | URLError):

@@ -2,6 +2,7 @@
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from timm.layers import Linear as TimmLinear
 
 __all__ = ['CosineLinear', 'set_cosine_classifier']
 
@@ -86,8 +87,8 @@ def set_cosine_classifier(model: nn.Module) -> nn.Module:
     classifier = model.get_submodule(name)
     if isinstance(classifier, CosineLinear):
         return model
-    # A subclass may do more than the product (normalise, quantise), which would be lost in silence.
-    if type(classifier) is not nn.Linear:
+    # A subclass may do more than the product (normalise, quantise), which would be lost in silence; timm's only casts.
+    if type(classifier) not in (nn.Linear, TimmLinear):
         raise ValueError(
             f'A cosine classifier can only replace an nn.Linear, but "{name}" of {kind} is '
             f'{type(classifier).__name__}; create the model with num_classes > 0, or choose one with a linear head.'
