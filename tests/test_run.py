@@ -36,11 +36,11 @@ def assert_same_state(a, b):
 
 
 @pytest.fixture(scope='module')
-def reference(tmp_path_factory, shared_teachers):
+def reference(tmp_path_factory):
     """One run through the switch with workers, mixing, drop path and an EMA, never interrupted."""
     output = tmp_path_factory.mktemp('runs')
     command = [
-        *TINY, *TINY_TEACHER, *EPOCHS, '--teacher-cache', shared_teachers, '--drop-path', '.1', '--workers', '2',
+        *TINY, *TINY_TEACHER, *EPOCHS, '--teacher-cache', output / 'teachers', '--drop-path', '.1', '--workers', '2',
         '--mixup-prob', '1', '--model-ema', '--model-ema-decay', '.9', '--output', output]
     done = run_script(*command, '--experiment', 'whole')
     return command, output, done
