@@ -11,7 +11,7 @@ FLOORS = [
     ['task'],
     ['engine', 'progress', 'folder', 'fit'],
     ['teachers'],
-    ['build', 'run'],
+    ['build', 'results', 'run'],
     ['cli'],
 ]
 # modules of one floor that may import each other, downward in this order
@@ -19,7 +19,8 @@ PARTS = {
     'config': {'flags', 'benchmarks'},
     'engine': {'progress'},
     'fit': {'engine', 'folder', 'progress'},
-    'run': {'build'},
+    'results': {'build'},
+    'run': {'build', 'results'},
 }
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 

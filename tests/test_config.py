@@ -73,7 +73,7 @@ def test_the_default_data_set_is_digits_unless_data_are_named(argv, dataset):
 
 @pytest.mark.parametrize('model, kind', [
     ('deit_lt_small', 'student'), ('vit_tiny_patch16_224', 'student'), ('hf-hub:me/deit_lt_base', 'student'),
-    ('resnet32_cifar', 'teacher'), ('resnet50', 'teacher'), ('convnext_tiny', 'teacher'),
+    ('resnet32_cifar', 'teacher'), ('resnet50', 'teacher'), ('convnext_tiny', 'student'),
 ])
 def test_recipes_follow_the_kind_of_model(model, kind):
     args = parse_args(['--model', model])

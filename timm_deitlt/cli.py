@@ -46,7 +46,9 @@ def guarded(prog: str, run: Callable[[], dict[str, Any]]) -> None:
     try:
         result = run()
     except KeyboardInterrupt:
-        sys.stderr.write(f'\n{prog}: interrupted; the last complete checkpoint is intact, --resume auto goes on.\n')
+        sys.stderr.write(
+            f'\n{prog}: interrupted; the last complete checkpoint, if an epoch was finished, is intact: go on with '
+            '--resume auto and the --experiment name of the run.\n')
         sys.exit(INTERRUPTED)
     except Exception as error:
         message = _message(error)

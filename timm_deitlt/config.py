@@ -17,8 +17,8 @@ from .flags import REFUSED, add_flags
 
 RECIPES = files(__package__) / 'recipes'
 DEFAULT_DATASET = 'lt/digits'
-# Architectures that start from the student's recipe; everything else is taken for a CNN.
-STUDENT_FAMILIES = ('deit', 'vit', 'flexivit', 'beit', 'cait', 'eva', 'swin', 'xcit')
+# Architectures that start from the teacher's recipe, SGD and LDAM; everything else starts from the student's.
+TEACHER_FAMILIES = ('resnet', 'resnext', 'wide_resnet', 'seresnet', 'densenet', 'vgg', 'regnet', 'mobilenet')
 # timm heeds only one of these; a later layer that sets the left one voids the right one of the layers below.
 _RIVALS = {'lr_base': 'lr', 'input_size': 'img_size', 'img_size': 'input_size'}
 
@@ -72,8 +72,8 @@ def _near(name: str, names: Iterable[str]) -> str:
 
 
 def model_kind(model: str) -> str:
-    """Which recipes a model starts from: 'student' for Vision Transformers, 'teacher' for CNNs."""
-    return 'student' if model.rsplit('/', 1)[-1].startswith(STUDENT_FAMILIES) else 'teacher'
+    """Which recipes a model starts from: 'teacher' for classical CNNs, 'student' for everything else."""
+    return 'teacher' if model.rsplit('/', 1)[-1].startswith(TEACHER_FAMILIES) else 'student'
 
 
 def recipe_names() -> list[str]:

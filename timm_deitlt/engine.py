@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from timm.models.deit import VisionTransformerDistilled
 from timm.task.evaluator import evaluation_sample_limit
 from timm.utils import dispatch_clip_grad, distribute_bn, unwrap_model
 from torch import Tensor, nn
@@ -265,7 +266,7 @@ class Meter:
 
 def expert_logits(model: nn.Module, images: Tensor, experts: tuple[str, ...]) -> dict[str, Tensor]:
     """Logits `[B, num_classes]` of each expert from one forward pass; 'mean' is the mean of the others'."""
-    if hasattr(model, 'head_dist'):
+    if isinstance(model, VisionTransformerDistilled):
         features = model.forward_features(images)
         logits = {'cls': model.head(model.head_drop(features[:, 0]))}
         if 'dist' in experts:

@@ -14,7 +14,7 @@ from .progress import Progress
 
 _logger = logging.getLogger(__name__)
 
-# Options of parameter groups that flags decide; learning rates are the schedule's
+# Options of parameter groups that flags decide; the learning rate is the schedule's, if there is one
 FLAG_OPTIONS = ('weight_decay', 'momentum', 'betas', 'eps', 'rho', 'adaptive', 'lr_scale')
 
 
@@ -57,7 +57,8 @@ def restore(trainer: Trainer, checkpoint: dict[str, Any], source: str, with_opti
             load_weights(unwrap_model(ema), weights, f'the EMA of {source}')
     if with_optimizer:
         groups = trainer.optimizer.param_groups
-        options = [{name: group[name] for name in FLAG_OPTIONS if name in group} for group in groups]
+        names = FLAG_OPTIONS if trainer.scheduler is not None else (*FLAG_OPTIONS, 'lr')
+        options = [{name: group[name] for name in names if name in group} for group in groups]
         try:
             trainer.optimizer.load_state_dict(checkpoint['optimizer'])
         except (KeyError, ValueError) as error:

@@ -59,11 +59,11 @@ class Progress:
             return
         rate = self.done * self.images_per_update / (time.perf_counter() - self.started)
         if self.bar is not None:
-            self.bar.set_postfix_str(f'epoch {self.epoch} loss {meter.loss():.3f} {rate:.0f} img/s')
+            self.bar.set_postfix_str(f'epoch {self.epoch + 1} loss {meter.loss():.3f} {rate:.0f} img/s')
         else:
             _logger.info(
-                f'{self.title} epoch {self.epoch} [{index + 1}/{self.updates}] loss {meter.loss():.3f} lr {lr:.2e} '
-                f'{rate:.0f} img/s, {self._left()} left')
+                f'{self.title} epoch {self.epoch + 1}/{self.epochs} [{index + 1}/{self.updates}] '
+                f'loss {meter.loss():.3f} lr {lr:.2e} {rate:.0f} img/s, {self._left()} left')
 
     def _left(self) -> str:
         total = (self.epochs - self.start_epoch) * self.updates

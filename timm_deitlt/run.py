@@ -1,43 +1,41 @@
 """A run as functions: what train.py, validate.py and the tests call."""
 import argparse
-import ctypes
 import importlib
 import json
 import logging
 import os
-import platform
-import subprocess
 import time
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy
-import timm
 import torch
-import torchvision
-from timm.layers import set_fused_attn
 from timm.models import safe_model_name
 from timm.task.evaluator import evaluation_sample_limit
 from timm.utils import init_distributed_device, unwrap_model
 from torch import nn
 
 from .build.data import Data, build_data, build_eval_loader
-from .build.model import build_model, check_student
+from .build.device import choose_device, local_device
+from .build.model import build_model, check_student, drw_start, drw_targets
 from .build.trainer import build_trainer, choose_precision
-from .checkpoint import load_checkpoint, load_weights
+from .checkpoint import load_checkpoint, load_weights, write_text
 from .config import args_to_yaml, describe_defaults, validate_args
 from .engine import Trainer, evaluate
 from .evaluation import ShotEvaluator, format_table
 from .fit import fit, restore
 from .folder import RunFolder, tensorboard_tracker, wandb_tracker
+from .results import EXPERTS, final_table, plain_json, run_result, versions
 from .teachers import NO_NETWORK, NO_WEIGHTS, Teacher, cache_key, cached_or_trained, from_file, teacher_args
-from .version import __version__
 
 _logger = logging.getLogger(__name__)
 
-EXPERTS = ('mean', 'cls', 'dist')
+# Settings that may differ when a run goes on, without a word
+NOT_OF_THE_RUN = {
+    'experiment', 'branch_from', 'output', 'resume', 'device', 'workers', 'teacher_cache', 'data_dir', 'stop_epoch',
+    'log_interval', 'validation_batch_size', 'log_tensorboard', 'log_wandb', 'save_images', 'pin_mem',
+}
 
 
 def train(args: argparse.Namespace) -> dict[str, Any]:
@@ -61,8 +59,10 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     data = build_data(args)
     _logger.info(_describe_data(data))
     student = check_student(args, data)  # what does not fit is an error before the teacher is trained
+    _logger.info(_describe_stages(args))
     if checkpoint is not None:
         _check_checkpoint(checkpoint, source, args, data)
+        _report_changes(checkpoint, source, args)
         load_weights(student, checkpoint['state_dict'], source)
     del student
     teacher = resolve_teacher(args, data)
@@ -74,7 +74,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     start_epoch = 0
     if checkpoint is not None:
         start_epoch = restore(trainer, checkpoint, source, with_optimizer=not args.no_resume_opt)
-    folder = RunFolder(path, primary)
+    folder = RunFolder(path if args.experiment or not primary else _claim(path), primary)
     if checkpoint is not None:
         folder.rewind(start_epoch if args.resume else 0)
         _logger.info(f'Going on with epoch {start_epoch} from {source}')
@@ -85,7 +85,8 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     wrap(trainer, args, device)
     record = {'experts': list(trainer.task.experts), 'data': data.describe(_test_counts(data))}
     metrics = fit(trainer, folder, args, record, start_epoch)
-    result = _result(args, data, trainer, folder, metrics, teacher, teacher_metrics, time.perf_counter() - start)
+    result = plain_json(run_result(
+        args, data, trainer, folder, metrics, teacher, teacher_metrics, time.perf_counter() - start))
     folder.save_metrics(result)
     _logger.info('\n' + final_table(result, data.shots))
     if data.bad_images:
@@ -106,36 +107,6 @@ def _import_modules(args: argparse.Namespace) -> None:
             (args.log_tensorboard, 'tensorboard', "'timm_deitlt[report]'"), (args.log_wandb, 'wandb', 'wandb')):
         if wanted and not find_spec(module):
             raise ValueError(f'--log-{module} needs {module}: pip install {package}.')
-
-
-def choose_device(args: argparse.Namespace) -> None:
-    """Settle on a device, and on what is fastest there.
-
-    Raises:
-        ValueError: If the device cannot be used.
-    """
-    args.device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
-    try:
-        torch.empty(0, device=_local_device(args))
-    except (AssertionError, RuntimeError) as error:
-        raise ValueError(
-            f'--device {args.device} cannot be used ({str(error).splitlines()[0]}): leave it out, or give --device '
-            'cpu.') from error
-    # on CPUs plain matrix products are about twice as fast as the fused kernel, forward and backward
-    set_fused_attn(args.device != 'cpu')
-    if args.device == 'cpu':
-        keep_freed_memory()
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep freed memory for the next step, where it would return it to the system and ask for it again."""
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return  # another C library
-    largest = 2 ** 31 - 1
-    for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
-        mallopt(parameter, largest)
 
 
 def _starting_point(args: argparse.Namespace) -> tuple[dict[str, Any] | None, str, Path]:
@@ -165,6 +136,18 @@ def _starting_point(args: argparse.Namespace) -> tuple[dict[str, Any] | None, st
     return (load_checkpoint(source) if source else None), source, path
 
 
+def _claim(path: Path) -> Path:
+    """Make the folder of a dated run; another run of the same second has another one."""
+    for number in range(1, 1000):
+        folder = path if number == 1 else path.with_name(f'{path.name}-{number}')
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+    raise ValueError(f'{path} and 998 more exist: give an --experiment name.')
+
+
 def _check_writable(folder: Path) -> None:
     existing = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
     if not os.path.isdir(existing) or not os.access(existing, os.W_OK):
@@ -184,13 +167,20 @@ def _check_checkpoint(checkpoint: dict[str, Any], source: str, args: argparse.Na
             f"The checkpoint {source} was trained on other images ({checkpoint.get('data', {}).get('name')}, counts "
             f"{str(checkpoint.get('data', {}).get('train_counts'))[:60]}): give the same data set, --imbalance-factor, "
             '--n-max, --split-seed and --val-fraction.')
+
+
+def _report_changes(checkpoint: dict[str, Any], source: str, args: argparse.Namespace) -> None:
+    before, now = vars(checkpoint['args']), vars(args)
+    changed = [
+        f'{name} {before[name]} -> {now[name]}' for name in sorted(now)
+        if name in before and before[name] != now[name] and name not in NOT_OF_THE_RUN
+    ]
+    if args.drw_start_epoch is None and drw_start(args) != drw_start(checkpoint['args']):
+        changed.append(f'start of stage two {drw_start(checkpoint["args"])} -> {drw_start(args)}')
     if args.branch_from:
-        before, now = vars(checkpoint['args']), vars(args)
-        changed = [
-            f'{name} {before[name]} -> {now[name]}' for name in sorted(now)
-            if name in before and before[name] != now[name] and name not in ('experiment', 'branch_from', 'output')
-        ]
         _logger.info(f'Branching from {source} after epoch {checkpoint["epoch"]}; changed: {"; ".join(changed) or "-"}')
+    elif changed:
+        _logger.warning(f'Not the run that {source} was: changed: {"; ".join(changed)}')
 
 
 def resolve_teacher(args: argparse.Namespace, data: Data) -> Teacher | None:
@@ -207,7 +197,7 @@ def resolve_teacher(args: argparse.Namespace, data: Data) -> Teacher | None:
 
     if args.teacher_checkpoint:
         return from_file(args, settings, data, create)
-    device = _local_device(args)
+    device = local_device(args)
     precision = choose_precision(settings, device)[2].split(' on ')[0]
     images = create(settings).pretrained_cfg
     key = cache_key(settings, data.train.fingerprint, data.train.class_names, images, precision)
@@ -230,12 +220,6 @@ def train_teacher(settings: argparse.Namespace, data: Data, path: Path, device: 
     record = {'experts': list(trainer.task.experts), 'data': data.describe(_test_counts(data))}
     fit(trainer, folder, settings, record, start_epoch, title='teacher')
     return unwrap_model(trainer.task.get_trainable_module())
-
-
-def _local_device(args: argparse.Namespace) -> torch.device:
-    if args.device.startswith('cuda') and 'LOCAL_RANK' in os.environ:
-        return torch.device('cuda', int(os.environ['LOCAL_RANK']))
-    return torch.device(args.device)
 
 
 def evaluate_teacher(args: argparse.Namespace, teacher: Teacher, data: Data, device: torch.device) -> dict[str, Any]:
@@ -281,6 +265,20 @@ def _test_counts(data: Data) -> list[int]:
     return list(getattr(data.evaluation, 'class_counts', [])) if data.evaluation is not None else []
 
 
+def _describe_stages(args: argparse.Namespace) -> str:
+    start = drw_start(args)
+    if start >= args.epochs:
+        return (
+            f'Stage two, which ends mixing and re-weights classes, would begin after {start} epochs: this run of '
+            f'{args.epochs} never reaches it. Give --drw-start-epoch.')
+    target = drw_targets(args, args.teacher not in NO_NETWORK)
+    mixing = 'mixing goes on' if args.keep_mixup_drw else 'mixing and label smoothing end'
+    words = f'Stage two begins with epoch {start + 1} of {args.epochs}: {mixing}, DRW on {target}.'
+    if args.warmup_epochs >= args.epochs:
+        words += f' The warm-up of {args.warmup_epochs} epochs lasts the whole run: lower --warmup-epochs.'
+    return words
+
+
 def _describe_data(data: Data) -> str:
     counts = sorted(data.train.class_counts, reverse=True)
     shown = ', '.join(map(str, counts if len(counts) <= 12 else counts[:5])) + (
@@ -291,75 +289,16 @@ def _describe_data(data: Data) -> str:
         f'{data.imbalance_factor:.4g}), {evaluation}. {data.shots.rule}')
 
 
-def _result(
-        args: argparse.Namespace,
-        data: Data,
-        trainer: Trainer,
-        folder: RunFolder,
-        metrics: dict[str, Any] | None,
-        teacher: Teacher | None,
-        teacher_metrics: dict[str, Any] | None,
-        seconds: float,
-) -> dict[str, Any]:
-    experts = (metrics or {}).get('experts', {})
-    test_counts = trainer.test_counts if metrics else []
-    train_seconds = sum(float(row['train_seconds']) for row in folder.rows)
-    images = trainer.loader.images_per_epoch * len(folder.rows)
-    result = {
-        **{expert: experts.get(expert) for expert in EXPERTS},
-        'teacher': None if teacher is None else {
-            'name': teacher.name, 'source': teacher.source, 'path': str(teacher.path), **(teacher_metrics or {})},
-        'shots': data.shots.describe(test_counts),
-        'data': {**data.describe(test_counts), 'bad_images': data.bad_images},
-        'model': args.model,
-        'epochs': trainer.epochs,
-        'epochs_trained': int(folder.rows[-1]['epoch']) + 1 if folder.rows else None,
-        'seed': args.seed,
-        'seconds': round(seconds, 1),
-        'train_images_per_second': round(images / train_seconds, 1) if train_seconds else None,
-        'versions': versions(),
-    }
-    if metrics and 'ema' in metrics:
-        result['ema'] = metrics['ema']
-    return result
-
-
-def final_table(result: dict[str, Any], shots: Any) -> str:
-    """The table that a run ends with: experts, EMA and teacher by shot."""
-    rows = {expert: result[expert] for expert in EXPERTS if result.get(expert)}
-    rows.update({f'ema {expert}': values for expert, values in result.get('ema', {}).items()})
-    if result['teacher'] and result['teacher'].get('top1') is not None:
-        rows['teacher'] = result['teacher']
-    return format_table(rows, shots, result['data']['test_counts'])
-
-
-def versions() -> dict[str, str]:
-    """Versions, commit and machine that a result was obtained with."""
-    here = Path(__file__).resolve().parent
-    git = subprocess.run(
-        ['git', '-C', str(here), 'describe', '--always', '--dirty', '--abbrev=12'], capture_output=True, text=True)
-    return {
-        'timm_deitlt': __version__,
-        'git': git.stdout.strip() or 'unknown',
-        'timm': timm.__version__,
-        'torch': torch.__version__,
-        'torchvision': torchvision.__version__,
-        'numpy': numpy.__version__,
-        'python': platform.python_version(),
-        'machine': f'{platform.machine()}, {os.cpu_count()} cores' + (
-            f', {torch.cuda.get_device_name()}' if torch.cuda.is_available() else ''),
-    }
-
-
 def validate(path: str, overrides: dict[str, Any]) -> dict[str, Any]:
-    """Evaluate the checkpoint of a run, every expert by shot.
+    """Evaluate the checkpoint of a run, every expert and the EMA by shot.
 
     Args:
         path: Folder of a run, or one of its checkpoints.
-        overrides: Settings that differ from the run's, such as `data_dir` or `device`.
+        overrides: Settings that differ from the run's, such as `data_dir`, `val_split` or `device`.
 
     Returns:
-        As metrics.json, without what belongs to training.
+        As metrics.json; what belongs to training is taken from the metrics.json of the run, and None without one. It is
+        saved as validation.json in the folder of the checkpoint.
     """
     file = Path(path) / 'last.pth.tar' if Path(path).is_dir() else Path(path)
     checkpoint = load_checkpoint(file)
@@ -367,30 +306,41 @@ def validate(path: str, overrides: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f'{file} was not written by this train.py: it names no settings and no experts.')
     args = argparse.Namespace(**{**vars(checkpoint['args']), **NO_WEIGHTS, 'device': None, **overrides})
     choose_device(args)
-    data = build_data(args)
-    _check_checkpoint(checkpoint, str(file), argparse.Namespace(**{**vars(args), 'branch_from': None}), data)
+    data = build_data(args, evaluate_split=overrides.get('val_split'))
+    _check_checkpoint(checkpoint, str(file), args, data)
     if data.evaluation is None:
         raise ValueError('There are no evaluation images: give --val-split.')
     device = torch.device(args.device)
     model = build_model(args, data.train.num_classes).to(device)
-    load_weights(model, checkpoint['state_dict'], str(file))
     loader = build_eval_loader(args, data.evaluation, model.pretrained_cfg, device)
-    evaluator = ShotEvaluator(data.shots, experts=tuple(checkpoint['experts']), device=device)
     autocast, _, words = choose_precision(args, device)
     _logger.info(f'Precision: {words}')
     start = time.perf_counter()
-    metrics = evaluate(model, loader, evaluator, autocast)
+    metrics = {}
+    for name, key in (('experts', 'state_dict'), ('ema', 'state_dict_ema')):
+        if key in checkpoint:
+            load_weights(model, checkpoint[key], str(file))
+            evaluator = ShotEvaluator(data.shots, experts=tuple(checkpoint['experts']), device=device)
+            metrics[name] = evaluate(model, loader, evaluator, autocast)
     seconds = time.perf_counter() - start
-    result = {
-        **{expert: metrics.get(expert) for expert in EXPERTS},
-        'teacher': None,
+    trained = file.parent / 'metrics.json'
+    trained = json.loads(trained.read_text()) if trained.is_file() else {}
+    result = plain_json({
+        **{expert: metrics['experts'].get(expert) for expert in EXPERTS},
+        **{key: value for key, value in metrics.items() if key == 'ema'},
+        'teacher': trained.get('teacher'),
         'shots': data.shots.describe(evaluator.test_counts),
         'data': {**data.describe(evaluator.test_counts), 'bad_images': data.bad_images},
         'model': args.model,
+        'epochs': args.epochs,
         'epochs_trained': checkpoint['epoch'] + 1,
         'seed': args.seed,
-        'eval_images_per_second': round(sum(evaluator.test_counts) / seconds, 1),
+        'seconds': trained.get('seconds'),
+        'train_images_per_second': trained.get('train_images_per_second'),
+        'eval_images_per_second': round(sum(evaluator.test_counts) * len(metrics) / seconds, 1),
         'versions': versions(),
-    }
+    })
+    if os.access(file.parent, os.W_OK):
+        write_text(file.parent / 'validation.json', json.dumps(result, indent=2) + '\n')
     _logger.info('\n' + final_table(result, data.shots))
     return result

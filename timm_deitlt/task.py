@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
+from timm.models.deit import VisionTransformerDistilled
 from timm.task import ClassificationTask, TokenDistillationTask
 from timm.utils import unwrap_model
 from torch import Tensor, nn
@@ -61,7 +62,8 @@ class ClassifierTask(_ShotEvaluation, ClassificationTask):
         model: Model with one classifier, or timm's distilled ViT.
         criterion: Loss of logits `[B, C]` and targets; its `set_epoch`, if any, is called by `set_epoch`.
         experts: ('cls',) trains one classifier; of a distilled ViT the DIST token and its head are then frozen, the
-            head at zero, so that timm's own evaluation, the mean of both, still ranks classes as CLS does.
+            head at zero, so that timm's own evaluation, the mean of both, ranks classes as CLS does; its logits are
+            half of CLS's.
             ('cls', 'dist') trains both tokens on the labels, with the mean of both losses.
         shots: Groups of classes for `create_evaluator`.
         kwargs: `device`, `dtype` and `verbose` as in timm.
@@ -80,7 +82,7 @@ class ClassifierTask(_ShotEvaluation, ClassificationTask):
             raise ValueError(f"experts={experts!r} is unknown: use ('cls',) or ('cls', 'dist').")
         self.experts = ('mean', *experts)
         self.shots = shots
-        distilled = hasattr(model, 'set_distilled_training') and hasattr(model, 'dist_token')
+        distilled = isinstance(model, VisionTransformerDistilled)
         if 'dist' in experts and not distilled:
             raise ValueError(f'{type(model).__name__} has no DIST token to train on the labels: use a deit_lt model.')
         if distilled:

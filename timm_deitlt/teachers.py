@@ -94,7 +94,9 @@ def split_name(name: str) -> tuple[str, str]:
             base, kind = name.removesuffix(f'_{suffix}'), suffix
             break
     for architecture in (f'{base}_cifar', base):
-        if timm.is_model(architecture) and ('.' in base) <= (architecture == base):  # timm overlooks what follows a tag
+        if '.' in base and architecture != base:
+            continue  # timm overlooks what follows a tag
+        if timm.is_model(architecture):
             return architecture, kind
     ours = [model.removesuffix('_cifar') for model in timm.list_models('*_cifar')]
     known = [*NO_NETWORK, *ours, *(f'{model}_{kind}' for model in ours for kind in KINDS)]

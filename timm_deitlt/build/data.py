@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL import Image
 from timm.data import Mixup, create_transform
 from torch.utils.data import IterableDataset
 
@@ -64,8 +65,12 @@ class Data:
         }
 
 
-def build_data(args: argparse.Namespace) -> Data:
-    """Make training and evaluation sets; hold out a part of the training images where there is no other."""
+def build_data(args: argparse.Namespace, evaluate_split: str | None = None) -> Data:
+    """Make training and evaluation sets; hold out a part of the training images where there is no other.
+
+    The part held out is written into `args.val_fraction`. With `evaluate_split` the evaluation set is that split, even
+    where a part of the training images was held out.
+    """
     benchmark = BENCHMARKS.get(args.dataset)
     common = dict(
         root=args.data_dir,
@@ -94,6 +99,10 @@ def build_data(args: argparse.Namespace) -> Data:
     iterable = isinstance(train, IterableDataset)
     fraction, evaluated_on = args.val_fraction, f'split {args.val_split!r}'
     if benchmark:
+        if args.val_split in ('train', 'training'):
+            raise ValueError(
+                f'--val-split {args.val_split} would evaluate {args.dataset} on its training images: leave it out for '
+                'the test images, or give --val-fraction to hold a part of the training images out.')
         evaluated_on = 'the test images'
     elif (
             args.val_split and not fraction and args.dataset in FOLDER_DATASETS and args.data_dir
@@ -107,6 +116,7 @@ def build_data(args: argparse.Namespace) -> Data:
             f'{flag} needs images that can be indexed, but {args.dataset!r} is read as a stream. Leave {flag} out'
             f'{", and give a --val-split" if fraction else ""}.')
     evaluation = None
+    args.val_fraction = fraction
     if fraction:
         train, evaluation, small = holdout(train, fraction, args.split_seed)
         evaluated_on = f'{100 * fraction:g} % of the training images, held out'
@@ -116,10 +126,11 @@ def build_data(args: argparse.Namespace) -> Data:
         if small:
             names = ', '.join(train.class_names[label] for label in small[:10])
             _logger.warning(f'{len(small)} class(es) are too small to hold out an image and are not evaluated: {names}')
-    elif args.val_split:
+    if evaluate_split or (args.val_split and not fraction):
+        evaluated_on = f'split {evaluate_split!r}' if evaluate_split else evaluated_on
         evaluation = create_dataset(
             args.dataset,
-            split=args.val_split,
+            split=evaluate_split or args.val_split,
             num_samples=args.val_num_samples,
             is_training=False,
             class_counts_file=args.class_counts,
@@ -130,6 +141,7 @@ def build_data(args: argparse.Namespace) -> Data:
         raise ValueError(
             f'--num-classes {args.num_classes} differs from the {train.num_classes} classes of the data set; leave the '
             'flag out.')
+    _check_channels(args, common['input_img_mode'])
     counts = list(train.class_counts)
     return Data(
         train=train,
@@ -140,6 +152,14 @@ def build_data(args: argparse.Namespace) -> Data:
         imbalance_factor=max(counts) / min(counts),
         split_seed=args.split_seed,
     )
+
+
+def _check_channels(args: argparse.Namespace, mode: str) -> None:
+    channels = input_channels(args)
+    if len(Image.new(mode, (1, 1)).getbands()) != channels:
+        raise ValueError(
+            f'Images of mode {mode} do not have {channels} channels (--in-chans): give --input-img-mode, such as L for '
+            '1, RGB for 3, RGBA for 4.')
 
 
 def input_channels(args: argparse.Namespace) -> int:

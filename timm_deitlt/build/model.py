@@ -9,6 +9,7 @@ from typing import Any
 import timm
 import torch
 from timm.data import resolve_data_config
+from timm.models.deit import VisionTransformerDistilled
 from timm.optim import create_optimizer_v2, list_optimizers, optimizer_kwargs
 from torch import nn
 
@@ -63,11 +64,13 @@ def check_student(args: argparse.Namespace, data: Data) -> nn.Module:
             a teacher trains.
     """
     model = build_model(args, data.train.num_classes)
-    if args.teacher != 'none' and not hasattr(model, 'dist_token'):
+    if args.teacher != 'none' and not isinstance(model, VisionTransformerDistilled):
         raise ValueError(
             f'--teacher {args.teacher} trains a DIST token, which {args.model} does not have: use a deit_lt model, or '
             '--teacher none.')
     build_optimizer(argparse.Namespace(**{**vars(args), 'lr': args.lr or 1.}), model, args.batch_size)
+    counts = list(data.train.class_counts)
+    build_label_loss(args, data.train.num_classes, counts, drw_targets(args, args.teacher != 'none') in ('cls', 'both'))
     build_train_transform(args, model.pretrained_cfg)
     build_mixup(args, data.train.num_classes)
     if args.torchcompile:
@@ -226,12 +229,13 @@ def build_optimizer(args: argparse.Namespace, model: nn.Module, global_batch_siz
         raise ValueError(
             f'Unknown optimizer {args.opt!r}{"; did you mean " + " or ".join(near) + "?" if near else "."} '
             'timm.optim.list_optimizers() lists what there is; SAM is samsgd or samadamw.')
-    if not args.lr:
+    lr = args.lr
+    if not lr:
         ratio = global_batch_size / args.lr_base_size
         scale = args.lr_base_scale or ('sqrt' if any(word in name for word in ('ada', 'lamb')) else 'linear')
-        args.lr = args.lr_base * (ratio ** 0.5 if scale == 'sqrt' else ratio)
-        _logger.info(f'Learning rate {args.lr:.3g}: {args.lr_base} for {args.lr_base_size} images, {scale} in batch')
-    kwargs = dict(optimizer_kwargs(cfg=args), filter_bias_and_bn=args.filter_bias_and_bn)
+        lr = args.lr_base * (ratio ** 0.5 if scale == 'sqrt' else ratio)
+        _logger.info(f'Learning rate {lr:.3g}: {args.lr_base} for {args.lr_base_size} images, {scale} in batch')
+    kwargs = dict(optimizer_kwargs(cfg=args), lr=lr, filter_bias_and_bn=args.filter_bias_and_bn)
     if name in FUSED_OPTIMIZERS:
         kwargs['fused'] = True
     if name.startswith('sam'):

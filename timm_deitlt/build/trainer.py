@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from timm.data import resolve_data_config
-from timm.layers import convert_sync_batchnorm, set_fast_norm, set_fused_attn
+from timm.layers import convert_sync_batchnorm, set_fast_norm
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from torch import nn
 
@@ -48,8 +48,6 @@ def build_trainer(
 ) -> Trainer:
     """Everything a run trains with, on its device and wrapped for its ranks."""
     seed_everything(args.seed)
-    # on CPUs plain matrix products are about twice as fast as the fused kernel, forward and backward
-    set_fused_attn(device.type != 'cpu')
     if args.fast_norm:
         set_fast_norm()
     num_classes = data.train.num_classes

@@ -58,7 +58,8 @@ class MicroBatchSampler(Sampler):
         rank: This rank.
         repeats: Views of each image in an epoch (repeated augmentation); 0 or 1 for none. An epoch keeps its length,
             so it then holds 1 / repeats of the images.
-        even: Drop one image of an odd last micro-batch, as Mixup pairs them.
+        even: Drop one image of an odd last micro-batch, as Mixup pairs them. A last micro-batch of a single image,
+            which BatchNorm cannot normalise, is always dropped.
         seed: Seed of the run.
     """
 
@@ -84,7 +85,7 @@ class MicroBatchSampler(Sampler):
         self.repeat_sampler = RepeatAugSampler(
             range(num_images), num_replicas=1, rank=0, num_repeats=repeats) if repeats > 1 else None
         length = len(self.repeat_sampler) if self.repeat_sampler else num_images
-        if even and length % batch_size % 2:
+        if length % batch_size == 1 < length or even and length % batch_size % 2:
             length -= 1
         self.images_per_epoch = length
         self.updates_per_epoch = math.ceil(length / self.per_update)

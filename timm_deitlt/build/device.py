@@ -1,0 +1,43 @@
+"""Where a run computes, and what is fastest there."""
+import argparse
+import ctypes
+import os
+
+import torch
+from timm.layers import set_fused_attn
+
+
+def choose_device(args: argparse.Namespace) -> None:
+    """Settle on a device, and on what is fastest there.
+
+    Raises:
+        ValueError: If the device cannot be used.
+    """
+    args.device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    try:
+        torch.empty(0, device=local_device(args))
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(
+            f'--device {args.device} cannot be used ({str(error).splitlines()[0]}): leave it out, or give --device '
+            'cpu.') from error
+    # on CPUs plain matrix products are about twice as fast as the fused kernel, forward and backward
+    set_fused_attn(args.device != 'cpu')
+    if args.device == 'cpu':
+        keep_freed_memory()
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory for the next step, where it would return it to the system and ask for it again."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return  # another C library
+    largest = 2 ** 31 - 1
+    for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+        mallopt(parameter, largest)
+
+
+def local_device(args: argparse.Namespace) -> torch.device:
+    if args.device.startswith('cuda') and 'LOCAL_RANK' in os.environ:
+        return torch.device('cuda', int(os.environ['LOCAL_RANK']))
+    return torch.device(args.device)
