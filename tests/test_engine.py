@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from conftest import TINY, TINY_TEACHER, last_json, run_script
 from PIL import Image
 from timm.data import Mixup
+from timm.scheduler import create_scheduler_v2
 from timm.task import TokenDistillationTask
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
@@ -391,7 +392,12 @@ def test_options_of_flags_win_over_those_of_the_checkpoint(tmp_path):
     optimizer = SAMSGD(task.trainable_module.parameters(), rho=.1, lr=.1, momentum=.8, weight_decay=.2)
     restore(trainer(task, optimizer), load_checkpoint(tmp_path / 'last'), 'last')
     group = optimizer.param_groups[0]
-    assert (group['rho'], group['momentum'], group['weight_decay'], group['lr']) == (.1, .8, .2, .3)
+    assert (group['rho'], group['momentum'], group['weight_decay'], group['lr']) == (.1, .8, .2, .1)
+
+    scheduled = trainer(task, optimizer)
+    scheduled.scheduler, _ = create_scheduler_v2(optimizer, 'cosine', num_epochs=2, min_lr=0.)
+    restore(scheduled, load_checkpoint(tmp_path / 'last'), 'last')
+    assert optimizer.param_groups[0]['lr'] == pytest.approx(.05), 'with a schedule the rate is the schedule\'s'
 
 
 def test_crash_inside_torch_save_leaves_the_old_checkpoint_and_nothing_else(tmp_path, monkeypatch):

@@ -327,11 +327,17 @@ def test_no_warning_about_groups_of_30_images_or_without_classes():
     assert 'warning: tail' in format_table({}, Shots.from_counts([5, 2]), [30, 29])
 
 
+def test_table_without_test_images_says_so_once():
+    table = format_table({}, Shots.from_counts([9, 5, 2], (1, 2)), [0, 0, 0])
+    assert table.count('warning') == 1 and 'nothing was evaluated' in table
+
+
 def test_table_fits_80_columns():
     counts = [1280 - i for i in range(1000)]
-    table = format_table({'mean (ema)': {**ROW, 'top5': 100.}}, Shots.from_counts(counts, (390, 835)), [0] * 1000)
+    shots = Shots.from_counts(counts, (390, 835))
+    table = format_table({'mean (ema)': {**ROW, 'top5': 100.}}, shots, [9] * 10 + [0] * 990)
     assert max(map(len, table.splitlines())) <= 80
-    assert 'and 990 more' in ' '.join(table.split())
+    assert 'and 980 more' in ' '.join(table.split())
 
 
 def test_examples_in_the_documentation_run():

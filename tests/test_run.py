@@ -14,7 +14,7 @@ import yaml
 from conftest import ROOT, TINY, TINY_TEACHER, last_json, run_script
 
 from timm_deitlt.config import parse_args
-from timm_deitlt.run import train
+from timm_deitlt.run import _claim, train
 
 EPOCHS = ['--epochs', '3', '--drw-start-epoch', '2']
 
@@ -237,3 +237,38 @@ def test_interrupt_leaves_the_last_checkpoint_and_says_how_to_go_on(tmp_path):
     assert process.returncode == 130
     assert '--resume auto' in stderr and 'Traceback' not in stderr
     assert weights(tmp_path / 'run')['epoch'] >= 0
+
+
+def test_run_without_evaluation_keeps_its_results(tmp_path):
+    result, _ = run_here(tmp_path, '--epochs', '1', '--teacher', 'none', '--val-split', '')
+    assert result['mean'] is None and result['data']['test_counts'] == [0] * 10
+    assert json.loads((tmp_path / 'run' / 'metrics.json').read_text()) == result
+
+
+def test_dated_runs_of_the_same_second_have_folders_of_their_own(tmp_path):
+    first, second = _claim(tmp_path / 'now'), _claim(tmp_path / 'now')
+    assert (first, second) == (tmp_path / 'now', tmp_path / 'now-2')
+
+
+def test_validation_evaluates_the_ema_and_leaves_the_runs_metrics_alone(reference):
+    _, output, done = reference
+    before = (output / 'whole' / 'metrics.json').read_bytes()
+    result = last_json(run_script(output / 'whole', script='validate.py'))
+    assert result['ema']['mean']['top1'] == last_json(done)['ema']['mean']['top1']
+    assert result['teacher'] == last_json(done)['teacher'] and result['epochs'] == 3
+    assert (output / 'whole' / 'metrics.json').read_bytes() == before
+    assert json.loads((output / 'whole' / 'validation.json').read_text()) == result
+
+
+def test_a_held_out_run_can_be_validated_on_the_test_images(tmp_path):
+    run_here(tmp_path, '--epochs', '1', '--teacher', 'none', '--val-fraction', '.2')
+    held_out = last_json(run_script(tmp_path / 'run', script='validate.py'))
+    tested = last_json(run_script(tmp_path / 'run', '--val-split', 'test', script='validate.py'))
+    assert sum(held_out['data']['test_counts']) < sum(tested['data']['test_counts']) == 340
+
+
+def test_changed_settings_of_a_resumed_run_are_said(tmp_path, caplog):
+    run_here(tmp_path, '--epochs', '2', '--teacher', 'none', '--stop-epoch', '1')
+    with caplog.at_level('WARNING'):
+        run_here(tmp_path, '--epochs', '2', '--teacher', 'none', '--resume', 'auto', '--weight-decay', '.5')
+    assert 'weight_decay 0.05 -> 0.5' in caplog.text

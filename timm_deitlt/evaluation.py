@@ -287,12 +287,14 @@ def format_table(
 
 def _notes(groups: Mapping[str, Any]) -> list[str]:
     notes = [f"groups: {groups['rule']}"]
+    if not any(groups[group]['test_images'] for group in GROUPS):
+        return [*notes, 'warning: nothing was evaluated, there are no test images']
     for group in GROUPS:
         count = groups[group]['test_images']
-        if groups[group]['classes'] and 0 < count < 30:
+        if groups[group]['classes'] and count < 30:
             notes.append(f'warning: {group} has fewer than 30 test images ({count}): its accuracy is coarse')
     missing = groups['missing_classes']
-    if missing and any(groups[group]['test_images'] for group in GROUPS):
+    if missing:
         named = ', '.join(map(str, missing[:10])) + (f' and {len(missing) - 10} more' if len(missing) > 10 else '')
         notes.append(f'warning: no test images of class {named}; every mean leaves them out')
     return notes
