@@ -208,7 +208,6 @@ def test_student_trained_with_sam_and_clipping(tmp_path, shared_teachers):
 
 
 def test_save_images_and_tensorboard_leave_files(tmp_path):
-    pytest.importorskip('tensorboard')
     run_here(tmp_path, '--epochs', '1', '--teacher', 'none', '--save-images', '--log-tensorboard')
     assert list((tmp_path / 'run').glob('train-batch-0-*.jpg'))
     assert list((tmp_path / 'run').glob('events.out.tfevents.*'))
