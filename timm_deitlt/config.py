@@ -249,11 +249,6 @@ def args_to_yaml(args: argparse.Namespace) -> str:
     return yaml.safe_dump({key: getattr(args, key) for key in _settings()}, default_flow_style=None, width=118)
 
 
-def save_args(args: argparse.Namespace, path: str | Path) -> None:
-    """Write `args_to_yaml` to a file."""
-    Path(path).write_text(args_to_yaml(args), encoding='utf-8')
-
-
 def validate_args(args: argparse.Namespace) -> None:
     """Check what can be checked before data and models are touched.
 

@@ -96,27 +96,8 @@ def build_data(args: argparse.Namespace, evaluate_split: str | None = None) -> D
         is_training=True,
         **common,
     )
-    iterable = isinstance(train, IterableDataset)
-    fraction, evaluated_on = args.val_fraction, f'split {args.val_split!r}'
-    if benchmark:
-        if args.val_split in ('train', 'training'):
-            raise ValueError(
-                f'--val-split {args.val_split} would evaluate {args.dataset} on its training images: leave it out for '
-                'the test images, or give --val-fraction to hold a part of the training images out.')
-        evaluated_on = 'the test images'
-    elif (
-            args.val_split and not fraction and args.dataset in FOLDER_DATASETS and args.data_dir
-            and not has_split(args.data_dir, args.val_split)
-    ):
-        fraction = DEFAULT_VAL_FRACTION
-        _logger.info(f'{args.data_dir} has no {args.val_split!r} split.')
-    if iterable and (fraction or args.aug_repeats):
-        flag = '--val-fraction' if fraction else '--aug-repeats'
-        raise ValueError(
-            f'{flag} needs images that can be indexed, but {args.dataset!r} is read as a stream. Leave {flag} out'
-            f'{", and give a --val-split" if fraction else ""}.')
-    evaluation = None
-    args.val_fraction = fraction
+    evaluation, evaluated_on = None, 'the test images' if benchmark else f'split {args.val_split!r}'
+    fraction = args.val_fraction = _fraction_to_hold_out(args, isinstance(train, IterableDataset))
     if fraction:
         train, evaluation, small = holdout(train, fraction, args.split_seed)
         evaluated_on = f'{100 * fraction:g} % of the training images, held out'
@@ -152,6 +133,27 @@ def build_data(args: argparse.Namespace, evaluate_split: str | None = None) -> D
         imbalance_factor=max(counts) / min(counts),
         split_seed=args.split_seed,
     )
+
+
+def _fraction_to_hold_out(args: argparse.Namespace, iterable: bool) -> float | None:
+    """Part of the training images to evaluate on: as given, else a tenth of a folder without the evaluation split."""
+    fraction = args.val_fraction
+    if args.dataset in BENCHMARKS and args.val_split in ('train', 'training'):
+        raise ValueError(
+            f'--val-split {args.val_split} would evaluate {args.dataset} on its training images: leave it out for '
+            'the test images, or give --val-fraction to hold a part of the training images out.')
+    if (
+            args.val_split and not fraction and args.dataset in FOLDER_DATASETS and args.data_dir
+            and not has_split(args.data_dir, args.val_split)
+    ):
+        fraction = DEFAULT_VAL_FRACTION
+        _logger.info(f'{args.data_dir} has no {args.val_split!r} split.')
+    if iterable and (fraction or args.aug_repeats):
+        flag = '--val-fraction' if fraction else '--aug-repeats'
+        raise ValueError(
+            f'{flag} needs images that can be indexed, but {args.dataset!r} is read as a stream. Leave {flag} out'
+            f'{", and give a --val-split" if fraction else ""}.')
+    return fraction
 
 
 def _check_channels(args: argparse.Namespace, mode: str) -> None:
