@@ -6,21 +6,26 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / 'timm_deitlt'
 FLOORS = [
-    ['version', 'benchmarks', 'flags', 'config'],
+    ['version', 'benchmarks', 'flags', 'config', 'checks'],
     ['models', 'data', 'optim', 'loss', 'evaluation', 'checkpoint'],
-    ['task'],
-    ['engine', 'progress', 'folder', 'fit'],
-    ['teachers'],
-    ['build', 'results', 'run'],
+    ['task', 'paco'],
+    ['meter', 'engine', 'progress', 'folder', 'fit'],
+    ['teachers', 'teacher_file'],
+    ['build', 'results', 'dry_run', 'run', 'validation'],
     ['cli'],
 ]
 # modules of one floor that may import each other, downward in this order
 PARTS = {
     'config': {'flags', 'benchmarks'},
-    'engine': {'progress'},
+    'paco': {'task'},
+    'progress': {'meter'},
+    'engine': {'meter', 'progress'},
     'fit': {'engine', 'folder', 'progress'},
     'results': {'build'},
-    'run': {'build', 'results'},
+    'teacher_file': {'teachers'},
+    'dry_run': {'build'},
+    'run': {'build', 'dry_run', 'results'},
+    'validation': {'build', 'results'},
 }
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 

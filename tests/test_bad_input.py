@@ -15,6 +15,7 @@ from timm_deitlt.build import data as build_data
 from timm_deitlt.cli import train_main, validate_main
 from timm_deitlt.config import parse_args
 from timm_deitlt.data.long_tail import UnreadableImageError
+from timm_deitlt.validation import validate
 
 SUBSET = TINY.index('--n-max')
 # the tiny student without the subset of the digits
@@ -310,7 +311,7 @@ def test_skipped_images_are_counted_in_the_log_and_in_the_metrics(tmp_path, capl
     assert result['data']['bad_images'] == 3 and result['data']['test_counts'] == [3, 3]
     assert json.loads((tmp_path / 'run' / 'metrics.json').read_text())['data']['bad_images'] == 3
     assert '3 unreadable image(s) were replaced by others of their class' in caplog.text
-    assert run.validate(str(tmp_path / 'run'), {})['data']['bad_images'] == 1
+    assert validate(str(tmp_path / 'run'), {})['data']['bad_images'] == 1
 
 
 def test_class_without_a_readable_image_is_an_error_even_if_bad_images_are_skipped(tmp_path):

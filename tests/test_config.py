@@ -3,23 +3,17 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
-from timm.optim import list_optimizers
-from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 
 import timm_deitlt
-from timm_deitlt.benchmarks import BENCHMARKS
+from timm_deitlt.checks import validate_args
 from timm_deitlt.config import (
     args_to_yaml,
     describe_defaults,
-    load_recipe,
     model_kind,
     parse_args,
-    recipe_names,
     recipes_for,
     resolve,
-    validate_args,
 )
 
 RECIPES = Path(timm_deitlt.__file__).parent / 'recipes'
@@ -158,66 +152,6 @@ def test_saved_settings_read_back_to_the_same_values(argv, tmp_path):
 
 
 # Recipe and config files
-
-def test_every_recipe_parses_and_opens_with_a_head_comment():
-    paths = sorted(RECIPES.rglob('*.yaml'))
-    names = [f'{path.parent.name}/{path.stem}' for path in paths]
-    assert len(names) == 14 and recipe_names() == sorted(names)
-    for path, name in zip(paths, names, strict=True):
-        head = re.match(r'(# .*\n)+', path.read_text()).group()
-        assert head.count('\n') >= 3 and '\n# Launch: python train.py ' in head and '\n# Source: ' in head, name
-        recipe = load_recipe(name)
-        assert recipe.is_recipe and set(recipe.values) == set(yaml.safe_load(path.read_text()))
-
-
-@pytest.mark.parametrize('path', sorted(RECIPES.rglob('*.yaml')), ids=lambda path: f'{path.parent.name}/{path.stem}')
-def test_launch_command_in_a_recipe_is_valid(path):
-    command, = re.findall(r'^# Launch: python train.py (.*)$', path.read_text(), re.M)
-    args = parse_args(command.split())
-    validate_args(args)
-    name = f'{path.parent.name}/{path.stem}'
-    assert name.startswith('teachers/') or name in args.sources.values()
-
-
-@pytest.mark.parametrize('name', recipe_names())
-def test_recipe_names_only_what_exists(name):
-    values = load_recipe(name).values
-    assert values.get('opt', 'adamw') in {'samsgd', 'samadamw', *list_optimizers()}
-    assert not {'model', 'dataset', 'data_dir', 'teacher'} & set(values)
-
-
-@pytest.mark.parametrize('benchmark', BENCHMARKS.values(), ids=BENCHMARKS)
-def test_recipes_of_a_benchmark_are_there_and_use_its_statistics(benchmark):
-    teacher = load_recipe(f'{benchmark.recipe}/teacher').values
-    student = load_recipe(f'{benchmark.recipe}/student').values
-    assert (tuple(teacher['mean']), tuple(teacher['std'])) == (benchmark.mean, benchmark.std)
-    if student['img_size'] != 224:  # the paper's students use ImageNet's
-        assert (tuple(student['mean']), tuple(student['std'])) == (benchmark.mean, benchmark.std)
-    for kind in ('student', 'teacher'):
-        validate_args(resolve({}, recipes_for(benchmark.name, kind)))
-
-
-def test_cifar_teacher_follows_the_published_schedule():
-    # Linear over 5 epochs to .1, a hundredth of it after 160 epochs and again after 180.
-    args = resolve({}, recipes_for('lt/cifar10', 'teacher'))
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.lr)
-    scheduler, epochs = create_scheduler_v2(optimizer, **scheduler_kwargs(args))
-    rates = []
-    for epoch in range(epochs):
-        rates.append(optimizer.param_groups[0]['lr'])
-        scheduler.step(epoch + 1)
-    expected = [.1 * min(epoch + 1, 5) / 5 * .01 ** ((epoch >= 160) + (epoch >= 180)) for epoch in range(200)]
-    assert rates == pytest.approx(expected, rel=1e-9)
-    assert args.drw_start_epoch == 160
-
-
-def test_student_recipe_is_the_papers():
-    args = resolve({}, ['default/student'])
-    assert args.lr_base * 128 * 2 / args.lr_base_size == pytest.approx(2.5e-4)
-    cifar = resolve({}, recipes_for('lt/cifar100', 'student'))
-    assert (cifar.lr, cifar.epochs, cifar.batch_size * cifar.grad_accum_steps) == (2.5e-4, 1200, 1024)
-    assert round(cifar.epochs * 11 / 12) == 1100 and cifar.drw_start_epoch is None
-
 
 @pytest.mark.parametrize('text, message', [
     ('epoch: 3', "unknown setting 'epoch'; did you mean epochs"),

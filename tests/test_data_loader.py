@@ -1,4 +1,5 @@
 """Batches as functions of seed, epoch and position."""
+import collections
 import random
 
 import numpy as np
@@ -83,25 +84,50 @@ def test_odd_last_micro_batch_loses_one_image_for_mixup_only():
         MicroBatchSampler(1, 8, even=True)
 
 
-@pytest.mark.parametrize(('num_images', 'updates'), [(12406, 12), (13996, 14), (10847, 11), (12608, 13)])
-@pytest.mark.parametrize(('world_size', 'accum'), [(1, 8), (2, 4), (4, 2), (8, 1)])
-def test_published_update_counts_on_any_number_of_devices(num_images, updates, world_size, accum):
-    sampler = MicroBatchSampler(num_images, 128, accum, world_size, 0, repeats=3, even=True)
-    assert sampler.updates_per_epoch == updates
+PUBLISHED = [(12406, 1024, 12), (13996, 1024, 14), (10847, 1024, 11), (12608, 1024, 13), (115846, 2048, 57), (
+    437513, 2048, 214)]
 
 
-def test_repeated_augmentation_draws_what_timms_sampler_draws_and_spreads_views():
-    sampler = MicroBatchSampler(600, 32, 4, repeats=3, seed=5)
+@pytest.mark.parametrize(('num_images', 'global_batch', 'updates'), PUBLISHED)
+@pytest.mark.parametrize('world_size', [1, 2, 4, 8])
+def test_published_update_counts_on_any_number_of_devices(num_images, global_batch, updates, world_size):
+    for rank in {0, world_size - 1}:
+        sampler = MicroBatchSampler(
+            num_images, 128, global_batch // 128 // world_size, world_size, rank, repeats=3, even=True)
+        assert sampler.updates_per_epoch == updates
+        assert sampler.images_per_epoch == num_images // 256 * 256
+
+
+@pytest.mark.parametrize(('num_images', 'length'), [
+    (100, 100), (300, 300), (568, 568), (2559, 2559), (2560, 2560), (2815, 2560), (12406, 12288)])
+@pytest.mark.parametrize('world_size', [1, 2, 4, 8])
+def test_repeated_augmentation_has_the_right_length_on_any_set(num_images, length, world_size):
+    updates = plans(num_images, 8, world_size, 8 // world_size, repeats=3)
+    views = collections.Counter(index for update in updates for indices, _ in update.values() for index in indices)
+    assert sum(views.values()) == length > .9 * num_images
+    assert len(updates) == -(-length // 64)
+    whole, rest = divmod(length, 3)
+    assert sorted(views.values()) == ([rest] if rest else []) + [3] * whole
+
+
+@pytest.mark.parametrize('num_images', [600, 2600])
+def test_repeated_augmentation_draws_what_timms_sampler_draws_and_spreads_views(num_images):
+    sampler = MicroBatchSampler(num_images, 32, 4, repeats=3, seed=5)
     sampler.set_epoch(2)
-    reference = RepeatAugSampler(range(600), num_replicas=1, rank=0, num_repeats=3)
+    reference = RepeatAugSampler(
+        range(num_images), num_replicas=1, rank=0, num_repeats=3, selected_round=256 if num_images == 2600 else 0)
     reference.set_epoch(derive_seed(5, 2))
     drawn = [index for batch in sampler.plan() for index in batch.indices]
     assert sorted(drawn) == sorted(reference)
-    assert len(drawn) == 600 // 256 * 256
+    assert len(drawn) == {600: 600, 2600: 2560}[num_images]
     first = sampler.plan()[0].indices
     assert len(set(first)) == len(first), 'views of one image lie in different micro-batches'
-    small = MicroBatchSampler(100, 32, repeats=3)
-    assert sum(len(b.indices) for b in small.plan()) == 100
+
+
+def test_places_of_different_depth_have_different_seeds():
+    paths = [(), (0,), (1,), (1, 0), (1, 0, 0), (0, 1), (2, 1), (3, 1, 0, 0), (3, 1, 0), (3, 1)]
+    assert len({derive_seed(*path) for path in paths}) == len(paths)
+    assert derive_seed(3, 1) == derive_seed(3, 1) < 2 ** 32
 
 
 def batches(epoch=1, workers=0, seed=0, **kwargs):

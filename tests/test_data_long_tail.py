@@ -149,13 +149,38 @@ def test_the_fingerprint_tells_sets_apart_but_not_folders(tmp_path):
     assert one.fingerprint == two.fingerprint == one.subset(range(4)).fingerprint
     renamed = folder_set(image_folder(tmp_path / 'z', ['a/0.png', 'a/2.png', 'b/0.png', 'b/1.png']))
     others = [
-        renamed, one.subset([0, 1, 2]), one.subset([1, 0, 2, 3]), one.subset(range(4), name='other'),
-        one.with_classes(['b', 'a']), one.with_classes(['a', 'b', 'c']),
+        renamed, one.subset([0, 1, 2]), one.subset([0, 1, 2, 2]), one.subset([0, 0, 1, 2]),
+        one.subset(range(4), name='other'),
         ClassificationSet(one.base, [0, 1, 1, 1], 'ab', 'folder', keys=one.keys),
+        ClassificationSet(one.base, [0, 0, 1, 1], 'ba', 'folder', keys=one.keys),
+        ClassificationSet(one.base, [0, 0, 1, 1], 'ab', 'folder'),
     ]
     assert len({one.fingerprint, *(other.fingerprint for other in others)}) == 1 + len(others)
     nameless = memory_set([0, 0, 1])
     assert nameless.subset([0, 2]).fingerprint != nameless.subset([1, 2]).fingerprint
+
+
+@pytest.mark.parametrize('keys', [None, ['z', 'b', 'k', 'a']])
+def test_the_fingerprint_knows_neither_class_order_nor_image_order(keys):
+    dataset = memory_set([0, 1, 0, 2], keys=keys)
+    others = [dataset.subset([3, 1, 0, 2]), dataset.with_classes('cab'), dataset.with_classes('bxca')]
+    assert {other.fingerprint for other in others} == {dataset.fingerprint}
+    assert others[1].class_names == ('c', 'a', 'b'), 'which is why the order is to be compared by itself'
+
+
+def test_classes_of_one_name_and_images_of_one_key_do_not_collapse():
+    fingerprints = [
+        ClassificationSet(Memory(3), targets, names, 'memory', keys=keys).fingerprint
+        for targets, names, keys in (
+            ([0, 1, 2], ['crane', 'ship', 'crane'], 'xyz'),
+            ([2, 1, 0], ['crane', 'ship', 'crane'], 'xyz'),
+            ([0, 1, 0], ['crane', 'ship', 'crane'], 'xyz'),
+            ([0, 1, 2], ['crane 0', 'ship 0', 'crane 1'], 'xyz'),
+            ([0, 1, 0], ['crane', 'ship', 'crane'], 'xyx'),
+            ([0, 1, 1], ['crane', 'ship', 'crane'], 'xyy'),
+        )
+    ]
+    assert len(set(fingerprints)) == len(fingerprints)
 
 
 def test_labels_follow_their_names_into_another_order():

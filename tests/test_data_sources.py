@@ -9,7 +9,7 @@ import pytest
 from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
 
 from timm_deitlt.benchmarks import BENCHMARKS
-from timm_deitlt.data import check_same_classes, create_dataset, long_tailed_indices
+from timm_deitlt.data import check_same_classes, create_dataset, long_tailed_indices, sources
 
 
 def cifar_files(root, monkeypatch, cifar, per_class):
@@ -124,6 +124,52 @@ def test_cifar_images_are_those_of_the_published_choice(tmp_path, monkeypatch, n
     check_same_classes(train, test)
     other = create_dataset(name, tmp_path, n_max=n_max, imbalance_factor=3, split_seed=1)
     assert other.class_counts == counts and other.fingerprint != train.fingerprint
+
+
+@pytest.mark.parametrize('profile', ['exp', 'step'])
+@pytest.mark.parametrize('name, factor, images', [
+    ('lt/cifar10', 100, 12406), ('lt/cifar10', 50, 13996), ('lt/cifar10', 10, None),
+    ('lt/cifar100', 100, 10847), ('lt/cifar100', 50, 12608), ('lt/cifar100', 10, None),
+])
+def test_cifar_has_exactly_the_published_counts_and_images(tmp_path, monkeypatch, name, factor, images, profile):
+    classes = BENCHMARKS[name].num_classes
+    targets = np.random.RandomState(7).permutation(np.repeat(np.arange(classes), 50000 // classes))
+
+    class Cifar:  # as torchvision reads it, but for the pixels
+        def __init__(self, root, train, download):
+            self.data, self.targets = np.arange(50000).reshape(-1, 1, 1, 1), targets.tolist()
+            self.classes = [f'fine {label}' for label in range(classes)]
+
+        def __len__(self):
+            return 50000
+
+    monkeypatch.setattr(sources, 'CIFAR10', Cifar)
+    monkeypatch.setattr(sources, 'CIFAR100', Cifar)
+    # Cao et al. know the factor as n_min / n_max
+    share = {100: 0.01, 50: 0.02, 10: 0.1}[factor]
+    if profile == 'exp':
+        counts = [int(50000 / classes * share ** (label / (classes - 1.0))) for label in range(classes)]
+    else:
+        counts = [int(50000 / classes * (1 if label < classes // 2 else share)) for label in range(classes)]
+    members = [[] for _ in range(classes)]
+    for i, target in enumerate(targets.tolist()):
+        members[target].append(i)
+    state = np.random.get_state()
+    try:
+        np.random.seed(0)
+        chosen = []
+        for some, count in zip(members, counts, strict=True):
+            np.random.shuffle(some)
+            chosen += some[:count]
+    finally:
+        np.random.set_state(state)
+    train = create_dataset(name, tmp_path, imbalance_factor=factor, profile=profile)
+    assert train.class_counts == counts and train.indices.tolist() == chosen
+    assert train.targets.tolist() == [label for label, count in enumerate(counts) for _ in range(count)]
+    if images and profile == 'exp':
+        assert len(train) == images
+    if factor == 100:
+        assert create_dataset(name, tmp_path, profile=profile).fingerprint == train.fingerprint
 
 
 def test_too_few_images_name_the_largest_n_max(tmp_path, monkeypatch):

@@ -21,10 +21,11 @@ from timm_deitlt import ClassifierTask, DeiTLTTask, Shots, create_distillation_l
 from timm_deitlt.checkpoint import load_checkpoint, save_checkpoint
 from timm_deitlt.data.augment import BatchAugment, train_transform
 from timm_deitlt.data.loader import TrainLoader, create_eval_loader, seed_everything
-from timm_deitlt.engine import Meter, NonFiniteLossError, Trainer
+from timm_deitlt.engine import Trainer
 from timm_deitlt.fit import fit, restore
 from timm_deitlt.folder import RunFolder
 from timm_deitlt.loss import LabelLoss, class_weights
+from timm_deitlt.meter import Meter, NonFiniteLossError
 from timm_deitlt.optim import SAMSGD
 from timm_deitlt.progress import Progress
 

@@ -99,6 +99,12 @@ OURS = names('''
 --no-teacher-antialias --drw-on --drw-start-epoch --drw-beta --keep-mixup-drw --loss --ldam-margin --ldam-scale
 --classifier --rho --sam-adaptive --filter-bias-and-bn --no-filter-bias-and-bn --imbalance-factor --imbalance-profile
 --n-max --split-seed --val-fraction --class-counts --skip-bad-images --branch-from --log-tensorboard
+--global-batch-size --cls-loss --logit-adjust-tau --rho-milestones --rho-values --cutout --force-color-jitter --list-dir
+--dry-run --world-size
+''')
+OURS_OF_PACO = names('''
+--paco-alpha --paco-beta --paco-gamma --paco-temperature --paco-queue --paco-dim --paco-momentum --key-scale
+--key-color-jitter --key-color-jitter-prob
 ''')
 
 
@@ -132,7 +138,7 @@ def test_every_flag_of_timm_is_supported_or_refused():
     assert refused == set(REFUSED)
     assert not refused & options
     short = {'-h', '--help', '-c', '--config', '-b', '-vb', '-j', '--dr', '--no-amp'}
-    assert options == supported | OURS | short
+    assert options == supported | OURS | OURS_OF_PACO | short
 
 
 def test_groups_and_defaults_are_timms_but_for_the_listed_ones():
@@ -145,6 +151,7 @@ def test_groups_and_defaults_are_timms_but_for_the_listed_ones():
             expected = CHANGED.get(flag, default)
             assert defaults[dest(flag)] == expected and type(defaults[dest(flag)]) is type(expected), flag
     assert groups['DeiT-LT'] == OURS
+    assert groups['PaCo (--loss paco)'] == OURS_OF_PACO
 
 
 def test_short_options_and_aliases_are_timms():

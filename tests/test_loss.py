@@ -8,7 +8,6 @@ from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTarget
 from timm.task import TokenDistillationTask
 from torch import nn
 
-import timm_deitlt.loss
 from timm_deitlt.loss import (
     DISTILLATION_LOSS_TYPES,
     DistillationLoss,
@@ -17,6 +16,8 @@ from timm_deitlt.loss import (
     LDAMLoss,
     class_weights,
     create_distillation_loss,
+    distillation,
+    label,
     weighted_cross_entropy,
 )
 
@@ -410,7 +411,49 @@ def test_label_loss_refuses_what_it_cannot_do(kwargs, message):
     with pytest.raises(ValueError, match=message):
         LabelLoss(5, **kwargs)
 
+# The class prior of CLS in stage two
+
+PRIOR_COUNTS = [60, 30, 10]
+
+
+def prior_loss(**kwargs):
+    return LabelLoss(3, class_counts=PRIOR_COUNTS, drw_start_epoch=5, smoothing=.1, **kwargs)
+
+
+@pytest.mark.parametrize('tau', [1., .5])
+def test_logit_adjustment_adds_the_log_prior_in_stage_two_only(tau):
+    loss, plain = prior_loss(prior_tau=tau), prior_loss()
+    logits, target = torch.randn(7, 3), torch.randint(3, (7,))
+    for epoch in (0, 4):
+        loss.set_epoch(epoch)
+        plain.set_epoch(epoch)
+        assert loss(logits, target) == plain(logits, target)
+    loss.set_epoch(5)
+    expected = 0.
+    for row, true in zip(logits.double().tolist(), target.tolist(), strict=True):
+        adjusted = [z + tau * math.log(n / sum(PRIOR_COUNTS)) for z, n in zip(row, PRIOR_COUNTS, strict=True)]
+        expected += math.log(sum(map(math.exp, adjusted))) - adjusted[true]
+    assert loss(logits, target).item() == pytest.approx(expected / 7, rel=1e-5)
+
+
+def test_with_tau_one_it_is_the_balanced_softmax():
+    loss = prior_loss(prior_tau=1.)
+    loss.set_epoch(5)
+    logits = torch.randn(4, 3)
+    weighed = logits.double().exp() * torch.tensor(PRIOR_COUNTS)
+    expected = -(weighed / weighed.sum(dim=1, keepdim=True)).log()[:, 2].mean()
+    assert loss(logits, torch.full((4,), 2)).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize('kwargs', [
+    {'loss': 'ldam', 'smoothing': 0.}, {'loss': 'bce'}, {'weighted': True}, {'drw_start_epoch': None},
+    {'class_counts': None}])
+def test_class_prior_beside_another_balance_is_refused(kwargs):
+    with pytest.raises(ValueError, match='prior'):
+        LabelLoss(3, **{**dict(class_counts=PRIOR_COUNTS, drw_start_epoch=5, prior_tau=1.), **kwargs})
+
 
 def test_examples_in_the_documentation_run():
-    result = doctest.testmod(timm_deitlt.loss)
-    assert result.attempted and not result.failed
+    for module in (distillation, label):
+        result = doctest.testmod(module, extraglobs={'torch': torch})
+        assert result.attempted and not result.failed

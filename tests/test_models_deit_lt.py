@@ -199,4 +199,5 @@ def test_checkpoint_of_another_size_and_class_count_loads(tmp_path):
 
 
 def test_public_names_of_the_package():
-    assert set(timm_deitlt.models.__all__) == {'CosineLinear', 'DeiTLT', 'ResNetCifar', 'set_cosine_classifier'}
+    assert set(timm_deitlt.models.__all__) == {
+        'CosineLinear', 'DeiTLT', 'ResNetCifar', 'ResNetCosine', 'set_cosine_classifier'}

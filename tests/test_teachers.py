@@ -26,6 +26,7 @@ from timm_deitlt.config import load_recipe, parse_args
 from timm_deitlt.flags import FLAGS
 from timm_deitlt.models.cosine import CosineLinear
 from timm_deitlt.teachers import NO_NETWORK, cache_key, cached_or_trained, split_name, teacher_args
+from timm_deitlt.validation import validate
 
 CPU = torch.device('cpu')
 AUGMENTATION = (
@@ -454,7 +455,8 @@ def edit_record(folder, copy, **changes):
 
 @pytest.mark.parametrize('changes, words', [
     ({'class_names': [str(i) for i in range(9)]}, 'knows 9 classes, the data set has 10'),
-    ({'class_names': ['0', '2', '1', *map(str, range(3, 10))]}, "its class 1 is '2', here it is '1'"),
+    ({'class_names': ['0', 'II', '1', *map(str, range(3, 10))]}, "its class 1 is 'II', in the data set it is '1'"),
+    ({'class_names': ['0', '1', '1', *map(str, range(3, 10))]}, "its class 2 is '1', in the data set it is '2'"),
     ({'data': 'others'}, 'was trained on other images'),
 ])
 def test_teacher_of_other_data_is_refused(teacher_folder, tmp_path, changes, words):
@@ -531,7 +533,7 @@ def test_teacher_file_needs_no_weights_that_its_training_started_from(tmp_path, 
     (tmp_path / 'start.pth').unlink()
     teacher = resolve('--teacher-checkpoint', tmp_path / 'cnn' / 'last.pth.tar', teacher='resnet20')
     assert teacher.source == 'file'
-    assert run.validate(str(tmp_path / 'cnn'), {})['cls']['top1'] >= 0
+    assert validate(str(tmp_path / 'cnn'), {})['cls']['top1'] >= 0
 
 
 def test_any_timm_model_is_a_teacher_with_a_cosine_classifier(tmp_path, digits):

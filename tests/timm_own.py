@@ -19,10 +19,10 @@ import timm_deitlt.models  # noqa: F401
 import timm_deitlt.optim  # noqa: F401
 
 # FEAT_INTER_FILTERS in timm's tests lists by module the models that return intermediate features
-OUR_MODULES = ('deit_lt', 'resnet_cifar')
+OUR_MODULES = ('deit_lt', 'resnet_cifar', 'resnet_cosine')
 OUR_MODELS = (
     'deit_lt_tiny', 'deit_lt_small', 'deit_lt_base',
-    'resnet20_cifar', 'resnet32_cifar', 'resnet44_cifar', 'resnet56_cifar',
+    'resnet20_cifar', 'resnet32_cifar', 'resnet44_cifar', 'resnet56_cifar', 'resnet50_cosine',
 )
 OUR_OPTIMIZERS = ('samadamw', 'samsgd')
 

@@ -1,12 +1,19 @@
-"""Checkpoints that are whole or not there, in timm's key layout."""
+"""Checkpoints that are whole or not there, in timm's key layout, and models in timm's form for the hub."""
 import argparse
+import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models._hub import load_model_config_from_path
 
 LAST = 'last.pth.tar'
+# Of a model in timm's form for the hub
+WEIGHTS, CONFIG = 'model.safetensors', 'config.json'
 
 
 def atomic_write(path: Path, write) -> None:
@@ -17,6 +24,9 @@ def atomic_write(path: Path, write) -> None:
         write(temporary)
         with open(temporary, 'rb+') as file:
             os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)  # safetensors writes files that only their owner can read
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -68,6 +78,34 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
+def check_checkpoint(
+        checkpoint: dict[str, Any],
+        source: str,
+        architecture: str,
+        fingerprint: str,
+        class_names: Sequence[str],
+) -> None:
+    """Refuse a checkpoint of another architecture, or trained on other images or classes.
+
+    Raises:
+        ValueError: Naming the difference.
+    """
+    if checkpoint.get('arch') != architecture:
+        raise ValueError(
+            f"The checkpoint {source} is of the architecture {checkpoint.get('arch')}, not {architecture}: give "
+            f"--model {checkpoint.get('arch')}.")
+    data = checkpoint.get('data', {})
+    if data.get('fingerprint') != fingerprint:
+        raise ValueError(
+            f"The checkpoint {source} was trained on other images ({data.get('name')}, counts "
+            f"{str(data.get('train_counts'))[:60]}): give the same data set, --imbalance-factor, --n-max, --split-seed "
+            'and --val-fraction.')
+    if list(data['class_names']) != list(class_names):
+        raise ValueError(
+            f'The checkpoint {source} numbers the classes otherwise than the data set does now: give --class-map and '
+            'the data as they were in training.')
+
+
 def load_weights(model: torch.nn.Module, state_dict: dict[str, torch.Tensor], source: str) -> None:
     """Load weights that must fit exactly.
 
@@ -90,3 +128,61 @@ def load_weights(model: torch.nn.Module, state_dict: dict[str, torch.Tensor], so
             f'{"; ".join(differing[:3])}{more}. Give the model and its options (--model, --img-size, --model-kwargs, '
             '--num-classes) as they were in training.')
     model.load_state_dict(state_dict)
+
+
+def load_safetensors(path: Path, mend: str) -> dict[str, torch.Tensor]:
+    """Read a safetensors file, or the one of an exported model's folder.
+
+    Args:
+        path: File or folder.
+        mend: What errors advise.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is truncated or something else.
+    """
+    path = path / WEIGHTS if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f'There is no file {str(path)!r}. {mend}')
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f'{str(path)!r} is truncated or no safetensors file ({error}). {mend}') from error
+
+
+def load_config(folder: Path) -> dict[str, Any]:
+    """Read the config.json of an exported model.
+
+    Returns:
+        'architecture', 'pretrained_cfg' (with 'label_names' where known) and 'model_args'.
+
+    Raises:
+        ValueError: If it is not in timm's form.
+    """
+    try:
+        pretrained_cfg, architecture, model_args = load_model_config_from_path(folder)
+        json.dumps([architecture, model_args, pretrained_cfg['num_classes'], pretrained_cfg['input_size']])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{str(folder / CONFIG)!r} is not a config.json in timm's form ({type(error).__name__}: {error}): write it "
+            'anew by hfhub/convert.py.') from error
+    return {'architecture': architecture, 'pretrained_cfg': pretrained_cfg, 'model_args': model_args}
+
+
+def exported_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings of train.py that make the network of a config.json, see `load_config`."""
+    cfg, model_args = config['pretrained_cfg'], dict(config['model_args'])
+    architecture = config['architecture']
+    cosine = model_args.pop('cosine', False) or architecture.endswith('_cosine')
+    for name in ('num_classes', 'in_chans', 'global_pool'):  # have settings of their own
+        model_args.pop(name, None)
+    return {
+        'model': architecture.removesuffix('_cosine'),
+        'model_kwargs': model_args,
+        'classifier': 'cosine' if cosine else 'linear',
+        'input_size': list(cfg['input_size']),
+        'img_size': None,
+        'in_chans': cfg['input_size'][0],
+        **{name: list(cfg[name]) for name in ('mean', 'std') if name in cfg},
+        **{name: cfg[name] for name in ('interpolation', 'crop_pct') if name in cfg},
+    }

@@ -10,8 +10,9 @@ from typing import Any
 
 from .config import parse_args
 from .data.long_tail import UnreadableImageError
-from .engine import NonFiniteLossError
-from .run import train, validate
+from .meter import NonFiniteLossError
+from .run import train
+from .validation import validate
 
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -67,9 +68,13 @@ def train_main(argv: list[str] | None = None) -> None:
 
 def validate_main(argv: list[str] | None = None) -> None:
     """Entry of validate.py."""
-    parser = argparse.ArgumentParser(prog='validate.py', description='Evaluate a run, every expert by shot.')
-    parser.add_argument('checkpoint', help='folder of a run, or one of its checkpoints')
+    parser = argparse.ArgumentParser(
+        prog='validate.py', description='Evaluate a run or an exported model, every expert by shot.')
+    parser.add_argument('checkpoint', help='folder of a run or of an exported model, or a checkpoint of a run')
     parser.add_argument('--data-dir', metavar='DIR', help='where the data set is (default: as in training)')
+    parser.add_argument('--dataset', metavar='NAME', help='data set of an exported model')
+    parser.add_argument('--list-dir', metavar='DIR', help='list files of lt/imagenet and lt/inat18')
+    parser.add_argument('--imbalance-factor', type=float, metavar='X', help='of the data set of an exported model')
     parser.add_argument('--val-split', metavar='NAME', help='split to evaluate (default: as in training)')
     parser.add_argument(
         '-b', '--batch-size', dest='validation_batch_size', type=int, metavar='N', help='images in a batch')

@@ -4,7 +4,7 @@ import copy
 import difflib
 import functools
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -19,22 +19,22 @@ RECIPES = files(__package__) / 'recipes'
 DEFAULT_DATASET = 'lt/digits'
 # Architectures that start from the teacher's recipe, SGD and LDAM; everything else starts from the student's.
 TEACHER_FAMILIES = ('resnet', 'resnext', 'wide_resnet', 'seresnet', 'densenet', 'vgg', 'regnet', 'mobilenet')
-# timm heeds only one of these; a later layer that sets the left one voids the right one of the layers below.
-_RIVALS = {'lr_base': 'lr', 'input_size': 'img_size', 'img_size': 'input_size'}
+# Only one of these is heeded; a later layer that sets the left one voids the right one of the layers below.
+_RIVALS = {
+    'lr_base': 'lr', 'input_size': 'img_size', 'img_size': 'input_size', 'grad_accum_steps': 'global_batch_size',
+}
+# Settings that count in epochs
+_PLANNED = {'drw_start_epoch', 'decay_milestones', 'rho_milestones'}
 
-# Settings, what each of their values must fulfil, and how to say it.
-_BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
-    ('epochs stop_epoch save_epochs teacher_epochs batch_size validation_batch_size grad_accum_steps imbalance_factor '
-     'n_max val_interval log_interval img_size in_chans num_classes', lambda x: x >= 1, 'at least 1'),
-    ('rho mixup cutmix workers drw_start_epoch warmup_epochs weight_decay task_loss_weight distill_loss_weight seed '
-     'split_seed aug_repeats',
-     lambda x: x >= 0, 'at least 0'),
-    ('kd_temperature ldam_margin ldam_scale', lambda x: x > 0, 'above 0'),
-    ('drw_beta val_fraction', lambda x: 0 < x < 1, 'between 0 and 1, both excluded'),
-    ('smoothing drop drop_path model_ema_decay', lambda x: 0 <= x < 1, 'at least 0 and below 1'),
-    ('hflip vflip reprob mixup_prob mixup_switch_prob', lambda x: 0 <= x <= 1, 'between 0 and 1'),
-)
-_FILES = ('teacher_checkpoint', 'class_counts', 'branch_from', 'resume', 'class_map', 'initial_checkpoint')
+# Recipes of a teacher's name, in order: resnet32_paco_sam is recipes/teachers/paco.yaml, then paco_sam.yaml.
+TEACHER_RECIPES = {
+    'plain': ('plain',),
+    'sam': ('sam',),
+    'strong': ('strong',),
+    'strong_drw': ('strong_drw',),
+    'paco': ('paco',),
+    'paco_sam': ('paco', 'paco_sam'),
+}
 
 
 def _flag(name: str) -> str:
@@ -42,10 +42,18 @@ def _flag(name: str) -> str:
 
 
 class Layer(NamedTuple):
-    """One source of settings: its name in messages, its values, and whether it is a recipe of this package."""
+    """One source of settings.
+
+    Attributes:
+        name: Its name in messages.
+        values: Its settings.
+        is_recipe: Whether it is a recipe of this package.
+        base: Recipes that it stands on, where it names them.
+    """
     name: str
     values: dict[str, Any]
     is_recipe: bool = False
+    base: tuple[str, ...] | None = None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -76,20 +84,36 @@ def model_kind(model: str) -> str:
     return 'teacher' if model.rsplit('/', 1)[-1].startswith(TEACHER_FAMILIES) else 'student'
 
 
+@functools.cache
 def recipe_names() -> list[str]:
-    """Names of the packaged recipes, such as 'digits/student'."""
-    paths = [(folder.name, file.name) for folder in RECIPES.iterdir() if folder.is_dir() for file in folder.iterdir()]
-    return sorted(f"{folder}/{file.removesuffix('.yaml')}" for folder, file in paths if file.endswith('.yaml'))
+    """Names of the packaged recipes, such as 'own_data' and 'digits/student'."""
+    names = []
+    for entry in RECIPES.iterdir():
+        names += [f'{entry.name}/{file.name}' for file in entry.iterdir()] if entry.is_dir() else [entry.name]
+    return sorted(name.removesuffix('.yaml') for name in names if name.endswith('.yaml'))
 
 
-def recipes_for(dataset: str, kind: str) -> list[str]:
-    """The recipes under a run on this data set, later wins; `kind` is 'student' or 'teacher'."""
-    names = [f'default/{kind}', f'{BENCHMARKS[dataset].recipe}/{kind}' if dataset in BENCHMARKS else '']
-    return [name for name in names if name in recipe_names()]
+def recipes_for(dataset: str, kind: str, teacher: str = '') -> list[str]:
+    """The recipes under a run on this data set, later wins.
+
+    Args:
+        dataset: Its name.
+        kind: 'student' or 'teacher'.
+        teacher: For a teacher by name, its key of TEACHER_RECIPES: each of its recipes may have one of the same name
+            in the folder of the benchmark, which comes after it.
+    """
+    folder = BENCHMARKS[dataset].recipe if dataset in BENCHMARKS else ''
+    names = [f'default/{kind}', f'{folder}/{kind}']
+    for part in TEACHER_RECIPES.get(teacher, ()):
+        names += [f'teachers/{part}', f'{folder}/{part}']
+    known = recipe_names()
+    return [name for name in names if name in known]
 
 
 def load_recipe(name_or_path: str) -> Layer:
     """Read a recipe by name or a YAML file by path, and check every key and value.
+
+    The key `base` lists the recipes under it, in place of those that data set and model would choose.
 
     Raises:
         FileNotFoundError: If it is neither a file nor a recipe.
@@ -106,7 +130,14 @@ def load_recipe(name_or_path: str) -> Layer:
         raise ValueError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ValueError(f'{name}: expected a mapping of settings such as "epochs: 50", got {values!r}')
-    return Layer(name, _checked(values, name), is_recipe)
+    base = values.pop('base', None)
+    if base is not None:
+        if not isinstance(base, list) or not all(isinstance(item, str) for item in base):
+            raise ValueError(f'{name}: base is a list of recipes such as [default/teacher], got {base!r}')
+        for item in base:
+            if item not in known:
+                raise ValueError(f"{name}: there is no recipe '{item}' to stand on{_near(item, known)}")
+    return Layer(name, _checked(values, name), is_recipe, None if base is None else tuple(base))
 
 
 def _checked(values: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -160,10 +191,10 @@ def _checked_scalar(action: argparse.Action, value: Any) -> Any:
 def parse_args(argv: Sequence[str] | None = None, prog: str = 'train.py') -> argparse.Namespace:
     """Settings of a run: the command line over `--config` over the recipes of data set and model.
 
-    Later wins: parser defaults, recipes/default/<kind>.yaml, recipes/<benchmark>/<kind>.yaml, `--config` (a path or a
-    recipe's name), command line; mappings are merged key by key. Where a later layer changes the epochs of a recipe,
-    its DRW start and decay milestones are stretched with them. The namespace has one attribute per setting, and
-    `sources`: for each 'default', a recipe's name, the config's path or 'command line'.
+    Later wins: parser defaults, recipes/default/<kind>.yaml, recipes/<benchmark>/<kind>.yaml (or what the config names
+    as its base), `--config` (a path or a recipe's name), command line; mappings are merged key by key. Where a later
+    layer changes the epochs of a recipe, what it plans for certain epochs is stretched with them. The namespace has one
+    attribute per setting, and `sources`: for each 'default', a recipe's name, the config's path or 'command line'.
 
     Raises:
         SystemExit: With code 2 and one line on stderr, if a flag is unknown, refused or has a bad value.
@@ -173,8 +204,11 @@ def parse_args(argv: Sequence[str] | None = None, prog: str = 'train.py') -> arg
     given = _command_line(build_parser(prog), argv)
     config = given.pop('config', '')
     layers = [*([load_recipe(config)] if config else []), Layer('command line', given)]
-    chosen = _merge(layers)
-    return _merge([*map(load_recipe, recipes_for(chosen.dataset, model_kind(chosen.model))), *layers])
+    base = layers[0].base
+    if base is None:
+        chosen = _merge(layers)
+        base = recipes_for(chosen.dataset, model_kind(chosen.model))
+    return _merge([*map(load_recipe, base), *layers])
 
 
 def resolve(overrides: Mapping[str, Any], recipes: Sequence[str] = (), prog: str = 'overrides') -> argparse.Namespace:
@@ -218,7 +252,7 @@ def _merge(layers: Sequence[Layer]) -> argparse.Namespace:
             values[key] = {**values[key], **value} if isinstance(value, dict) else value
             sources.pop(key)  # so that their order follows the layers
             sources[key] = layer.name
-        for key in {'drw_start_epoch', 'decay_milestones'} & layer.values.keys():
+        for key in _PLANNED & layer.values.keys():
             planned[key] = values['epochs'] if layer.is_recipe else None
     for key, epochs in planned.items():
         if epochs and epochs != values['epochs'] and values[key] is not None:
@@ -247,52 +281,3 @@ def describe_defaults(args: argparse.Namespace) -> str:
 def args_to_yaml(args: argparse.Namespace) -> str:
     """The settings as YAML that `--config` and `resolve` read back to the same values; sources are left out."""
     return yaml.safe_dump({key: getattr(args, key) for key in _settings()}, default_flow_style=None, width=118)
-
-
-def validate_args(args: argparse.Namespace) -> None:
-    """Check what can be checked before data and models are touched.
-
-    Raises:
-        FileNotFoundError: If a file that a setting names does not exist.
-        ValueError: If a value is out of its range, or two settings contradict each other.
-    """
-    for names, holds, allowed in _BOUNDS:
-        for name in names.split():
-            value = getattr(args, name)
-            for item in value if isinstance(value, list) else [value]:
-                if item is not None and not holds(item):
-                    raise ValueError(f'{_flag(name)} must be {allowed}, got {item}')
-    for wrong, message in _conflicts(args):
-        if wrong:
-            raise ValueError(message)
-    for name in _FILES:
-        path = getattr(args, name)
-        if path and not Path(path).is_file() and (name, path) != ('resume', 'auto'):
-            raise FileNotFoundError(f'{_flag(name)} {path}: no such file')
-
-
-def _conflicts(args: argparse.Namespace) -> tuple[tuple[Any, str], ...]:
-    ldam, mixes, epochs = args.loss == 'ldam', args.mixup or args.cutmix or args.cutmix_minmax, args.epochs
-    last = max([args.stop_epoch or 0, *(args.save_epochs or [])])
-    return (
-        ((args.drw_start_epoch or 0) > epochs,
-         f'--drw-start-epoch {args.drw_start_epoch} lies beyond --epochs {epochs}; {epochs} itself means never'),
-        (last > epochs, f'--stop-epoch or --save-epochs {last} lies beyond --epochs {epochs}'),
-        (args.distill_loss_weight is None and args.task_loss_weight > 1,
-         f'--task-loss-weight {args.task_loss_weight} leaves a negative weight for DIST; give --distill-loss-weight'),
-        (mixes and args.batch_size % 2,
-         f'mixup and cutmix need an even --batch-size, got {args.batch_size}; or set --mixup 0 --cutmix 0'),
-        (ldam and mixes, '--loss ldam needs hard labels (its margins belong to one class); set --mixup 0 --cutmix 0'),
-        (ldam and args.smoothing, '--loss ldam needs hard labels (its margins belong to one class); set --smoothing 0'),
-        (ldam and args.bce_loss, '--loss ldam and --bce-loss exclude each other; give one of them'),
-        (args.opt.startswith('sam') and args.amp_dtype == 'float16' and args.amp is not False,
-         f'--opt {args.opt} cannot scale float16 gradients over its two passes; use --amp-dtype bfloat16 or --no-amp'),
-        (args.amp and args.model_dtype in ('bfloat16', 'float16'), '--amp needs --model-dtype float32; leave it out'),
-        (args.resume and args.branch_from, '--resume goes on with a run, --branch-from starts a new one; give one'),
-        (args.resume == 'auto' and not args.experiment, '--resume auto needs the name of the run in --experiment'),
-        (args.wandb_resume_id and not args.resume, '--wandb-resume-id needs --resume'),
-        (args.teacher == 'none' and args.drw_on in ('dist', 'both'),
-         f'--drw-on {args.drw_on} needs a DIST expert, which --teacher none does not train; use --drw-on cls'),
-        (args.teacher_checkpoint and args.teacher in ('none', 'labels'),
-         f'--teacher-checkpoint needs the architecture of the teacher, got --teacher {args.teacher}'),
-    )

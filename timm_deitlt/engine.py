@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from timm.models.deit import VisionTransformerDistilled
 from timm.task.evaluator import evaluation_sample_limit
 from timm.utils import dispatch_clip_grad, distribute_bn, unwrap_model
@@ -17,12 +16,9 @@ from torchvision.utils import save_image
 from .data.augment import BatchAugment
 from .data.loader import MicroBatch, TrainLoader, seed_everything
 from .evaluation import ShotEvaluator
+from .meter import Meter
 from .optim import SAM
 from .progress import Progress
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss became NaN or infinite; the last complete checkpoint is untouched."""
 
 
 @dataclass
@@ -34,12 +30,13 @@ class Trainer:
     pass over an update, until `end_epoch` averages them ('reduce') or copies rank 0's ('broadcast').
 
     Attributes:
-        task: Task with `set_epoch` and `forward(input, target, ..., second_pass=False)`.
+        task: Task with `set_epoch`, `forward(input, target, ..., second_pass=False)` and `end_update(plans)`.
         optimizer: Any optimizer; `SAM` is stepped with a closure.
         loader: Updates of this rank.
         augment: Batch augmentation on the device.
         eval_loader: Evaluation images, or None for none.
         scheduler: timm's scheduler, or None.
+        rho: SAM's radius by 0-based epoch, or None where it does not change.
         epochs: Epochs of the schedule.
         seed: Seed of the run.
         autocast: Makes the context of forward passes.
@@ -62,6 +59,7 @@ class Trainer:
     augment: BatchAugment
     eval_loader: Any = None
     scheduler: Any = None
+    rho: Callable[[int], float] | None = None
     epochs: int = 1
     seed: int = 0
     autocast: Callable = nullcontext
@@ -96,6 +94,9 @@ class Trainer:
         self.task.train()
         self.task.set_epoch(epoch)
         self.augment.mixup_enabled = self.mixing(epoch)
+        if self.rho is not None:
+            for group in self.optimizer.param_groups:
+                group['rho'] = self.rho(epoch)
         if self.task.has_ema() and epoch == self.drw_start_epoch:
             self.task.get_trainable_module(ema=True).set(unwrap_model(self.task.get_trainable_module()))
         meter = Meter(self.task.device, distributed=self.world_size > 1)
@@ -130,7 +131,7 @@ class Trainer:
             self,
             epoch: int,
             group: list[tuple[MicroBatch, Tensor, Tensor]],
-            meter: 'Meter',
+            meter: Meter,
             picture: Path | None,
     ) -> None:
         sam = isinstance(self.optimizer, SAM)
@@ -157,6 +158,7 @@ class Trainer:
             else:
                 self.scaler.step(self.optimizer)
                 self.scaler.update()
+        self.task.end_update([batch for batch, *_ in group])
         meter.updates.append(loss)
 
     def _accumulate(
@@ -166,7 +168,7 @@ class Trainer:
             images: Tensor,
             target: Tensor,
             second_pass: bool,
-            meter: 'Meter',
+            meter: Meter,
             picture: Path | None,
     ) -> Tensor:
         # seeded per micro-batch: erasing (in place), mixing, drop path repeat in SAM's second pass and when resumed
@@ -194,7 +196,7 @@ class Trainer:
 
     def evaluate(self, ema: bool = False) -> dict[str, Any]:
         """Evaluate every expert of the student (or of its EMA) on the evaluation images; exact across ranks."""
-        model = unwrap_model(self.task.get_trainable_module(ema=ema))
+        model = unwrap_model(self.task.get_eval_model(ema=ema))
         evaluator = self.task.create_evaluator(max_samples=evaluation_sample_limit(self.eval_loader))
         metrics = evaluate(
             model, self.eval_loader, evaluator, self.autocast, self.channels_last, distributed=self.world_size > 1)
@@ -210,58 +212,6 @@ class Trainer:
                     distribute_bn(module, self.world_size, self.dist_bn == 'reduce')
         if self.scheduler is not None:
             self.scheduler.step(epoch + 1)
-
-
-class Meter:
-    """Means over the images of an epoch and of all ranks, summed on the device and read once."""
-
-    def __init__(self, device: torch.device, distributed: bool = False):
-        self.device = device
-        self.distributed = distributed
-        self.pending_on_host = device.type == 'cpu'
-        self.images = 0
-        self.sums: dict[str, Tensor] = {}
-        self.updates: list[Tensor] = []
-        self.checked = 0
-
-    def add(self, result: dict[str, Tensor], images: int) -> None:
-        """Add what the task returned for a micro-batch; 0 images for one that only fills up an update."""
-        self.images += images
-        for name, value in result.items():
-            if name == 'output':
-                continue
-            # losses are means over the batch, measurements are sums; without images the names still count, on all ranks
-            value = value.detach().double() * (images if 'loss' in name else bool(images))
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-
-    def check_finite(self, epoch: int, updates_per_epoch: int) -> None:
-        """Raise NonFiniteLossError on all ranks if an update since the last check had no finite loss on any."""
-        fresh = self.updates[self.checked:]
-        if not fresh:
-            return
-        finite = torch.stack(fresh).isfinite().int()
-        if self.distributed:
-            dist.all_reduce(finite, dist.ReduceOp.MIN)  # a rank that stopped alone would leave the others waiting
-        finite = finite.tolist()
-        if 0 in finite:
-            update = self.checked + finite.index(0)
-            raise NonFiniteLossError(
-                f'The loss is not finite in epoch {epoch}, update {update} of {updates_per_epoch} (counted from 0). '
-                'Lower --lr, add --clip-grad 1.0 or use --no-amp; the last complete checkpoint is untouched.')
-        self.checked = len(self.updates)
-
-    def loss(self) -> float:
-        """Mean loss so far on this rank."""
-        return (self.sums['loss'] / self.images).item() if self.images else float('nan')
-
-    def compute(self) -> dict[str, float]:
-        names = sorted(self.sums)
-        images = torch.tensor(self.images, dtype=torch.float64, device=self.device)
-        packed = torch.stack([images, *(self.sums[name] for name in names)])
-        if self.distributed:
-            dist.all_reduce(packed)
-        images, *sums = packed.tolist()
-        return {name: value / images for name, value in zip(names, sums, strict=True)}
 
 
 def expert_logits(model: nn.Module, images: Tensor, experts: tuple[str, ...]) -> dict[str, Tensor]:

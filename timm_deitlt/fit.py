@@ -46,7 +46,8 @@ def restore(trainer: Trainer, checkpoint: dict[str, Any], source: str, with_opti
         ValueError: If the checkpoint is of another architecture or optimizer.
     """
     task = trainer.task
-    load_weights(unwrap_model(task.get_trainable_module()), checkpoint['state_dict'], source)
+    load_weights(unwrap_model(task.get_eval_model()), checkpoint['state_dict'], source)
+    task.load_task_state(checkpoint.get('task_state'))
     if task.has_ema():
         ema = task.get_trainable_module(ema=True)
         weights = checkpoint.get('state_dict_ema')

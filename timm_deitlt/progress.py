@@ -2,12 +2,10 @@
 import logging
 import sys
 import time
-from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-if TYPE_CHECKING:
-    from .engine import Meter
+from .meter import Meter
 
 _logger = logging.getLogger(__name__)
 
@@ -45,7 +43,7 @@ class Progress:
                 total=epochs * updates_per_epoch, initial=start_epoch * updates_per_epoch, desc=title, unit='update',
                 dynamic_ncols=True, leave=False)
 
-    def update(self, index: int, meter: 'Meter', lr: float) -> None:
+    def update(self, index: int, meter: Meter, lr: float) -> None:
         """Count one update; print when it is time to."""
         if not self.enabled:
             return

@@ -20,14 +20,17 @@ from .build.data import Data, build_data, build_eval_loader
 from .build.device import choose_device, local_device
 from .build.model import build_model, check_student, drw_start, drw_targets
 from .build.trainer import build_trainer, choose_precision
-from .checkpoint import load_checkpoint, load_weights, write_text
-from .config import args_to_yaml, describe_defaults, validate_args
+from .checkpoint import check_checkpoint, load_checkpoint, load_weights
+from .checks import validate_args
+from .config import args_to_yaml, describe_defaults
+from .dry_run import dry_run
 from .engine import Trainer, evaluate
 from .evaluation import ShotEvaluator, format_table
 from .fit import fit, restore
 from .folder import RunFolder, tensorboard_tracker, wandb_tracker
-from .results import EXPERTS, final_table, plain_json, run_result, versions
-from .teachers import NO_NETWORK, NO_WEIGHTS, Teacher, cache_key, cached_or_trained, from_file, teacher_args
+from .results import final_table, plain_json, run_result, versions
+from .teacher_file import from_file
+from .teachers import NO_NETWORK, Teacher, cache_key, cached_or_trained, teacher_args
 
 _logger = logging.getLogger(__name__)
 
@@ -42,7 +45,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     """Train by the settings of `config.parse_args`: the teacher where there is none yet, then the model.
 
     Returns:
-        The content of metrics.json.
+        The content of metrics.json; with `--dry-run` that of `dry_run`.
 
     Raises:
         ValueError: If a setting, a file or the data is not usable; before anything is trained.
@@ -52,6 +55,8 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     start = time.perf_counter()
     validate_args(args)
     _import_modules(args)
+    if args.dry_run:
+        return dry_run(args)
     choose_device(args)
     _logger.info(describe_defaults(args))
     primary = int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0
@@ -61,7 +66,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     student = check_student(args, data)  # what does not fit is an error before the teacher is trained
     _logger.info(_describe_stages(args))
     if checkpoint is not None:
-        _check_checkpoint(checkpoint, source, args, data)
+        check_checkpoint(checkpoint, source, args.model, data.train.fingerprint, data.train.class_names)
         _report_changes(checkpoint, source, args)
         load_weights(student, checkpoint['state_dict'], source)
     del student
@@ -156,19 +161,6 @@ def _check_writable(folder: Path) -> None:
             '--output.')
 
 
-def _check_checkpoint(checkpoint: dict[str, Any], source: str, args: argparse.Namespace, data: Data) -> None:
-    if checkpoint.get('arch') != args.model:
-        raise ValueError(
-            f"The checkpoint {source} is of the architecture {checkpoint.get('arch')}, not {args.model}: give --model "
-            f"{checkpoint.get('arch')}.")
-    theirs = checkpoint.get('data', {}).get('fingerprint')
-    if theirs != data.train.fingerprint:
-        raise ValueError(
-            f"The checkpoint {source} was trained on other images ({checkpoint.get('data', {}).get('name')}, counts "
-            f"{str(checkpoint.get('data', {}).get('train_counts'))[:60]}): give the same data set, --imbalance-factor, "
-            '--n-max, --split-seed and --val-fraction.')
-
-
 def _report_changes(checkpoint: dict[str, Any], source: str, args: argparse.Namespace) -> None:
     before, now = vars(checkpoint['args']), vars(args)
     changed = [
@@ -219,7 +211,7 @@ def train_teacher(settings: argparse.Namespace, data: Data, path: Path, device: 
     folder.write('args.yaml', args_to_yaml(settings))
     record = {'experts': list(trainer.task.experts), 'data': data.describe(_test_counts(data))}
     fit(trainer, folder, settings, record, start_epoch, title='teacher')
-    return unwrap_model(trainer.task.get_trainable_module())
+    return unwrap_model(trainer.task.get_eval_model())
 
 
 def evaluate_teacher(args: argparse.Namespace, teacher: Teacher, data: Data, device: torch.device) -> dict[str, Any]:
@@ -287,60 +279,3 @@ def _describe_data(data: Data) -> str:
     return (
         f'{data.name}: {sum(counts)} training images of {len(counts)} classes ({shown}; imbalance factor '
         f'{data.imbalance_factor:.4g}), {evaluation}. {data.shots.rule}')
-
-
-def validate(path: str, overrides: dict[str, Any]) -> dict[str, Any]:
-    """Evaluate the checkpoint of a run, every expert and the EMA by shot.
-
-    Args:
-        path: Folder of a run, or one of its checkpoints.
-        overrides: Settings that differ from the run's, such as `data_dir`, `val_split` or `device`.
-
-    Returns:
-        As metrics.json; what belongs to training is taken from the metrics.json of the run, and None without one. It is
-        saved as validation.json in the folder of the checkpoint.
-    """
-    file = Path(path) / 'last.pth.tar' if Path(path).is_dir() else Path(path)
-    checkpoint = load_checkpoint(file)
-    if 'args' not in checkpoint or 'experts' not in checkpoint:
-        raise ValueError(f'{file} was not written by this train.py: it names no settings and no experts.')
-    args = argparse.Namespace(**{**vars(checkpoint['args']), **NO_WEIGHTS, 'device': None, **overrides})
-    choose_device(args)
-    data = build_data(args, evaluate_split=overrides.get('val_split'))
-    _check_checkpoint(checkpoint, str(file), args, data)
-    if data.evaluation is None:
-        raise ValueError('There are no evaluation images: give --val-split.')
-    device = torch.device(args.device)
-    model = build_model(args, data.train.num_classes).to(device)
-    loader = build_eval_loader(args, data.evaluation, model.pretrained_cfg, device)
-    autocast, _, words = choose_precision(args, device)
-    _logger.info(f'Precision: {words}')
-    start = time.perf_counter()
-    metrics = {}
-    for name, key in (('experts', 'state_dict'), ('ema', 'state_dict_ema')):
-        if key in checkpoint:
-            load_weights(model, checkpoint[key], str(file))
-            evaluator = ShotEvaluator(data.shots, experts=tuple(checkpoint['experts']), device=device)
-            metrics[name] = evaluate(model, loader, evaluator, autocast)
-    seconds = time.perf_counter() - start
-    trained = file.parent / 'metrics.json'
-    trained = json.loads(trained.read_text()) if trained.is_file() else {}
-    result = plain_json({
-        **{expert: metrics['experts'].get(expert) for expert in EXPERTS},
-        **{key: value for key, value in metrics.items() if key == 'ema'},
-        'teacher': trained.get('teacher'),
-        'shots': data.shots.describe(evaluator.test_counts),
-        'data': {**data.describe(evaluator.test_counts), 'bad_images': data.bad_images},
-        'model': args.model,
-        'epochs': args.epochs,
-        'epochs_trained': checkpoint['epoch'] + 1,
-        'seed': args.seed,
-        'seconds': trained.get('seconds'),
-        'train_images_per_second': trained.get('train_images_per_second'),
-        'eval_images_per_second': round(sum(evaluator.test_counts) * len(metrics) / seconds, 1),
-        'versions': versions(),
-    })
-    if os.access(file.parent, os.W_OK):
-        write_text(file.parent / 'validation.json', json.dumps(result, indent=2) + '\n')
-    _logger.info('\n' + final_table(result, data.shots))
-    return result

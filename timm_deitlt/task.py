@@ -44,7 +44,7 @@ def _set_epoch(modules: Sequence[nn.Module], epoch: int) -> None:
 
 
 class _ShotEvaluation:
-    # what both tasks share about evaluation; `shots` and `experts` are set by the task
+    # what all tasks share; `shots` and `experts` are set by the task
     shots: Shots | None
     experts: tuple[str, ...]
 
@@ -53,6 +53,9 @@ class _ShotEvaluation:
         if self.shots is None:
             raise ValueError('This task was made without shots: pass shots=Shots.from_counts(class_counts).')
         return ShotEvaluator(self.shots, experts=self.experts, device=self.device, **kwargs)
+
+    def end_update(self, plans: Sequence) -> None:
+        """Take note that the optimizer has stepped; `plans` are this rank's micro-batches of the update, in order."""
 
 
 class ClassifierTask(_ShotEvaluation, ClassificationTask):

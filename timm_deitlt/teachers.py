@@ -1,4 +1,4 @@
-"""Teachers by name: from a file, from the cache, or trained now.
+"""Teachers by name: from the cache, or trained now; `teacher_file` reads those of a file.
 
 A name is an architecture and a recipe: 'resnet32_sam' is a ResNet-32 trained by recipes/teachers/sam.yaml. The cache is
 keyed by a hash of everything that decides the weights, so a cached teacher is the one that would be trained.
@@ -18,29 +18,30 @@ from typing import Any
 import timm
 import torch
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from timm.utils.distributed import world_info_from_env
 from torch import nn
 
-from .checkpoint import atomic_write, load_checkpoint, load_weights, write_text
-from .config import recipes_for, resolve
+from .checkpoint import WEIGHTS, atomic_write, load_safetensors, load_weights, write_text
+from .config import TEACHER_RECIPES, recipes_for, resolve
 
 _logger = logging.getLogger(__name__)
 
 # Raised when training code changes what the same settings give
-FORMAT = 1
+FORMAT = 2
 # Words of --teacher that name no network
 NO_NETWORK = ('none', 'labels')
-KINDS = ('sam', 'strong', 'strong_drw')
-WEIGHTS, RECORD = 'model.safetensors', 'teacher.json'
+KINDS = tuple(kind for kind in TEACHER_RECIPES if kind != 'plain')
+# Longer names of the same, which say LDAM beside PaCo
+ALIASES = {'ldam': 'plain', 'ldam_sam': 'sam'}
+RECORD = 'teacher.json'
 
 # What a teacher takes over from the student's settings: its data, ...
 DATA_SETTINGS = (
     'dataset', 'data_dir', 'train_split', 'val_split', 'dataset_download', 'class_map', 'input_img_mode', 'input_key',
     'target_key', 'dataset_trust_remote_code', 'train_num_samples', 'val_num_samples', 'imbalance_factor',
-    'imbalance_profile', 'n_max', 'split_seed', 'val_fraction', 'class_counts', 'skip_bad_images', 'in_chans', 'seed',
-    'device', 'amp', 'amp_dtype', 'pin_mem', 'workers', 'log_interval',
+    'imbalance_profile', 'n_max', 'split_seed', 'val_fraction', 'class_counts', 'list_dir', 'skip_bad_images',
+    'in_chans', 'seed', 'device', 'amp', 'amp_dtype', 'pin_mem', 'workers', 'log_interval',
 )
 # ... and for an in-distribution teacher its augmentation
 AUGMENTATION_SETTINGS = (
@@ -59,7 +60,8 @@ IRRELEVANT_SETTINGS = {
     'teacher_view', 'teacher_normalize', 'teacher_antialias', 'kd_temperature', 'kd_token_distill_type',
     'task_loss_weight', 'distill_loss_weight', 'data_dir', 'dataset_download', 'device', 'device_modules', 'amp',
     'amp_dtype', 'val_split', 'val_num_samples', 'sources', 'config', 'dataset', 'crop_pct', 'imbalance_factor',
-    'imbalance_profile', 'n_max', 'split_seed', 'val_fraction', 'class_counts',
+    'imbalance_profile', 'n_max', 'split_seed', 'val_fraction', 'class_counts', 'list_dir', 'dry_run',
+    'dry_run_world_size',
 }
 
 
@@ -89,9 +91,9 @@ def split_name(name: str) -> tuple[str, str]:
     """
     base = name
     kind = 'plain'
-    for suffix in sorted(KINDS, key=len, reverse=True):
+    for suffix in sorted((*KINDS, *ALIASES), key=len, reverse=True):
         if name.endswith(f'_{suffix}'):
-            base, kind = name.removesuffix(f'_{suffix}'), suffix
+            base, kind = name.removesuffix(f'_{suffix}'), ALIASES.get(suffix, suffix)
             break
     for architecture in (f'{base}_cifar', base):
         if '.' in base and architecture != base:
@@ -119,7 +121,7 @@ def teacher_args(args: argparse.Namespace, num_images: int) -> argparse.Namespac
         overrides.update((name, getattr(args, name)) for name in AUGMENTATION_SETTINGS)
     if args.teacher_epochs:
         overrides['epochs'] = args.teacher_epochs
-    settings = resolve(overrides, [*recipes_for(args.dataset, 'teacher'), f'teachers/{kind}'], prog='--teacher')
+    settings = resolve(overrides, recipes_for(args.dataset, 'teacher', kind), prog='--teacher')
     if settings.sources['batch_size'].startswith('default'):
         _scale_batch(settings, num_images)
     return settings
@@ -168,7 +170,9 @@ def cache_folder(args: argparse.Namespace, key: dict) -> Path:
     """Where the teacher of a key lies."""
     root = Path(args.teacher_cache).expanduser() if args.teacher_cache else Path.home() / '.cache' / 'timm_deitlt'
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    return root / 'teachers' / f'{args.teacher}-{digest[:16]}'
+    architecture, kind = split_name(args.teacher)
+    name = architecture.removesuffix('_cifar') + ('' if kind == 'plain' else f'_{kind}')
+    return root / 'teachers' / f'{name}-{digest[:16]}'
 
 
 def cached_or_trained(
@@ -202,13 +206,13 @@ def cached_or_trained(
                 write_text(folder / RECORD, json.dumps(key, indent=2) + '\n')
                 source = 'trained'
     mend = f'Delete the folder {folder} to have the teacher trained anew, or give another --teacher-cache.'
-    stored = _read_record(folder / RECORD, mend)
+    stored = read_record(folder / RECORD, mend)
     if stored != key:
         differing = ', '.join(sorted(name for name in {**key, **stored} if stored.get(name) != key.get(name)))
         raise ValueError(f'The cached teacher in {folder} was trained otherwise ({differing} differ). {mend}')
     # read back even if trained just now, so that a teacher is the same, memory layout included, wherever it comes from
     model = create()
-    load_weights(model, _read_safetensors(folder / WEIGHTS, mend), str(folder / WEIGHTS))
+    load_weights(model, load_safetensors(folder / WEIGHTS, mend), str(folder / WEIGHTS))
     return Teacher(model.eval(), args.teacher, source, folder / WEIGHTS, settings)
 
 
@@ -233,7 +237,8 @@ def _one_process(folder: Path, name: str) -> Iterator[None]:
         lock.release()
 
 
-def _read_record(path: Path, mend: str) -> dict[str, Any]:
+def read_record(path: Path, mend: str) -> dict[str, Any]:
+    """The key that a cached teacher was trained by."""
     try:
         record = json.loads(path.read_text())
     except ValueError:
@@ -241,79 +246,3 @@ def _read_record(path: Path, mend: str) -> dict[str, Any]:
     if not isinstance(record, dict) or not {'data', 'class_names', 'settings'} <= record.keys():
         raise ValueError(f'{str(path)!r} is damaged. {mend}')
     return record
-
-
-def _read_safetensors(path: Path, mend: str) -> dict[str, torch.Tensor]:
-    if not path.is_file():
-        raise FileNotFoundError(f'There is no file {str(path)!r}. {mend}')
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f'{str(path)!r} is truncated or no safetensors file ({error}). {mend}') from error
-
-
-def from_file(
-        args: argparse.Namespace,
-        settings: argparse.Namespace,
-        data: Any,
-        create: Callable[[argparse.Namespace], nn.Module],
-) -> Teacher:
-    """The teacher of `--teacher-checkpoint`: a checkpoint of train.py, a cached teacher, or bare weights.
-
-    Args:
-        args: The student's settings.
-        settings: The settings that `--teacher` names; they decide the architecture of bare weights.
-        data: The student's data.
-        create: Makes the untrained network of given settings.
-
-    Raises:
-        ValueError: If it is of another architecture, or was trained on other classes, in another order, or on other
-            images.
-    """
-    path = Path(args.teacher_checkpoint)
-    recorded, data_record = {}, {}
-    if path.suffix == '.safetensors':
-        weights = _read_safetensors(path, 'Give another --teacher-checkpoint.')
-        if (path.parent / RECORD).is_file():
-            key = _read_record(path.parent / RECORD, f'Delete it to use {path.name} as bare weights.')
-            recorded, data_record = key['settings'], {'class_names': key['class_names'], 'fingerprint': key['data']}
-    else:
-        checkpoint = load_checkpoint(path)
-        weights = checkpoint['state_dict']
-        if 'experts' in checkpoint:  # else not of our train.py
-            recorded, data_record = vars(checkpoint['args']), checkpoint['data']
-    if not recorded:
-        classifier = timm.get_pretrained_cfg(settings.model).classifier
-        recorded = {'classifier': 'linear' if f'{classifier}.bias' in weights else 'cosine'}
-    architecture = recorded.get('model', settings.model)
-    if architecture.split('.')[0] != settings.model.split('.')[0]:
-        raise ValueError(
-            f'The teacher {path} is of the architecture {architecture}, not {settings.model}: give --teacher '
-            f'{architecture.removesuffix("_cifar")}.')
-    _check_data(data_record, data, path)
-    settings = argparse.Namespace(**{**vars(settings), **recorded, **NO_WEIGHTS})
-    model = create(settings)
-    load_weights(model, weights, str(path))
-    return Teacher(model.eval(), args.teacher, 'file', path, settings)
-
-
-def _check_data(record: dict[str, Any], data: Any, path: Path) -> None:
-    if not record:
-        _logger.warning(
-            f'{path} does not say what it was trained on; it is taken to number the classes as the data set does, to '
-            "know images as the teacher's recipe makes them, and never to have seen the evaluation images.")
-        return
-    theirs, ours = list(record['class_names']), list(data.train.class_names)
-    if len(theirs) != len(ours):
-        raise ValueError(
-            f'The teacher {path} knows {len(theirs)} classes, the data set has {len(ours)}: use one of this data.')
-    if theirs != ours:
-        first = next(i for i, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b)
-        raise ValueError(
-            f'The teacher {path} numbers the classes otherwise: its class {first} is {theirs[first]!r}, here it is '
-            f'{ours[first]!r}. Use a teacher of this data.')
-    if record['fingerprint'] != data.train.fingerprint:
-        raise ValueError(
-            f'The teacher {path} was trained on other images (another subset, --split-seed, --n-max, '
-            '--imbalance-factor or --val-fraction): it may have seen the evaluation images. Use a teacher of this '
-            'data, or leave --teacher-checkpoint out to have one trained.')

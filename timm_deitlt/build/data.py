@@ -10,8 +10,8 @@ from PIL import Image
 from timm.data import Mixup, create_transform
 from torch.utils.data import IterableDataset
 
-from ..benchmarks import BENCHMARKS
-from ..data.augment import train_transform, weak_transform
+from ..benchmarks import BENCHMARKS, Benchmark
+from ..data.augment import key_transform, train_transform, weak_transform
 from ..data.factory import create_dataset, has_split
 from ..data.loader import TrainLoader, create_eval_loader
 from ..data.long_tail import holdout
@@ -75,6 +75,7 @@ def build_data(args: argparse.Namespace, evaluate_split: str | None = None) -> D
     common = dict(
         root=args.data_dir,
         split_seed=args.split_seed,
+        list_dir=args.list_dir,
         download=args.dataset_download,
         skip_bad_images=args.skip_bad_images,
         input_img_mode=args.input_img_mode or ('L' if input_channels(args) == 1 else 'RGB'),
@@ -96,7 +97,7 @@ def build_data(args: argparse.Namespace, evaluate_split: str | None = None) -> D
         is_training=True,
         **common,
     )
-    evaluation, evaluated_on = None, 'the test images' if benchmark else f'split {args.val_split!r}'
+    evaluation, evaluated_on = None, _evaluated_on(benchmark, args.val_split)
     fraction = args.val_fraction = _fraction_to_hold_out(args, isinstance(train, IterableDataset))
     if fraction:
         train, evaluation, small = holdout(train, fraction, args.split_seed)
@@ -133,6 +134,13 @@ def build_data(args: argparse.Namespace, evaluate_split: str | None = None) -> D
         imbalance_factor=max(counts) / min(counts),
         split_seed=args.split_seed,
     )
+
+
+def _evaluated_on(benchmark: Benchmark | None, split: str) -> str:
+    if benchmark is None:
+        return f'split {split!r}'
+    # the public evaluation set of iNaturalist-2018 is its validation part, ImageNet-LT has both
+    return 'the test images' if split == 'test' or not benchmark.files else 'the validation images'
 
 
 def _fraction_to_hold_out(args: argparse.Namespace, iterable: bool) -> float | None:
@@ -212,7 +220,9 @@ def build_train_transform(args: argparse.Namespace, config: dict[str, Any]) -> C
             color_jitter_prob=args.color_jitter_prob,
             grayscale_prob=args.grayscale_prob or 0.,
             gaussian_blur_prob=args.gaussian_blur_prob or 0.,
+            force_color_jitter=args.force_color_jitter,
             auto_augment=args.aa,
+            cutout=args.cutout or 0,
             interpolation=args.train_interpolation if args.train_interpolation and not args.no_aug else
             config['interpolation'],
             mean=config['mean'],
@@ -223,6 +233,29 @@ def build_train_transform(args: argparse.Namespace, config: dict[str, Any]) -> C
             f'--scale {args.scale} and --ratio {args.ratio} (two numbers each).') from error
 
 
+def accumulation_steps(args: argparse.Namespace, world_size: int = 1) -> int:
+    """Micro-batches of each device in an update.
+
+    Raises:
+        ValueError: If the global batch is not a whole number of micro-batches on that many devices.
+    """
+    if args.global_batch_size is None:
+        return args.grad_accum_steps
+    per_step = args.batch_size * world_size
+    steps, rest = divmod(args.global_batch_size, per_step)
+    if rest or not steps:
+        raise ValueError(
+            f'An update of {args.global_batch_size} images (--global-batch-size) cannot be cut into micro-batches of '
+            f'{args.batch_size} (--batch-size) on {world_size} device(s): give a multiple of {per_step}, or another '
+            '--batch-size.')
+    if args.grad_accum_steps not in (1, steps):
+        raise ValueError(
+            f'--global-batch-size {args.global_batch_size} makes {steps} accumulation step(s) of {args.batch_size} '
+            f'images on {world_size} device(s), but --grad-accum-steps is {args.grad_accum_steps}: leave one of them '
+            'out.')
+    return steps
+
+
 def build_train_loader(
         args: argparse.Namespace,
         data: Data,
@@ -230,19 +263,29 @@ def build_train_loader(
         device: torch.device,
         world_size: int,
         rank: int,
-        two_views: bool,
+        second_view: str,
         dtype: torch.dtype,
 ) -> TrainLoader:
-    """Loader of the training images, with the teacher's weak view where asked for."""
-    strong = build_train_transform(args, config)
-    weak = weak_transform(config['input_size'], config['interpolation'], hflip=args.hflip, vflip=args.vflip)
+    """Loader of the training images, with the teacher's 'weak' view or PaCo's 'key' view beside; '' for neither."""
+    views = [build_train_transform(args, config)]
+    common = dict(interpolation=config['interpolation'], hflip=args.hflip, vflip=args.vflip)
+    if second_view == 'weak':
+        views.append(weak_transform(config['input_size'], **common))
+    elif second_view == 'key':
+        views.append(key_transform(
+            config['input_size'],
+            scale=tuple(args.key_scale),
+            color_jitter=tuple(args.key_color_jitter),
+            color_jitter_prob=args.key_color_jitter_prob,
+            **common,
+        ))
     return TrainLoader(
         data.train,
-        (strong, weak) if two_views else (strong,),
+        views,
         config['mean'],
         config['std'],
         batch_size=args.batch_size,
-        grad_accum_steps=args.grad_accum_steps,
+        grad_accum_steps=accumulation_steps(args, world_size),
         world_size=world_size,
         rank=rank,
         repeats=args.aug_repeats,

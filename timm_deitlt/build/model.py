@@ -15,6 +15,7 @@ from torch import nn
 
 from ..loss import LabelLoss, create_distillation_loss
 from ..models.cosine import set_cosine_classifier
+from ..paco import PaCoNet, PaCoTask
 from ..task import ClassifierTask, DeiTLTTask
 from .data import Data, build_mixup, build_train_transform, input_channels
 
@@ -70,7 +71,11 @@ def check_student(args: argparse.Namespace, data: Data) -> nn.Module:
             '--teacher none.')
     build_optimizer(argparse.Namespace(**{**vars(args), 'lr': args.lr or 1.}), model, args.batch_size)
     counts = list(data.train.class_counts)
-    build_label_loss(args, data.train.num_classes, counts, drw_targets(args, args.teacher != 'none') in ('cls', 'both'))
+    if args.loss == 'paco':
+        PaCoNet(model, args.paco_dim)
+    else:
+        build_label_loss(
+            args, data.train.num_classes, counts, drw_targets(args, args.teacher != 'none') in ('cls', 'both'))
     build_train_transform(args, model.pretrained_cfg)
     build_mixup(args, data.train.num_classes)
     if args.torchcompile:
@@ -173,6 +178,7 @@ def build_label_loss(
         weighted=weighted,
         keep_mixup=args.keep_mixup_drw,
         beta=args.drw_beta,
+        prior_tau={'ce': 0., 'balanced_softmax': 1., 'logit_adjust': args.logit_adjust_tau}[args.cls_loss],
         ldam_margin=args.ldam_margin,
         ldam_scale=args.ldam_scale,
         bce_kwargs=dict(
@@ -193,6 +199,19 @@ def build_task(
     targets = drw_targets(args, teacher is not None)
     counts = list(data.train.class_counts)
     common = dict(shots=data.shots, device=device, dtype=dtype, verbose=False)
+    if args.loss == 'paco':
+        return PaCoTask(
+            model,
+            counts,
+            alpha=args.paco_alpha,
+            beta=args.paco_beta,
+            gamma=args.paco_gamma,
+            temperature=args.paco_temperature,
+            queue_size=args.paco_queue,
+            dim=args.paco_dim,
+            momentum=args.paco_momentum,
+            **common,
+        )
     if teacher is None:
         experts = ('cls', 'dist') if args.teacher == 'labels' else ('cls',)
         criterion = build_label_loss(args, data.train.num_classes, counts, weighted=targets in ('cls', 'both'))
@@ -221,6 +240,16 @@ def build_task(
     )
 
 
+def learning_rate(args: argparse.Namespace, global_batch_size: int) -> float:
+    """Peak learning rate: `--lr`, else `--lr-base` scaled to the images of an update."""
+    if args.lr:
+        return args.lr
+    ratio = global_batch_size / args.lr_base_size
+    name = args.opt.lower()
+    scale = args.lr_base_scale or ('sqrt' if any(word in name for word in ('ada', 'lamb')) else 'linear')
+    return args.lr_base * (ratio ** 0.5 if scale == 'sqrt' else ratio)
+
+
 def build_optimizer(args: argparse.Namespace, model: nn.Module, global_batch_size: int) -> torch.optim.Optimizer:
     """Optimizer by timm's name; the learning rate follows the global batch where `--lr` is not given."""
     name = args.opt.lower()
@@ -229,12 +258,9 @@ def build_optimizer(args: argparse.Namespace, model: nn.Module, global_batch_siz
         raise ValueError(
             f'Unknown optimizer {args.opt!r}{"; did you mean " + " or ".join(near) + "?" if near else "."} '
             'timm.optim.list_optimizers() lists what there is; SAM is samsgd or samadamw.')
-    lr = args.lr
-    if not lr:
-        ratio = global_batch_size / args.lr_base_size
-        scale = args.lr_base_scale or ('sqrt' if any(word in name for word in ('ada', 'lamb')) else 'linear')
-        lr = args.lr_base * (ratio ** 0.5 if scale == 'sqrt' else ratio)
-        _logger.info(f'Learning rate {lr:.3g}: {args.lr_base} for {args.lr_base_size} images, {scale} in batch')
+    lr = learning_rate(args, global_batch_size)
+    if not args.lr:
+        _logger.info(f'Learning rate {lr:.3g}: {args.lr_base} for {args.lr_base_size} images, scaled to the batch')
     kwargs = dict(optimizer_kwargs(cfg=args), lr=lr, filter_bias_and_bn=args.filter_bias_and_bn)
     if name in FUSED_OPTIMIZERS:
         kwargs['fused'] = True

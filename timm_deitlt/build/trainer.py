@@ -1,6 +1,8 @@
 """Everything a run trains with, from its arguments."""
 import argparse
 import logging
+from bisect import bisect_right
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -14,7 +16,7 @@ from torch import nn
 from ..data.augment import BatchAugment
 from ..data.loader import seed_everything
 from ..engine import Trainer
-from .data import Data, build_eval_loader, build_mixup, build_train_loader
+from .data import Data, accumulation_steps, build_eval_loader, build_mixup, build_train_loader
 from .model import build_model, build_optimizer, build_task, drw_start
 
 _logger = logging.getLogger(__name__)
@@ -36,6 +38,14 @@ def choose_precision(args: argparse.Namespace, device: torch.device) -> tuple[An
     how = 'chosen automatically, --no-amp turns it off' if args.amp is None else '--amp'
     return partial(torch.autocast, device_type=device.type, dtype=dtype), scaler, (
         f'automatic mixed precision, {args.amp_dtype} on {device} ({how})')
+
+
+def rho_schedule(args: argparse.Namespace) -> Callable[[int], float] | None:
+    """SAM's radius by 0-based epoch, or None where it does not change."""
+    if not args.rho_milestones or not args.opt.startswith('sam'):
+        return None
+    values = [args.rho, *args.rho_values]
+    return lambda epoch: values[bisect_right(args.rho_milestones, epoch + 1)]
 
 
 def build_trainer(
@@ -64,11 +74,13 @@ def build_trainer(
         if args.channels_last:
             teacher.to(memory_format=torch.channels_last)
     task = build_task(args, model, teacher, data, device, dtype)
-    optimizer = build_optimizer(args, model, args.batch_size * args.grad_accum_steps * world_size)
+    steps = accumulation_steps(args, world_size)
+    optimizer = build_optimizer(args, task.get_trainable_module(), args.batch_size * steps * world_size)
     autocast, scaler, words = choose_precision(args, device)
     _logger.info(f'Precision: {words}')
-    loader = build_train_loader(
-        args, data, config, device, world_size, rank, teacher is not None and args.teacher_view == 'weak', dtype)
+    weak = teacher is not None and args.teacher_view == 'weak'
+    second_view = 'key' if args.loss == 'paco' else 'weak' if weak else ''
+    loader = build_train_loader(args, data, config, device, world_size, rank, second_view, dtype)
     scheduler, epochs = create_scheduler_v2(
         optimizer, **scheduler_kwargs(args), updates_per_epoch=loader.updates_per_epoch)
     if epochs != args.epochs:
@@ -90,6 +102,7 @@ def build_trainer(
         eval_loader=None if evaluation is None else build_eval_loader(
             args, evaluation, config, device, world_size, rank, dtype),
         scheduler=scheduler,
+        rho=rho_schedule(args),
         epochs=epochs,
         seed=args.seed,
         autocast=autocast,

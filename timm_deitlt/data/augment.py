@@ -1,12 +1,13 @@
 """The augmentation hook: what the student sees and what the teacher sees of the same image.
 
-Three transforms make uint8 images on the CPU (strong, weak, evaluation); `BatchAugment` does on the device what belongs
-to a batch: random erasing and Mixup / CutMix.
+Transforms make uint8 images on the CPU (strong, weak, PaCo's key view, evaluation); `BatchAugment` does on the device
+what belongs to a batch: random erasing and Mixup / CutMix.
 """
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageFilter, ImageOps
 from timm.data import Mixup, create_transform
 from timm.data.auto_augment import AugmentOp, AutoAugment, RandAugment
 from timm.data.random_erasing import RandomErasing
@@ -51,6 +52,59 @@ def _padded_crop(size: tuple[int, int], interpolation: str) -> list:
     ]
 
 
+def _cifar10_policy(channels: int) -> transforms.AutoAugment:
+    if channels not in (1, 3):
+        raise ValueError(
+            f'The policy cifar10 augments grey or RGB images, not images of {channels} channels: use another --aa, or '
+            'none.')
+    # grey where an image is moved away, as the teachers of PaCo were trained
+    return transforms.AutoAugment(transforms.AutoAugmentPolicy.CIFAR10, fill=128)
+
+
+class Cutout:
+    """One black square hole, its centre uniform over the image, so that the border may cut a part of it off.
+
+    Args:
+        side: Side of the hole in pixels; at an even side the centre is right of and below the middle.
+
+    Raises:
+        ValueError: If the side is not positive.
+
+    Source: Cutout (https://arxiv.org/abs/1708.04552).
+
+    Example:
+        >>> hole = Cutout(16)(torch.ones(3, 32, 32, dtype=torch.uint8)) == 0
+        >>> 64 <= hole[0].sum() <= 256
+        tensor(True)
+    """
+
+    def __init__(self, side: int):
+        if side < 1:
+            raise ValueError(f'The hole of cutout is {side} pixels wide: it takes 1 or more, or --cutout 0 for none.')
+        self.side = side
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Copy of an image `[C, H, W]`, uint8 or any other type, with the hole."""
+        top, left = (int(torch.randint(length, ())) - self.side // 2 for length in image.shape[-2:])
+        image = image.clone()
+        image[..., max(top, 0):top + self.side, max(left, 0):left + self.side] = 0
+        return image
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}({self.side})'
+
+
+class GaussianBlur:
+    """Pillow's Gaussian blur of a PIL image, its radius uniform in 0.1 to 2 pixels.
+
+    torchvision's, which timm takes, filters the same but for the border, is 40 times slower, and its kernel of 23
+    pixels needs images of 12 pixels at least.
+    """
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return image.filter(ImageFilter.GaussianBlur(torch.empty(()).uniform_(.1, 2.).item()))
+
+
 def train_transform(
         input_size: tuple[int, int, int],
         train_crop_mode: str | None = None,
@@ -58,6 +112,11 @@ def train_transform(
         hflip: float = 0.5,
         vflip: float = 0.,
         no_aug: bool = False,
+        auto_augment: str | None = None,
+        color_jitter: float | Sequence[float] | None = 0.4,
+        color_jitter_prob: float | None = None,
+        force_color_jitter: bool = False,
+        cutout: int = 0,
         **kwargs,
 ) -> transforms.Compose:
     """Training transform of timm, or with a padded crop, from a PIL image to uint8 `[C, H, W]`.
@@ -70,14 +129,29 @@ def train_transform(
         hflip: Probability of a horizontal flip.
         vflip: Probability of a vertical flip.
         no_aug: Only resize and crop the centre.
-        kwargs: Further arguments of `timm.data.create_transform` (auto_augment, scale, color_jitter, mean, ...).
+        auto_augment: A policy of timm, or 'cifar10': AutoAugment's own for CIFAR-10.
+        color_jitter: As in timm; under a policy it is off, but for timm's '3a'.
+        color_jitter_prob: Probability of the jitter, None for always.
+        force_color_jitter: Jitter the colours under a policy too, before it.
+        cutout: Side of a square hole in pixels, see `Cutout`; 0 for none.
+        kwargs: Further arguments of `timm.data.create_transform` (scale, mean, ...).
 
     Raises:
-        ValueError: If the crop mode is not known.
+        ValueError: If the crop mode is not known, the hole's side negative, or the policy does not know such images.
     """
     if train_crop_mode not in (None, *CROP_MODES):
         raise ValueError(f'Unknown crop mode {train_crop_mode!r}: --train-crop-mode takes {", ".join(CROP_MODES)}.')
+    holes = [Cutout(cutout)] if cutout else []
     padded = train_crop_mode == 'pad'
+    extra = []
+    if auto_augment and force_color_jitter and color_jitter is not None:
+        extra += create_transform(
+            input_size, is_training=True, color_jitter=color_jitter, color_jitter_prob=color_jitter_prob, separate=True,
+        )[1].transforms
+        color_jitter = None
+    if auto_augment == 'cifar10':
+        extra.append(_cifar10_policy(input_size[0]))
+        auto_augment, color_jitter = None, None
     stages = create_transform(
         input_size,
         is_training=True,
@@ -86,6 +160,9 @@ def train_transform(
         hflip=hflip,
         vflip=vflip,
         no_aug=no_aug,
+        auto_augment=auto_augment,
+        color_jitter=color_jitter,
+        color_jitter_prob=color_jitter_prob,
         use_prefetcher=True,
         separate=not no_aug,
         **kwargs,
@@ -97,7 +174,7 @@ def train_transform(
         flips = [step for step in primary if isinstance(step, (
             transforms.RandomHorizontalFlip, transforms.RandomVerticalFlip))]
         primary = _padded_crop(tuple(input_size[-2:]), interpolation) + flips
-    return _mend_posterize(transforms.Compose([*primary, *secondary, *final]))
+    return _mend_posterize(transforms.Compose([*primary, *extra, *secondary, *final, *holes]))
 
 
 def weak_transform(
@@ -109,6 +186,55 @@ def weak_transform(
     """The teacher's own weak view: padded crop and flips, no RandAugment, jitter or erasing; uint8 `[C, H, W]`."""
     return train_transform(
         input_size, 'pad', interpolation=interpolation, hflip=hflip, vflip=vflip, color_jitter=None, auto_augment=None)
+
+
+def key_transform(
+        input_size: tuple[int, int, int],
+        interpolation: str = 'bilinear',
+        hflip: float = 0.5,
+        vflip: float = 0.,
+        scale: tuple[float, float] = (.2, 1.),
+        color_jitter: tuple[float, ...] | None = (.4, .4, .4, .1),
+        color_jitter_prob: float | None = .8,
+        grayscale_prob: float = .2,
+        gaussian_blur_prob: float = .5,
+) -> transforms.Compose:
+    """PaCo's view for the key encoder, from a PIL image to uint8 `[C, H, W]`: as in SimCLR.
+
+    The defaults are those of CIFAR; ImageNet-LT and iNaturalist take `scale=(.08, 1.)`, `color_jitter=(.4, .4, .4)`
+    and `color_jitter_prob=None` (always).
+
+    Args:
+        input_size: Channels, height and width of the result; images that are not RGB keep brightness and contrast of
+            the jitter alone, and are never greyed.
+        interpolation: Name of the resize filter, 'random' for bilinear or bicubic by chance.
+        hflip: Probability of a horizontal flip.
+        vflip: Probability of a vertical flip.
+        scale: Share of the image in the random crop, smallest and largest.
+        color_jitter: Strength of brightness, contrast, saturation and, if given, hue; None for none.
+        color_jitter_prob: Probability of the jitter, None for always.
+        grayscale_prob: Probability of a grey image.
+        gaussian_blur_prob: Probability of a blur, see `GaussianBlur`.
+
+    Source: PaCo (https://arxiv.org/abs/2107.12028), as in its released training.
+    """
+    if input_size[0] != 3:
+        grayscale_prob = 0.
+        color_jitter = color_jitter and (*color_jitter[:2], 0., 0.)
+    transform = train_transform(
+        input_size,
+        interpolation=interpolation,
+        hflip=hflip,
+        vflip=vflip,
+        scale=scale,
+        color_jitter=color_jitter,
+        color_jitter_prob=color_jitter_prob,
+        grayscale_prob=grayscale_prob,
+    )
+    if gaussian_blur_prob:
+        # before the last step, which makes a tensor
+        transform.transforms.insert(-1, transforms.RandomApply([GaussianBlur()], p=gaussian_blur_prob))
+    return transform
 
 
 class Views(NamedTuple):

@@ -35,6 +35,7 @@ def create_dataset(
         split_seed: int = 0,
         download: bool = False,
         *,
+        list_dir: str | os.PathLike | None = None,
         class_names: Sequence[str] | None = None,
         class_counts_file: str | os.PathLike | None = None,
         skip_bad_images: bool = False,
@@ -45,16 +46,21 @@ def create_dataset(
     """Open a data set by name; its training part may be made long-tailed.
 
     Args:
-        name: 'lt/digits', 'lt/fashion_mnist', 'lt/cifar10', 'lt/cifar100', or any name of `timm.data.create_dataset`:
-            '' for a folder or tar file, 'torch/...', 'hfds/...', 'hfids/...', 'tfds/...', 'wds/...'.
+        name: 'lt/digits', 'lt/fashion_mnist', 'lt/cifar10', 'lt/cifar100', 'lt/imagenet', 'lt/inat18', or any name of
+            `timm.data.create_dataset`: '' for a folder or tar file, 'torch/...', 'hfds/...', 'hfids/...', 'tfds/...',
+            'wds/...'.
         root: Folder of the data; 'lt/digits' needs none.
-        split: 'train' or timm's synonyms of 'validation'; 'test' too for 'lt/' names.
-        imbalance_factor: n_max / n_min of the training images; `None` is the default of an 'lt/' name and the natural
-            counts of any other. In 'lt/' sets counts fall with the label, in others from the class with most images.
+        split: 'train' or timm's synonyms of 'validation'; 'test' too for 'lt/' names but 'lt/inat18'. Only
+            'lt/imagenet' has both, elsewhere in 'lt/' they are the same.
+        imbalance_factor: n_max / n_min of the training images; `None` is the default of an 'lt/' name, and the natural
+            counts of 'lt/imagenet', 'lt/inat18' and any other name. There counts fall from the class with most images,
+            in the other 'lt/' sets with the label.
         profile: 'exp' or 'step', see `class_counts`.
         n_max: Training images of the most frequent class; by default the benchmark's, or all that the classes allow.
         split_seed: Seed of the choice of images, and of the test part of 'lt/digits'.
         download: Let torchvision or timm fetch missing files.
+        list_dir: Folder of the list files of 'lt/imagenet' or 'lt/inat18'; by default they are looked for in `root` and
+            beside it.
         class_names: Class names of the training set, in order: the labels are matched to them by name.
         class_counts_file: Images per class of an iterable training set, see `read_class_counts`.
         skip_bad_images: Replace an unreadable image by another one of its class.
@@ -75,14 +81,21 @@ def create_dataset(
     prefix = name.partition('/')[0].lower() if '/' in name else ''
     if prefix == 'lt':
         benchmark = _find_benchmark(name, kwargs)
-        training = _is_benchmark_training(name, split)
-        dataset = load_benchmark(benchmark, root, training, split_seed, download, **images)
-        imbalance_factor = benchmark.imbalance_factor if imbalance_factor is None else imbalance_factor
-        n_max = benchmark.n_max if n_max is None else n_max
+        part = _benchmark_part(benchmark, split)
+        training, natural = part == 'train', benchmark.imbalance_factor is None
+        if not natural:
+            imbalance_factor = benchmark.imbalance_factor if imbalance_factor is None else imbalance_factor
+            n_max = benchmark.n_max if n_max is None else n_max
     else:
-        training = 'train' in split if is_training is None else is_training
-        if training and n_max is not None and imbalance_factor is None:
-            raise ValueError('n_max needs an imbalance factor: give one (1 is the balanced set) or leave n_max out.')
+        training, natural = 'train' in split if is_training is None else is_training, True
+    if training and n_max is not None and imbalance_factor is None:
+        raise ValueError('n_max needs an imbalance factor: give one (1 is the balanced set) or leave n_max out.')
+    if list_dir is not None and not (prefix == 'lt' and benchmark.files):
+        listed = [known for known, candidate in BENCHMARKS.items() if candidate.files]
+        raise ValueError(f'{name or "A folder"} reads no list files, only {", ".join(listed)}: leave --list-dir out.')
+    if prefix == 'lt':
+        dataset = load_benchmark(benchmark, root, part, split_seed, download, list_dir, **images)
+    else:
         dataset = _open(
             name, prefix, root, split, download, is_training=training, input_img_mode=input_img_mode, **kwargs)
         if isinstance(dataset, IterableDataset):
@@ -104,8 +117,7 @@ def create_dataset(
             raise ValueError(f'The class counts of {dataset.name} are read from its targets: leave --class-counts out.')
         if training and imbalance_factor is not None:
             _check_classes(dataset, training)
-            dataset = long_tailed_subset(
-                dataset, imbalance_factor, profile, n_max, split_seed, by_frequency=prefix != 'lt')
+            dataset = long_tailed_subset(dataset, imbalance_factor, profile, n_max, split_seed, by_frequency=natural)
         if class_names is not None:
             dataset = dataset.with_classes(class_names)
     _check_classes(dataset, training)
@@ -127,11 +139,19 @@ def _find_benchmark(name: str, options: dict) -> Benchmark:
     return BENCHMARKS[name]
 
 
-def _is_benchmark_training(name: str, split: str) -> bool:
-    if split not in _TRAIN_SYNONYM and split != 'test' and split not in _EVAL_SYNONYM:
+def _benchmark_part(benchmark: Benchmark, split: str) -> str:
+    part = 'train' if split in _TRAIN_SYNONYM else 'validation' if split in _EVAL_SYNONYM else split
+    if part not in ('train', 'validation', 'test'):
         raise ValueError(
-            f'{name} has no split {split!r}: use {", ".join(_TRAIN_SYNONYM)} or test, {", ".join(_EVAL_SYNONYM)}.')
-    return split in _TRAIN_SYNONYM
+            f'{benchmark.name} has no split {split!r}: use {", ".join(_TRAIN_SYNONYM)} or test, '
+            f'{", ".join(_EVAL_SYNONYM)}.'
+        )
+    if benchmark.files and part not in benchmark.files:
+        raise ValueError(
+            f'{benchmark.name} has no labels of its {part} images: the public evaluation set is its validation split, '
+            'use validation (--val-split).'
+        )
+    return part
 
 
 def _check_classes(dataset: ClassificationSet | IterableDataset, training: bool) -> None:

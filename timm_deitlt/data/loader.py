@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 def derive_seed(*path: int) -> int:
     """32-bit seed of a place in the run, such as (seed, epoch, micro-batch, position)."""
-    return int(np.random.SeedSequence(path).generate_state(1)[0])
+    # numpy takes (1, 2) and (1, 2, 0) for the same, so the length tells them apart
+    return int(np.random.SeedSequence((len(path), *path)).generate_state(1)[0])
 
 
 def seed_everything(*path: int) -> None:
@@ -57,7 +58,7 @@ class MicroBatchSampler(Sampler):
         world_size: Number of ranks.
         rank: This rank.
         repeats: Views of each image in an epoch (repeated augmentation); 0 or 1 for none. An epoch keeps its length,
-            so it then holds 1 / repeats of the images.
+            so it then holds 1 / repeats of the images; from 2560 on a multiple of 256, as published.
         even: Drop one image of an odd last micro-batch, as Mixup pairs them. A last micro-batch of a single image,
             which BatchNorm cannot normalise, is always dropped.
         seed: Seed of the run.
@@ -82,8 +83,10 @@ class MicroBatchSampler(Sampler):
         self.even = even
         self.seed = seed
         self.epoch = 0
+        # the published multiple of 256 takes less than a tenth off 2560 images, and up to half off fewer
         self.repeat_sampler = RepeatAugSampler(
-            range(num_images), num_replicas=1, rank=0, num_repeats=repeats) if repeats > 1 else None
+            range(num_images), num_replicas=1, rank=0, num_repeats=repeats,
+            selected_round=256 if num_images >= 2560 else 0) if repeats > 1 else None
         length = len(self.repeat_sampler) if self.repeat_sampler else num_images
         if length % batch_size == 1 < length or even and length % batch_size % 2:
             length -= 1

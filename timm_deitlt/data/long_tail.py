@@ -3,6 +3,7 @@ import hashlib
 import json
 import struct
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
@@ -108,15 +109,14 @@ class ClassificationSet(Dataset):
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of what the set holds: name, class order, images and targets, but not where it lies."""
-        content = {
-            'name': self.name,
-            'class_names': self.class_names,
-            'indices': self.indices.tolist(),
-            'targets': self.targets.tolist(),
-            'keys': None if self.keys is None else [self.keys[i] for i in self.indices],
-        }
-        return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(',', ':')).encode()).hexdigest()
+        """SHA-256 of the set's name and its images with the names of their classes, whatever order either is in."""
+        seen, names = Counter(), []
+        for class_name in self.class_names:  # of a repeated name each class is one of its own
+            names.append(f'{class_name} {seen[class_name]}')
+            seen[class_name] += 1
+        images = self.indices.tolist() if self.keys is None else [self.keys[i] for i in self.indices.tolist()]
+        pairs = sorted(zip(images, [names[target] for target in self.targets.tolist()], strict=True))
+        return hashlib.sha256(json.dumps([self.name, pairs], separators=(',', ':')).encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -1,4 +1,4 @@
-"""The images of the named benchmarks, whole: scikit-learn's digits, Fashion-MNIST and CIFAR."""
+"""The images of the named benchmarks, whole: digits, Fashion-MNIST, CIFAR, and those of list files."""
 import gzip
 import os
 import shutil
@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from timm.data import ImageDataset
 from torch.utils.data import Dataset
 from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
 from torchvision.datasets.mnist import read_image_file, read_label_file
 
 from ..benchmarks import Benchmark
 from .long_tail import ClassificationSet
+from .readers import read_list
 from .sampling import long_tailed_indices
 
 _DIGITS_TEST_IMAGES = 34  # per class
@@ -47,40 +49,48 @@ def pixel_keys(images: Iterable) -> list[str]:
 def load_benchmark(
         benchmark: Benchmark,
         root: str | os.PathLike | None,
-        training: bool,
+        part: str,
         split_seed: int = 0,
         download: bool = False,
+        list_dir: str | os.PathLike | None = None,
         **options,
 ) -> ClassificationSet:
-    """All training or all test images of a benchmark, before any is left out.
+    """All images of a part of a benchmark, before any is left out.
 
     Args:
         benchmark: Which.
         root: Folder of its files; the digits need none.
-        training: The training part instead of the test part.
+        part: 'train', 'validation' or 'test'; the last two are the same where the set has only one of them.
         split_seed: Seed of the digits' test part, the only one that is not given by the files.
         download: Let torchvision fetch missing files into `root`.
+        list_dir: Folder of the list files, see `read_list`.
         options: Further arguments of `ClassificationSet`.
 
     Raises:
-        ValueError: If `root` is missing or a file is damaged.
+        ValueError: If `root` is missing, a file is damaged, or a list file says what cannot be.
         FileNotFoundError: If files are missing, naming them.
     """
-    if benchmark.recipe == 'digits':
+    training = part == 'train'
+    if benchmark.files:
+        reader = read_list(benchmark, root, part, list_dir)
+        base = ImageDataset(reader.root, reader=reader)
+        return ClassificationSet(
+            base, reader.targets, reader.class_names, benchmark.name, keys=reader.paths, **options)
+    if benchmark.name == 'lt/digits':
         base = _digits()
     elif root is None:
         raise ValueError(
             f'{benchmark.name} needs the folder of its files (--data-dir); with --dataset-download they are fetched '
             f'into it.'
         )
-    elif benchmark.recipe == 'fashion_mnist':
+    elif benchmark.name == 'lt/fashion_mnist':
         base = _fashion_mnist(benchmark.name, Path(root), training, download)
     else:
         base = _cifar(benchmark, root, training, download)
     class_names = benchmark.class_names or base.classes
     dataset = ClassificationSet(
         base, base.targets, class_names, benchmark.name, keys=pixel_keys(base.data), **options)
-    if benchmark.recipe != 'digits':
+    if benchmark.name != 'lt/digits':
         return dataset
     test = np.sort(long_tailed_indices(dataset.targets, [_DIGITS_TEST_IMAGES] * len(class_names), split_seed))
     return dataset.subset(np.setdiff1d(np.arange(len(dataset)), test) if training else test)
@@ -140,7 +150,7 @@ def _read_idx(path: Path, read: Callable) -> np.ndarray:
 
 
 def _cifar(benchmark: Benchmark, root: str | os.PathLike, training: bool, download: bool) -> CIFAR10:
-    cifar = {'cifar10': CIFAR10, 'cifar100': CIFAR100}[benchmark.recipe]
+    cifar = {'lt/cifar10': CIFAR10, 'lt/cifar100': CIFAR100}[benchmark.name]
     try:
         return cifar(root, train=training, download=download)
     except (RuntimeError, OSError) as error:

@@ -1,0 +1,261 @@
+"""Image sets that list files describe: ImageNet-LT and iNaturalist-2018. No image is opened to read them."""
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from timm.data.readers.reader import Reader
+
+from ..benchmarks import Benchmark
+
+
+class ReaderImageList(Reader):
+    """timm reader of the images that a list names.
+
+    Args:
+        root: Folder of the images.
+        paths: Their names relative to it, as listed.
+        files: Where they lie, relative to it.
+        targets: Their labels `[N]`.
+        class_names: Names by label.
+    """
+
+    def __init__(
+            self,
+            root: str | os.PathLike,
+            paths: list[str],
+            files: list[str],
+            targets: Sequence[int],
+            class_names: Sequence[str],
+    ):
+        super().__init__()
+        self.root = os.fspath(root)
+        self.paths = paths
+        self.files = files
+        self.targets = np.asarray(targets, dtype=np.int64)
+        self.class_names = tuple(class_names)
+
+    def __getitem__(self, index: int):
+        return open(os.path.join(self.root, self.files[index]), 'rb'), int(self.targets[index])
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        if absolute:
+            return os.path.join(self.root, self.files[index])
+        return os.path.basename(self.paths[index]) if basename else self.paths[index]
+
+
+@dataclass
+class _Listing:
+    """What a list file says, in its order, and where it says so."""
+    source: Path
+    unit: str
+    places: list
+    paths: list[str]
+    labels: list[int]
+
+    def place(self, i: int) -> str:
+        return f'{self.source}, {self.unit} {self.places[i]}'
+
+
+def read_list(
+        benchmark: Benchmark,
+        root: str | os.PathLike | None,
+        part: str,
+        list_dir: str | os.PathLike | None = None,
+) -> ReaderImageList:
+    """Read the list file of a benchmark's part and see that every image is there.
+
+    An image that is not where the list says may also lie one level higher: ImageNet's own `val/` has no class folders
+    (`val/X.JPEG` for `val/n01440764/X.JPEG`), and older copies of iNaturalist-2018 have no super-categories.
+
+    Args:
+        benchmark: One with list files: text with `path label` a line, or JSON with `images` and `annotations`.
+        root: Folder of the images.
+        part: 'train', 'validation' or 'test'.
+        list_dir: Folder of the list file; by default `root`, the benchmark's own folder in it, or the one `root` is in.
+
+    Raises:
+        FileNotFoundError: If the list or an image is not there.
+        ValueError: If `root` is missing, or the list says what cannot be; the error names the line.
+    """
+    if root is None:
+        raise ValueError(f'{benchmark.name} needs the folder of its images (--data-dir).')
+    listing = _read(benchmark, _find(benchmark, root, part, list_dir), complete=part == 'train')
+    class_names = benchmark.class_names
+    if class_names is None:
+        names = _folder_names(listing)
+        if len(names) < benchmark.num_classes:
+            names = {**_folder_names(_read(benchmark, _find(benchmark, root, 'train', list_dir))), **names}
+        class_names = [names[label] for label in range(benchmark.num_classes)]
+    files = _find_images(root, listing)
+    # by path, so that every file that lists the same images makes the same data set
+    order = sorted(range(len(files)), key=listing.paths.__getitem__)
+    paths, files, labels = ([column[i] for i in order] for column in (listing.paths, files, listing.labels))
+    return ReaderImageList(root, paths, files, labels, class_names)
+
+
+def count_listed(
+        benchmark: Benchmark,
+        root: str | os.PathLike | None = None,
+        list_dir: str | os.PathLike | None = None,
+) -> list[int]:
+    """Training images per label, from the list file alone: no image need be there.
+
+    Raises:
+        FileNotFoundError: If the list is not there.
+        ValueError: If it says what cannot be.
+    """
+    return listed_classes(benchmark, _find(benchmark, root, 'train', list_dir))[0]
+
+
+def listed_classes(benchmark: Benchmark, source: Path) -> tuple[list[int], list[str]]:
+    """Images and names of the classes in a training list, by label.
+
+    Raises:
+        ValueError: If it says what cannot be, or misses a class.
+    """
+    listing = _read(benchmark, source)
+    counts = np.bincount(listing.labels, minlength=benchmark.num_classes).tolist()
+    return counts, list(benchmark.class_names or map(_folder_names(listing).get, range(benchmark.num_classes)))
+
+
+def _find(
+        benchmark: Benchmark,
+        root: str | os.PathLike | None,
+        part: str,
+        list_dir: str | os.PathLike | None,
+) -> Path:
+    names, folders = benchmark.files[part], []
+    if list_dir is not None:
+        folders = [Path(list_dir)]
+    elif root is not None:
+        root = Path(root)
+        folders = [root, root / benchmark.files_folder, root.absolute().parent]
+    for folder in folders:
+        for name in names:
+            if (folder / name).is_file():
+                return folder / name
+    raise FileNotFoundError(
+        f'{benchmark.name} needs {" or ".join(names)}, looked for in {", ".join(map(str, folders)) or "no folder"}. '
+        f'Give the folder that holds it by --list-dir; it is published at {benchmark.files_source}.'
+    )
+
+
+def _read(benchmark: Benchmark, source: Path, complete: bool = True) -> _Listing:
+    num_classes = benchmark.num_classes
+    try:
+        listing = _read_json(source) if source.suffix == '.json' else _read_text(source)
+    except UnicodeDecodeError as error:
+        raise ValueError(f'{source} is no text in UTF-8 ({error}): fetch it again.') from error
+    if not listing.paths:
+        raise ValueError(f'{source} names no image: fetch it again.')
+    for i, label in enumerate(listing.labels):
+        if type(label) is not int or not 0 <= label < num_classes:
+            raise ValueError(
+                f'{listing.place(i)}: the label {label!r} of {listing.paths[i]} is none of the {num_classes} classes, '
+                f'which are 0 to {num_classes - 1}.'
+            )
+    absent = sorted(set(range(num_classes)).difference(listing.labels))
+    if absent and complete:
+        raise ValueError(
+            f'{source} has no image of {len(absent)} of the {num_classes} classes: label '
+            f'{", ".join(map(str, absent[:10]))}. Use the complete list.'
+        )
+    return listing
+
+
+def _read_text(source: Path) -> _Listing:
+    places, paths, labels = [], [], []
+    with open(source, encoding='utf-8-sig') as file:
+        for number, line in enumerate(file, 1):
+            fields = line.rsplit(maxsplit=1)  # a path may hold spaces
+            if not fields:
+                continue
+            try:
+                path, label = fields
+                labels.append(int(label))
+            except ValueError as error:
+                raise ValueError(
+                    f'{source}, line {number}: expected "path label" with a whole number as label, got '
+                    f'{line.strip()!r}.'
+                ) from error
+            paths.append(path)
+            places.append(number)
+    return _Listing(source, 'line', places, paths, labels)
+
+
+def _read_json(source: Path) -> _Listing:
+    try:
+        with open(source, encoding='utf-8') as file:
+            content = json.load(file)
+        notes = content['annotations']
+        labels = {note['image_id']: note['category_id'] for note in notes}
+        images = [image['id'] for image in content['images']]
+        paths = [str(image['file_name']) for image in content['images']]
+    except UnicodeDecodeError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f'{source} must be a JSON object with "images" (id, file_name) and "annotations" (image_id, category_id): '
+            f'{error!r}.'
+        ) from error
+    if len(labels) < len(notes):
+        (image, times), = Counter(note['image_id'] for note in notes).most_common(1)
+        raise ValueError(f'{source}, image id {image!r}: has {times} annotations, exactly one is needed.')
+    bare = next((i for i, image in enumerate(images) if image not in labels), None)
+    if bare is not None:
+        raise ValueError(
+            f'{source}, image id {images[bare]!r}: has no annotation, so the class of {paths[bare]} is unknown.')
+    return _Listing(source, 'image id', images, paths, [labels[image] for image in images])
+
+
+def _folder_names(listing: _Listing) -> dict[int, str]:
+    """Names by label: the folder of its images, the WordNet id in ImageNet."""
+    names, labels = {}, {}
+    for i, (path, label) in enumerate(zip(listing.paths, listing.labels, strict=True)):
+        folder = path.rpartition('/')[0].rpartition('/')[2]
+        if names.setdefault(label, folder) != folder or labels.setdefault(folder, label) != label:
+            raise ValueError(
+                f'{listing.place(i)}: {path} has label {label}, but elsewhere label {label} is folder '
+                f'{names[label]!r} and folder {folder!r} is label {labels.get(folder, label)}; each class needs a '
+                'folder of its own.'
+            )
+    return names
+
+
+def _find_images(root: str | os.PathLike, listing: _Listing) -> list[str]:
+    """Where every image lies below `root`."""
+    files = list(listing.paths)
+    elsewhere = _missing(root, files, range(len(files)))
+    for i in elsewhere:
+        top, _, rest = files[i].partition('/')
+        files[i] = f'{top}/{rest.partition("/")[2]}'
+    missing = _missing(root, files, elsewhere)
+    if missing:
+        first = min(missing)
+        raise FileNotFoundError(
+            f'{listing.place(first)}: {listing.paths[first]} is not in {root}, where {len(missing)} of the '
+            f'{len(files)} listed images are missing. Give the folder that the paths begin in by --data-dir.'
+        )
+    return files
+
+
+def _missing(root: str | os.PathLike, files: list[str], positions: Iterable[int]) -> list[int]:
+    # one listing a folder: asking for every image would take minutes on a network file system
+    folders = defaultdict(list)
+    for i in positions:
+        folders[files[i].rpartition('/')[0]].append(i)
+    missing = []
+    for folder, images in folders.items():
+        try:
+            present = set(os.listdir(os.path.join(root, folder)))
+        except (FileNotFoundError, NotADirectoryError):
+            present = set()
+        missing += [i for i in images if files[i].rpartition('/')[2] not in present]
+    return missing

@@ -1,0 +1,28 @@
+"""What a flag is made of."""
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from timm.utils import ParseKwargs
+
+from .refused import REFUSED_VALUES
+
+MAPPING: dict[str, Any] = {'nargs': '*', 'default': {}, 'action': ParseKwargs, 'metavar': 'K=V'}
+SWITCH: dict[str, Any] = {'action': argparse.BooleanOptionalAction}
+
+
+def allowed(name: str) -> Callable[[str], str]:
+    """Type of a flag that says why a value of timm's is refused."""
+    def value(text: str) -> str:
+        reason = REFUSED_VALUES[name].get(text)
+        if reason:
+            raise argparse.ArgumentTypeError(f"'{text}' is not supported: {reason}")
+        return text
+    return value
+
+
+def flag(names: str, text: str, **options: Any) -> tuple[list[str], str, dict[str, Any]]:
+    """Names, help text and options of add_argument."""
+    if options.get('type') in (int, float):
+        options['metavar'] = 'N' if options['type'] is int else 'X'
+    return names.split(), text, options

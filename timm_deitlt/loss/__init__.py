@@ -1,0 +1,15 @@
+"""Losses of DeiT-LT: class weights, distillation with deferred re-weighting (DRW), LDAM, and the two-stage label loss.
+
+The stage of a loss is a pure function of the epoch given to `set_epoch`, so no `state_dict` holds it. All is computed
+in float32 at least, under autocast too. Class-weighted means are normalised inside the batch given, hence inside the
+micro-batch under gradient accumulation, as in the released code.
+"""
+from .classes import class_weights as class_weights
+from .classes import full_precision as full_precision
+from .classes import weighted_cross_entropy as weighted_cross_entropy
+from .distillation import DISTILLATION_LOSS_TYPES as DISTILLATION_LOSS_TYPES
+from .distillation import DistillationLoss as DistillationLoss
+from .distillation import DRWDistillationLoss as DRWDistillationLoss
+from .distillation import create_distillation_loss as create_distillation_loss
+from .label import LabelLoss as LabelLoss
+from .label import LDAMLoss as LDAMLoss

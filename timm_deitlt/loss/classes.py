@@ -1,0 +1,66 @@
+"""What losses share: precision, class counts and weights, and the class-weighted cross-entropy."""
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from timm.loss import compute_class_weights
+from torch import Tensor
+
+
+def full_precision(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def checked_counts(class_counts: Sequence[int] | Tensor) -> Tensor:
+    # training images per class, float64 [C]
+    counts = torch.as_tensor(class_counts, dtype=torch.float64)
+    if counts.ndim != 1 or not len(counts):
+        raise ValueError(f'class_counts must list the training images of each class, got shape {tuple(counts.shape)}.')
+    for index, count in enumerate(counts.tolist()):
+        if not count >= 1:
+            raise ValueError(
+                f'Class {index} has {count:g} training images, but every class needs at least 1: '
+                'remove the class or add images.')
+    return counts
+
+
+def class_weights(class_counts: Sequence[int] | Tensor, beta: float = 0.9999) -> Tensor:
+    """Class weights (1 - beta) / (1 - beta^n), float32 `[C]`, by the effective number of images; mean 1.
+
+    Args:
+        class_counts: Training images per class, each at least 1.
+        beta: In (0, 1); the larger, the closer the weights are to 1 / n.
+
+    Raises:
+        ValueError: If a class has no image (it is named), or beta is out of range.
+
+    Source: Class-Balanced Loss Based on Effective Number of Samples (https://arxiv.org/abs/1901.05555).
+    """
+    counts = checked_counts(class_counts)
+    if not 0. < beta < 1.:
+        raise ValueError(f'beta={beta} must lie between 0 and 1, both excluded; the paper uses 0.9999.')
+    _, weights = compute_class_weights(counts, counts.sum().item(), method='effective_num', beta=beta)
+    return weights
+
+
+def weighted_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Cross-entropy of labels or label distributions, as a mean weighted by class.
+
+    With weights it is sum_ic w_c y_ic (-log p_ic) / sum_ic w_c y_ic: for indices, PyTorch's weighted mean. PyTorch
+    divides distributions by the number of images instead; the same labels as one-hot rows would then give another
+    loss, whose size (in effect the learning rate) varied with the classes that a batch happens to hold.
+
+    Args:
+        logits: `[B, C]`.
+        target: Class indices `[B]`, or distributions `[B, C]` as Mixup makes them.
+        weight: Class weights `[C]`; the mean over images if None.
+    """
+    logits = full_precision(logits)
+    if target.ndim == 2:
+        target = target.to(logits.dtype)
+        if weight is None:
+            # timm's SoftTargetCrossEntropy, to the last bit
+            return torch.sum(-target * F.log_softmax(logits, dim=-1), dim=-1).mean()
+        mass = weight * target
+        return torch.sum(-mass * F.log_softmax(logits, dim=-1)) / mass.sum()
+    return F.cross_entropy(logits, target, None if weight is None else weight.to(logits.dtype))

@@ -1,0 +1,132 @@
+"""What DIST learns from the teacher, with or without deferred re-weighting (DRW)."""
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .classes import class_weights, full_precision, weighted_cross_entropy
+
+DISTILLATION_LOSS_TYPES = ('hard', 'soft', 'drw_hard', 'drw_soft')
+
+
+class DistillationLoss(nn.Module):
+    """What DIST learns from the teacher: exactly the losses of timm's TokenDistillationTask.
+
+    Args:
+        distill_type: 'hard': cross-entropy with the teacher's argmax. 'soft': T^2 KL(teacher || student).
+        temperature: T, divides both logits before the softmax; no effect on 'hard'.
+
+    Raises:
+        ValueError: If the type is unknown, the temperature not positive, or teacher and student differ in classes.
+
+    Source: DeiT (https://arxiv.org/abs/2012.12877).
+
+    Example:
+        >>> loss = DistillationLoss('soft', temperature=3.)
+        >>> loss(torch.zeros(2, 10), torch.zeros(2, 10)).item()
+        0.0
+    """
+
+    active_weight: Tensor | None = None  # class weights [C] of the present stage; None: all classes count the same
+
+    def __init__(self, distill_type: str = 'hard', temperature: float = 1.0):
+        super().__init__()
+        if distill_type not in ('hard', 'soft'):
+            raise ValueError(f"distill_type={distill_type!r} is unknown: use 'hard' or 'soft'.")
+        if not temperature > 0:
+            raise ValueError(f'temperature={temperature} must be positive.')
+        self.distill_type = distill_type
+        self.temperature = temperature
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take the 0-based epoch; this loss is the same in all of them."""
+
+    def forward(self, dist_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        """Loss of DIST logits `[B, C]` given the teacher's logits `[B, C]`, through which no gradient flows."""
+        if dist_logits.shape != teacher_logits.shape:
+            raise ValueError(
+                f'The student gives logits {tuple(dist_logits.shape)}, the teacher {tuple(teacher_logits.shape)}: '
+                'both must know the same classes, in the same order.')
+        student, teacher = full_precision(dist_logits), full_precision(teacher_logits.detach())
+        weight = self.active_weight
+        if self.distill_type == 'hard':
+            return weighted_cross_entropy(student, teacher.argmax(dim=-1), weight)
+        student, teacher = student / self.temperature, teacher / self.temperature
+        if weight is not None:
+            teacher = teacher + weight.log()  # its softmax is q; no probability is formed, so none underflows
+        log_s, log_q = F.log_softmax(student, dim=-1), F.log_softmax(teacher, dim=-1)
+        return F.kl_div(log_s, log_q, reduction='batchmean', log_target=True) * (self.temperature ** 2)
+
+
+class DRWDistillationLoss(DistillationLoss):
+    """Distillation whose classes are re-weighted once training has reached `drw_start_epoch`.
+
+    Before the start this is `DistillationLoss`. From then on, with w = `class_weights(class_counts, beta)`:
+    'hard' is the mean of cross-entropies with the teacher's argmax, weighted by w of the class that the *teacher*
+    predicts, whatever the label. 'soft' is T^2 mean_i KL(q_i || softmax(s_i / T)) with q_c = w_c p_c / sum_k w_k p_k
+    and p = softmax(t / T).
+
+    Args:
+        class_counts, beta: See `class_weights`.
+        drw_start_epoch: First re-weighted epoch, 0-based.
+        distill_type, temperature: See `DistillationLoss`.
+
+    Raises:
+        ValueError: If counts or start epoch are None, or as for `class_weights` and `DistillationLoss`.
+
+    Source: DeiT-LT (https://arxiv.org/abs/2404.02900), DRW from LDAM (https://arxiv.org/abs/1906.07413).
+
+    Example:
+        >>> loss = DRWDistillationLoss([500, 50, 5], drw_start_epoch=90)
+        >>> loss.set_epoch(90)
+        >>> loss(torch.zeros(2, 3), torch.eye(3)[:2]).item()  # doctest: +ELLIPSIS
+        1.098...
+    """
+
+    def __init__(
+            self,
+            class_counts: Sequence[int] | Tensor,
+            drw_start_epoch: int,
+            beta: float = 0.9999,
+            distill_type: str = 'hard',
+            temperature: float = 1.0,
+    ):
+        super().__init__(distill_type, temperature)
+        if class_counts is None or drw_start_epoch is None:
+            raise ValueError(
+                f'Re-weighted distillation needs class_counts and drw_start_epoch, got {class_counts} and '
+                f"{drw_start_epoch}; use 'hard' or 'soft' distillation to train without re-weighting.")
+        self.drw_start_epoch = drw_start_epoch
+        self.register_buffer('class_weight', class_weights(class_counts, beta), persistent=False)
+        self.set_epoch(0)
+
+    @property
+    def active_weight(self) -> Tensor | None:
+        """Class weights `[C]` from the DRW start on, else None."""
+        return self.class_weight if self.in_drw_stage else None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the stage of a 0-based epoch."""
+        self.in_drw_stage = epoch >= self.drw_start_epoch
+
+
+def create_distillation_loss(
+        loss_type: str,
+        class_counts: Sequence[int] | Tensor | None = None,
+        drw_start_epoch: int | None = None,
+        beta: float = 0.9999,
+        temperature: float = 1.0,
+) -> DistillationLoss:
+    """Create a distillation loss by name, one of DISTILLATION_LOSS_TYPES.
+
+    Counts, start epoch and beta concern 'drw_*' only, see `DRWDistillationLoss`.
+
+    Raises:
+        ValueError: If the name is unknown, or an argument that it needs is missing or wrong.
+    """
+    if loss_type not in DISTILLATION_LOSS_TYPES:
+        raise ValueError(f'Unknown distillation loss {loss_type!r}, expected one of {DISTILLATION_LOSS_TYPES}.')
+    distill_type = loss_type.removeprefix('drw_')
+    if distill_type == loss_type:
+        return DistillationLoss(distill_type, temperature)
+    return DRWDistillationLoss(class_counts, drw_start_epoch, beta, distill_type, temperature)

@@ -1,0 +1,70 @@
+"""ResNet-50 with a cosine classifier, the network of the LDAM teachers of ImageNet-LT and iNaturalist-2018.
+
+Apart from the classifier, which has no bias, it has the parameters, and so the keys, of timm's resnet50.
+"""
+from typing import Any
+
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.resnet import Bottleneck, ResNet
+
+from .cosine import CosineLinear
+
+__all__ = ['ResNetCosine']
+
+
+class ResNetCosine(ResNet):
+    """timm's ResNet whose classifier is a `CosineLinear`, also after `reset_classifier`.
+
+    Takes the arguments of timm's ResNet.
+
+    Example:
+        >>> timm.create_model('resnet50_cosine', num_classes=10)(torch.randn(2, 3, 64, 64)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(
+            self,
+            *args: Any,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+            **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, device=device, dtype=dtype, **kwargs)
+        self._set_cosine()
+
+    def _set_cosine(self) -> None:
+        if self.num_classes > 0:
+            weight = self.fc.weight
+            self.fc = CosineLinear(self.head_hidden_size, self.num_classes, device=weight.device, dtype=weight.dtype)
+            self.fc.train(self.training)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Give the model a new cosine classifier; None keeps the pooling, 0 classes leave the pooled features."""
+        super().reset_classifier(num_classes, global_pool)
+        self._set_cosine()
+
+
+def _cfg(url: str = '', **kwargs: Any) -> dict[str, Any]:
+    return {
+        'url': url,
+        'num_classes': 1000, 'input_size': (3, 224, 224), 'pool_size': (7, 7),
+        'crop_pct': .875, 'interpolation': 'bilinear',
+        'mean': IMAGENET_DEFAULT_MEAN, 'std': IMAGENET_DEFAULT_STD,
+        'first_conv': 'conv1', 'classifier': 'fc',
+        'license': 'apache-2.0', 'paper_ids': 'arXiv:1512.03385',
+        **kwargs,
+    }
+
+
+default_cfgs = generate_default_cfgs({
+    'resnet50_cosine.imagenet_lt': _cfg(),
+})
+
+
+@register_model
+def resnet50_cosine(pretrained: bool = False, **kwargs: Any) -> ResNetCosine:
+    """ResNet-50 with a cosine classifier: 25.6M parameters at 1000 classes."""
+    model_args = dict(block=Bottleneck, layers=(3, 4, 6, 3))
+    return build_model_with_cfg(ResNetCosine, 'resnet50_cosine', pretrained, **dict(model_args, **kwargs))

@@ -1,0 +1,122 @@
+"""A teacher from `--teacher-checkpoint`, its classes brought into the order of the data set."""
+import argparse
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from .checkpoint import CONFIG, exported_settings, load_checkpoint, load_config, load_safetensors, load_weights
+from .teachers import NO_WEIGHTS, RECORD, Teacher, read_record
+
+_logger = logging.getLogger(__name__)
+
+
+def from_file(
+        args: argparse.Namespace,
+        settings: argparse.Namespace,
+        data: Any,
+        create: Callable[[argparse.Namespace], nn.Module],
+) -> Teacher:
+    """The teacher of `--teacher-checkpoint`.
+
+    It may be a checkpoint of train.py, a cached teacher, a model that hfhub/convert.py wrote or that was published
+    (model.safetensors with config.json beside it; the folder will do), or bare weights. A teacher that numbers the
+    classes otherwise than the data set, as some released ones do by count, has its classifier put in order by name.
+
+    Args:
+        args: The student's settings.
+        settings: The settings that `--teacher` names; they decide the architecture of bare weights.
+        data: The student's data.
+        create: Makes the untrained network of given settings.
+
+    Raises:
+        ValueError: If it is of another architecture, or was trained on other classes or images.
+    """
+    path = Path(args.teacher_checkpoint)
+    weights, recorded, data_record = _read(path)
+    if not recorded:
+        classifier = timm.get_pretrained_cfg(settings.model).classifier
+        recorded = {'classifier': 'linear' if f'{classifier}.bias' in weights else 'cosine'}
+    architecture = recorded.get('model', settings.model)
+    if architecture.split('.')[0] != settings.model.split('.')[0]:
+        raise ValueError(
+            f'The teacher {path} is of the architecture {architecture}, not {settings.model}: give --teacher '
+            f'{architecture.removesuffix("_cifar")}.')
+    _check_data(data_record, data, path)
+    settings = argparse.Namespace(**{**vars(settings), **recorded, **NO_WEIGHTS})
+    model = create(settings)
+    load_weights(model, weights, str(path))
+    if theirs := data_record.get('class_names'):
+        reorder_classes(model, theirs, data.train.class_names, str(path))
+    return Teacher(model.eval(), args.teacher, 'file', path, settings)
+
+
+def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, Any]]:
+    """Weights, the settings of their training and what is known of their data, as far as the file says."""
+    if path.is_dir() or path.suffix == '.safetensors':
+        folder = path if path.is_dir() else path.parent
+        file = load_safetensors(path, 'Give another --teacher-checkpoint.')
+        if (folder / RECORD).is_file():
+            key = read_record(folder / RECORD, f'Delete it to use {path.name} as bare weights.')
+            return file, key['settings'], {'class_names': key['class_names'], 'fingerprint': key['data']}
+        if (folder / CONFIG).is_file():
+            config = load_config(folder)
+            return file, exported_settings(config), {'class_names': config['pretrained_cfg'].get('label_names')}
+        return file, {}, {}
+    checkpoint = load_checkpoint(path)
+    if 'experts' not in checkpoint:  # not of our train.py
+        return checkpoint['state_dict'], {}, {}
+    return checkpoint['state_dict'], vars(checkpoint['args']), checkpoint['data']
+
+
+def _check_data(record: dict[str, Any], data: Any, path: Path) -> None:
+    theirs, ours = record.get('class_names'), list(data.train.class_names)
+    if theirs is None:
+        _logger.warning(
+            f'{path} does not say what it was trained on; it is taken to number the classes as the data set does, to '
+            "know images as the teacher's recipe makes them, and never to have seen the evaluation images.")
+        return
+    if len(theirs) != len(ours):
+        raise ValueError(
+            f'The teacher {path} knows {len(theirs)} classes, the data set has {len(ours)}: use one of this data.')
+    if 'fingerprint' not in record:
+        _logger.warning(f'{path} does not say which images it was trained on: it may have seen the evaluation images.')
+    elif record['fingerprint'] != data.train.fingerprint:
+        raise ValueError(
+            f'The teacher {path} was trained on other images (another subset, --split-seed, --n-max, '
+            '--imbalance-factor or --val-fraction): it may have seen the evaluation images. Use a teacher of this '
+            'data, or leave --teacher-checkpoint out to have one trained.')
+
+
+def reorder_classes(model: nn.Module, theirs: Sequence[str], ours: Sequence[str], name: str) -> None:
+    """Put the rows of a model's classifiers, which number the classes as `theirs`, in the order of `ours`.
+
+    Args:
+        model: Any timm model; changed in place.
+        theirs: Class names in the order of its logits.
+        ours: The same names in the order wanted.
+        name: What the model is called in messages.
+
+    Raises:
+        ValueError: If the names are not the same, or repeat and are ordered otherwise.
+    """
+    theirs, ours = list(theirs), list(ours)
+    if theirs == ours:
+        return
+    number = {class_name: label for label, class_name in enumerate(theirs)}
+    if sorted(theirs) != sorted(ours) or len(number) < len(theirs):
+        first = next(i for i, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b)
+        raise ValueError(
+            f'The classes of {name} cannot be matched by name: its class {first} is {theirs[first]!r}, in the data set '
+            f'it is {ours[first]!r}. Use a model of this data.')
+    order = torch.tensor([number[class_name] for class_name in ours])
+    heads = model.get_classifier()
+    for head in heads if isinstance(heads, tuple) else (heads,):
+        with torch.no_grad():
+            for parameter in head.parameters():
+                parameter.copy_(parameter[order.to(parameter.device)])
+    _logger.info(f'{name} numbers the classes otherwise than the data set: its classifier was put in order by name.')

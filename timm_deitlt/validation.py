@@ -1,0 +1,134 @@
+"""Evaluation of a finished run, or of a model in timm's form for the hub."""
+import argparse
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .build.data import Data, build_data, build_eval_loader
+from .build.device import choose_device
+from .build.model import build_model
+from .build.trainer import choose_precision
+from .checkpoint import (
+    CONFIG,
+    check_checkpoint,
+    exported_settings,
+    load_checkpoint,
+    load_config,
+    load_safetensors,
+    load_weights,
+    write_text,
+)
+from .config import model_kind, recipes_for, resolve
+from .engine import evaluate
+from .evaluation import ShotEvaluator
+from .results import EXPERTS, final_table, plain_json, versions
+from .teacher_file import reorder_classes
+from .teachers import NO_WEIGHTS
+
+_logger = logging.getLogger(__name__)
+
+
+def validate(path: str, overrides: dict[str, Any]) -> dict[str, Any]:
+    """Evaluate a run's checkpoint, every expert and the EMA by shot, or an exported model.
+
+    Args:
+        path: Folder of a run, one of its checkpoints, or a folder with model.safetensors and config.json.
+        overrides: Settings that differ from the run's, such as `data_dir`, `val_split` or `device`; an exported model
+            does not say on what data it is to be evaluated, so `dataset` is needed.
+
+    Returns:
+        As metrics.json; what belongs to training is taken from the metrics.json of the run, and None without one. It is
+        saved as validation.json in the folder of the checkpoint.
+    """
+    file = Path(path)
+    if (file / CONFIG).is_file():
+        return _validate_exported(file, overrides)
+    return _validate_run(file / 'last.pth.tar' if file.is_dir() else file, overrides)
+
+
+def _validate_run(file: Path, overrides: dict[str, Any]) -> dict[str, Any]:
+    checkpoint = load_checkpoint(file)
+    if 'args' not in checkpoint or 'experts' not in checkpoint:
+        raise ValueError(f'{file} was not written by this train.py: it names no settings and no experts.')
+    args = argparse.Namespace(**{**vars(checkpoint['args']), **NO_WEIGHTS, 'device': None, **overrides})
+    choose_device(args)
+    data = build_data(args, evaluate_split=overrides.get('val_split'))
+    check_checkpoint(checkpoint, str(file), args.model, data.train.fingerprint, data.train.class_names)
+    model = build_model(args, data.train.num_classes)
+    weights = {'experts': checkpoint['state_dict'], 'ema': checkpoint.get('state_dict_ema')}
+    trained = file.parent / 'metrics.json'
+    trained = json.loads(trained.read_text()) if trained.is_file() else {}
+    return _evaluate(args, data, model, weights, tuple(checkpoint['experts']), file, {
+        'teacher': trained.get('teacher'),
+        'epochs_trained': checkpoint['epoch'] + 1,
+        **{key: trained.get(key) for key in ('seconds', 'train_images_per_second')},
+    })
+
+
+def _validate_exported(folder: Path, overrides: dict[str, Any]) -> dict[str, Any]:
+    config = load_config(folder)
+    dataset = overrides.get('dataset')
+    if not dataset and not overrides.get('data_dir'):
+        raise ValueError(f'{folder} does not say what to evaluate it on: give --dataset and --data-dir.')
+    settings = {**exported_settings(config), **overrides}
+    args = resolve(settings, recipes_for(dataset or '', model_kind(settings['model'])), prog=str(folder))
+    choose_device(args)
+    data = build_data(args, evaluate_split=overrides.get('val_split'))
+    model = build_model(args, data.train.num_classes)
+    load_weights(model, load_safetensors(folder, 'Convert or download it again.'), str(folder))
+    names = config['pretrained_cfg'].get('label_names')
+    if names is None:
+        _logger.warning(f'{folder} has no label_names: it is taken to number the classes as the data set does.')
+    else:
+        reorder_classes(model, names, data.train.class_names, str(folder))
+    experts = EXPERTS if isinstance(model.get_classifier(), tuple) else ('mean', 'cls')
+    unknown = dict.fromkeys(('teacher', 'epochs', 'epochs_trained', 'seed', 'seconds', 'train_images_per_second'))
+    return _evaluate(args, data, model, {'experts': model.state_dict()}, experts, folder / CONFIG, unknown)
+
+
+def _evaluate(
+        args: argparse.Namespace,
+        data: Data,
+        model: torch.nn.Module,
+        weights: dict[str, dict[str, torch.Tensor] | None],
+        experts: tuple[str, ...],
+        file: Path,
+        trained: dict[str, Any],
+) -> dict[str, Any]:
+    if data.evaluation is None:
+        raise ValueError('There are no evaluation images: give --val-split.')
+    device = torch.device(args.device)
+    model.to(device)
+    loader = build_eval_loader(args, data.evaluation, model.pretrained_cfg, device)
+    autocast, _, words = choose_precision(args, device)
+    _logger.info(f'Precision: {words}')
+    start = time.perf_counter()
+    metrics = {}
+    for name, state_dict in weights.items():
+        if state_dict is None:
+            continue
+        load_weights(model, state_dict, str(file))
+        evaluator = ShotEvaluator(data.shots, experts=experts, device=device)
+        metrics[name] = evaluate(model, loader, evaluator, autocast)
+    seconds = time.perf_counter() - start
+    result = plain_json({
+        **{expert: metrics['experts'].get(expert) for expert in EXPERTS},
+        **{key: value for key, value in metrics.items() if key == 'ema'},
+        'shots': data.shots.describe(evaluator.test_counts),
+        'data': {**data.describe(evaluator.test_counts), 'bad_images': data.bad_images},
+        'model': args.model,
+        'epochs': args.epochs,
+        'seed': args.seed,
+        'eval_images_per_second': round(sum(evaluator.test_counts) * len(metrics) / seconds, 1),
+        'versions': versions(),
+        **trained,
+    })
+    if os.access(file.parent, os.W_OK):
+        write_text(file.parent / 'validation.json', json.dumps(result, indent=2) + '\n')
+    _logger.info('\n' + final_table(result, data.shots))
+    return result
