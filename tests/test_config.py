@@ -29,6 +29,9 @@ def config(tmp_path):
     return write
 
 
+PACO = {'loss': 'paco', 'mixup': 0, 'cutmix': 0, 'smoothing': 0}
+
+
 def valid(**overrides):
     """Settings of the quick start with some changed; checked, and not found wanting."""
     args = resolve({'epochs': 50, 'drw_start_epoch': None, **overrides}, ['default/student', 'digits/student'])
@@ -201,6 +204,29 @@ def test_overrides_are_checked_like_a_file():
     assert resolve({'mean': (.5, .5, .5)}).mean == [.5, .5, .5]
 
 
+def test_base_of_a_file_stands_in_place_of_the_recipes_that_data_and_model_choose(config):
+    path = config('base: [default/teacher, teachers/paco]\nmodel: resnet20_cifar\nlr: 3')
+    args = parse_args(['-c', path])
+    assert (args.loss, args.lr, args.sources['loss']) == ('paco', 3., 'teachers/paco')
+    assert not any(source.startswith('digits/') for source in args.sources.values())
+
+
+@pytest.mark.parametrize('text, words', [
+    ('base: default/teacher', 'base is a list of recipes'), ('base: [1]', 'base is a list of recipes'),
+    ('base: [teachers/paca]', "there is no recipe 'teachers/paca' to stand on; did you mean teachers/paco"),
+])
+def test_bad_base_is_an_error_that_names_the_file(config, text, words):
+    path = config(text)
+    with pytest.raises(ValueError, match=words) as error:
+        parse_args(['-c', path])
+    assert str(error.value).startswith(path)
+
+
+def test_radii_of_a_recipe_are_stretched_with_the_epochs():
+    args = parse_args(['-c', 'imagenet_lt/teacher_ldam_sam', '--epochs', '45'])
+    assert args.rho_milestones == [round(5 / 2) + 1, 31] and args.drw_start_epoch == 30
+
+
 def test_missing_config_names_near_recipes():
     with pytest.raises(FileNotFoundError, match='digits/studnt: no such file or recipe; did you mean digits/student'):
         parse_args(['-c', 'digits/studnt'])
@@ -245,6 +271,20 @@ def test_missing_config_names_near_recipes():
     ({'drw_on': 'dist'}, '--drw-on dist needs a DIST expert'),
     ({'drw_on': 'both'}, '--drw-on both needs a DIST expert'),
     ({'teacher_checkpoint': 'x'}, '--teacher-checkpoint needs the architecture of the teacher'),
+    ({'loss': 'paco'}, '--loss paco needs hard labels .*--mixup 0 --cutmix 0 --smoothing 0'),
+    ({**PACO, 'teacher': 'resnet32_sam'}, '--loss paco trains a CNN .*--teacher none'),
+    ({**PACO, 'drw_on': 'cls'}, '--loss paco trains a CNN .*--drw-on none'),
+    ({**PACO, 'classifier': 'cosine'}, '--loss paco trains a CNN .*--classifier linear'),
+    ({**PACO, 'bce_loss': True}, '--loss paco and --bce-loss exclude each other'),
+    ({**PACO, 'model_ema': True}, '--loss paco keeps a momentum encoder of its own'),
+    ({'paco_momentum': 1}, '--paco-momentum must be at least 0 and below 1'),
+    ({'cls_loss': 'balanced_softmax', 'bce_loss': True}, '--cls-loss balanced_softmax adds the class prior'),
+    ({'cls_loss': 'logit_adjust', 'drw_on': 'cls'}, '--cls-loss logit_adjust re-balances CLS already'),
+    ({'rho_milestones': [3, 5], 'rho_values': [.1]}, r'--rho-values has a value for each .*got \[0.1\] for \[3, 5\]'),
+    ({'rho_milestones': [5, 3], 'rho_values': [.1, .2]}, 'ascending --rho-milestones'),
+    ({'dry_run_world_size': 4}, '--world-size belongs to --dry-run'),
+    ({'global_batch_size': 0}, '--global-batch-size must be at least 1'),
+    ({'cutout': 0}, '--cutout must be at least 1'),
 ])
 def test_contradictions_are_errors_that_name_the_flags(overrides, message):
     with pytest.raises(ValueError, match=message):
@@ -257,7 +297,8 @@ def test_contradictions_are_errors_that_name_the_flags(overrides, message):
     {'loss': 'ldam', 'mixup': 0, 'cutmix': 0, 'smoothing': 0}, {'opt': 'samsgd', 'amp_dtype': 'float16', 'amp': False},
     {'opt': 'samsgd'}, {'opt': 'sgd', 'amp_dtype': 'float16'}, {'resume': 'auto', 'experiment': 'x'},
     {'drw_on': 'both', 'teacher': 'resnet32_sam'}, {'drw_on': 'cls'}, {'model_dtype': 'bfloat16'},
-    {'task_loss_weight': 2, 'distill_loss_weight': 1},
+    {'task_loss_weight': 2, 'distill_loss_weight': 1}, PACO, {'cls_loss': 'balanced_softmax', 'drw_on': 'none'},
+    {'rho_milestones': [3, 3], 'rho_values': [.1, .2]}, {'dry_run_world_size': 4, 'dry_run': True},
 ])
 def test_allowed_settings_pass(overrides):
     valid(**overrides)

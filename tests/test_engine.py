@@ -291,6 +291,26 @@ def test_ema_follows_the_weights_and_starts_anew_from_them_at_the_drw_start():
     assert_close(task.trainable_module_ema.module.state_dict(), expected)
 
 
+def test_radius_of_sam_follows_the_epoch_and_is_the_plain_one_without_a_schedule():
+    for schedule, expected in ((None, [.7] * 3), (lambda epoch: [.1, .2, .0][epoch], [.1, .2, .0])):
+        task = classifier(cnn())
+        optimizer = SAMSGD(task.trainable_module.parameters(), rho=.7, lr=.1)
+        ours, seen = trainer(task, optimizer, rho=schedule), []
+        for epoch in range(3):
+            ours.train_one_epoch(epoch, SILENT)
+            seen.append(optimizer.param_groups[0]['rho'])
+        assert seen == expected
+
+
+def test_task_is_told_of_every_update_once_under_sam_too():
+    task, told = classifier(cnn()), []
+    task.end_update = told.append
+    optimizer = SAMSGD(task.trainable_module.parameters(), rho=.1, lr=.1)
+    loader = train_loader(22, batch_size=4, accum=2)
+    trainer(task, optimizer, loader).train_one_epoch(0, SILENT)
+    assert [[plan.number for plan in plans] for plans in told] == [[0, 1], [2, 3], [4, 5]]
+
+
 def test_means_of_an_epoch_equal_a_plain_recomputation():
     task = distiller()
     results, forward = [], task.forward

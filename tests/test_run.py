@@ -271,3 +271,23 @@ def test_changed_settings_of_a_resumed_run_are_said(tmp_path, caplog):
     with caplog.at_level('WARNING'):
         run_here(tmp_path, '--epochs', '2', '--teacher', 'none', '--resume', 'auto', '--weight-decay', '.5')
     assert 'weight_decay 0.05 -> 0.5' in caplog.text
+
+
+def test_paco_with_sam_goes_on_bit_for_bit_and_leaves_a_plain_classifier(tmp_path):
+    config = tmp_path / 'teacher.yaml'
+    config.write_text(
+        'base: [default/teacher, digits/teacher, teachers/paco, digits/paco, teachers/paco_sam]\n'
+        'model: resnet20_cifar\nimg_size: 16\nn_max: 40\nimbalance_factor: 4\nepochs: 2\npaco_queue: 100\namp: false\n'
+        'batch_size: 16\nglobal_batch_size: 32\n')
+    command = ['-c', str(config), '--output', str(tmp_path), '--experiment']
+    train(parse_args([*command, 'whole']))
+    train(parse_args([*command, 'parts', '--stop-epoch', '1']))
+    train(parse_args([*command, 'parts', '--resume', 'auto']))
+    whole, parts = weights(tmp_path / 'whole'), weights(tmp_path / 'parts')
+    assert_same_state(whole, parts)
+    for part, state in whole['task_state'].items():
+        for name, value in state.items():
+            assert torch.equal(value, parts['task_state'][part][name]), f'{part} {name}'
+    assert (whole['task_state']['queue']['labels'] >= 0).all(), '194 images have filled the queue of 100'
+    plain = timm.create_model('resnet20_cifar', num_classes=10)
+    plain.load_state_dict(whole['state_dict'])

@@ -57,7 +57,7 @@ def dry_run(args: argparse.Namespace) -> dict[str, Any]:
     weights = None if counts is None else class_weights(counts, args.drw_beta).tolist()
     order = None if counts is None else sorted(range(len(counts)), key=lambda label: -counts[label])
     result = {
-        'recipe': next((name for name in reversed(args.sources.values()) if '/' in name), None),
+        'recipe': next(x for x in reversed(args.sources.values()) if x not in ('default', 'command line')),
         'data': args.dataset or str(args.data_dir),
         'train_images': images,
         'class_counts': counts,

@@ -1,0 +1,137 @@
+"""The dry run: what it says of a run is what the run does, and it touches no image and no device."""
+import json
+
+import pytest
+import torch
+from conftest import TINY, last_json, run_script
+from PIL import Image
+
+from timm_deitlt import run
+from timm_deitlt.build.data import accumulation_steps, build_data
+from timm_deitlt.build.trainer import build_trainer
+from timm_deitlt.config import parse_args
+from timm_deitlt.dry_run import dry_run
+from timm_deitlt.loss import class_weights
+
+PROMISED = {
+    'recipe', 'train_images', 'class_counts', 'global_batch_size', 'updates_per_epoch', 'peak_lr', 'final_lr', 'epochs',
+    'warmup_epochs', 'drw_start_epoch', 'drw_start_update', 'class_weight_first', 'class_weight_last', 'parameters',
+}
+
+
+def image_folder(path, counts):
+    for label, count in enumerate(counts):
+        (path / f'class{label}').mkdir(parents=True)
+        for i in range(count):
+            Image.new('RGB', (8, 8), (40 * label, i, 0)).save(path / f'class{label}' / f'{i}.png')
+    return path
+
+
+def test_last_line_is_one_json_object_and_nothing_is_written(tmp_path):
+    done = run_script('--dry-run', '--world-size', '2', '--grad-accum-steps', '3', cwd=tmp_path)
+    result = last_json(done)
+    assert set(result) >= PROMISED and len(done.stdout.splitlines()) == 1
+    assert result['global_batch_size'] == 2 * 3 * result['batch_size'] and result['recipe'] == 'digits/student'
+    assert 'learning rate up to' in done.stderr and 'memory of a device' in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('flags', [
+    [], ['--aug-repeats', '3'], ['--val-fraction', '.2'], ['--imbalance-profile', 'step'],
+    ['--mixup', '0', '--cutmix', '0'],
+])
+def test_what_it_says_of_the_digits_is_what_training_does(flags):
+    args = parse_args([*TINY, '--epochs', '6', '--global-batch-size', '48', *flags])
+    said = dry_run(args)
+    args.device = 'cpu'
+    data = build_data(args)
+    trainer = build_trainer(args, data, None, torch.device('cpu'))
+    assert said['class_counts'] == data.train.class_counts and said['train_images'] == len(data.train)
+    assert said['updates_per_epoch'] == trainer.loader.updates_per_epoch == len(list(trainer.loader.epoch(0)))
+    assert said['images_per_epoch'] == trainer.loader.images_per_epoch
+    assert said['drw_start_epoch'] == trainer.drw_start_epoch
+    assert said['parameters'] == sum(p.numel() for p in trainer.task.trainable_module.parameters())
+    weights = class_weights(data.train.class_counts)
+    assert said['class_weight_first'] == weights.min() and said['class_weight_last'] == weights.max()
+
+
+def test_last_learning_rate_is_that_of_the_last_update():
+    args = parse_args([*TINY, '--epochs', '3', '--sched-on-updates', '--sched', 'cosine', '--warmup-epochs', '1'])
+    said = dry_run(args)
+    args.device = 'cpu'
+    trainer = build_trainer(args, build_data(args), None, torch.device('cpu'))
+    used, update = [], 0
+    for epoch in range(3):
+        for _ in range(trainer.loader.updates_per_epoch):
+            used.append(trainer.optimizer.param_groups[0]['lr'])
+            update += 1
+            trainer.scheduler.step_update(update)
+        trainer.scheduler.step(epoch + 1)
+    assert said['final_lr'] == pytest.approx(used[-1], rel=1e-9)
+    assert said['peak_lr'] == args.lr and max(used) == pytest.approx(args.lr, rel=.1)
+
+
+def test_folder_is_counted_without_decoding_an_image(tmp_path):
+    folder = image_folder(tmp_path / 'images', [30, 12, 4])
+    for file in folder.rglob('*.png'):
+        file.write_bytes(b'no image at all')
+    result = dry_run(parse_args([
+        '-c', 'own_data', '--data-dir', str(folder), '--val-fraction', '.25', '--global-batch-size', '128']))
+    assert result['class_counts'] == [22, 9, 3] and result['recipe'] == 'own_data'
+    assert result['shots']['tail'] == {'classes': 1, 'images': 3, 'largest': 3, 'smallest': 3}
+    assert result['teacher']['model'] == 'resnet32_cifar' and result['teacher']['epochs'] == 200
+
+
+def test_dry_run_never_asks_for_a_device(monkeypatch):
+    def never(*args):
+        raise AssertionError('a device was asked for')
+    monkeypatch.setattr(run, 'choose_device', never)
+    monkeypatch.setattr(run, 'init_distributed_device', never)
+    assert run.train(parse_args([*TINY, '--dry-run']))['world_size'] == 1
+
+
+@pytest.mark.parametrize('name', ['lt/imagenet', 'lt/inat18'])
+def test_counts_of_listed_sets_come_from_the_list_alone(tmp_path, name):
+    if name == 'lt/imagenet':
+        classes = 1000
+        counts = [1 + (label % 7) for label in range(classes)]
+        lines = [f'train/n{label:08d}/{i}.JPEG {label}' for label in range(classes) for i in range(counts[label])]
+        (tmp_path / 'ImageNet_LT_train.txt').write_text('\n'.join(lines))
+    else:
+        classes = 8142
+        counts = [1 + (label % 3) for label in range(classes)]
+        labels = [label for label in range(classes) for _ in range(counts[label])]
+        (tmp_path / 'train2018.json').write_text(json.dumps({
+            'images': [{'id': i, 'file_name': f'train_val2018/A/{label}/{i}.jpg'} for i, label in enumerate(labels)],
+            'annotations': [{'image_id': i, 'category_id': label} for i, label in enumerate(labels)]}))
+    result = dry_run(parse_args(['--dataset', name, '--model', 'deit_lt_tiny', '--list-dir', str(tmp_path)]))
+    assert result['class_counts'] == counts and result['train_images'] == sum(counts) and result['needs'] is None
+
+
+def test_memory_grows_with_the_micro_batch_and_not_with_the_update():
+    small, large, longer = (dry_run(parse_args([*TINY, *flags.split()]))['memory_gib'] for flags in (
+        '--batch-size 512', '--batch-size 1024', '--batch-size 512 --grad-accum-steps 4'))
+    assert small < large and small == longer
+
+
+@pytest.mark.parametrize('batch, size, world, steps', [
+    (1024, 128, 1, 8), (1024, 128, 8, 1), (96, 32, 3, 1), (64, 64, 1, 1)])
+def test_accumulation_follows_from_the_global_batch(batch, size, world, steps):
+    args = parse_args(['--global-batch-size', str(batch), '--batch-size', str(size)])
+    assert accumulation_steps(args, world) == steps
+
+
+@pytest.mark.parametrize('flags, world, words', [
+    ('--global-batch-size 1000 --batch-size 128', 1, 'cannot be cut into micro-batches of 128'),
+    ('--global-batch-size 1024 --batch-size 128', 3, r'on 3 device\(s\): give a multiple of 384'),
+    ('--global-batch-size 64 --batch-size 128', 1, 'cannot be cut'),
+    ('--global-batch-size 512 --batch-size 128 --grad-accum-steps 3', 1, 'leave one of them out'),
+])
+def test_global_batch_that_does_not_fit_is_one_clear_error(flags, world, words):
+    with pytest.raises(ValueError, match=words):
+        accumulation_steps(parse_args(flags.split()), world)
+
+
+def test_accumulation_on_the_command_line_voids_the_global_batch_of_a_recipe():
+    args = parse_args(['-c', 'cifar100_if100/deit_lt_base', '--grad-accum-steps', '2'])
+    assert args.global_batch_size is None and accumulation_steps(args, 4) == 2
