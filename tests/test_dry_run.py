@@ -7,9 +7,11 @@ from conftest import TINY, last_json, run_script
 from PIL import Image
 
 from timm_deitlt import run
-from timm_deitlt.build.data import accumulation_steps, build_data
+from timm_deitlt.build.data import build_data
+from timm_deitlt.build.loaders import update_size
 from timm_deitlt.build.trainer import build_trainer
 from timm_deitlt.config import parse_args
+from timm_deitlt.data.loader import MicroBatchSampler
 from timm_deitlt.dry_run import dry_run
 from timm_deitlt.loss import class_weights
 
@@ -115,23 +117,33 @@ def test_memory_grows_with_the_micro_batch_and_not_with_the_update():
 
 
 @pytest.mark.parametrize('batch, size, world, steps', [
-    (1024, 128, 1, 8), (1024, 128, 8, 1), (96, 32, 3, 1), (64, 64, 1, 1)])
+    (1024, 128, 1, 8), (1024, 128, 8, 1), (1024, 128, 3, 3), (128, 128, 2, 1), (96, 32, 3, 1)])
 def test_accumulation_follows_from_the_global_batch(batch, size, world, steps):
     args = parse_args(['--global-batch-size', str(batch), '--batch-size', str(size)])
-    assert accumulation_steps(args, world) == steps
+    assert update_size(args, world) == (steps, batch)
+
+
+@pytest.mark.parametrize('world', [2, 3, 5, 8])
+def test_devices_that_do_not_divide_the_global_batch_idle_and_the_updates_stay(world):
+    alone = MicroBatchSampler(100, 8, 4, seed=3, global_batch_size=32)
+    steps, size = update_size(parse_args(['--global-batch-size', '32', '--batch-size', '8']), world)
+    ranks = [MicroBatchSampler(100, 8, steps, world, rank, seed=3, global_batch_size=size) for rank in range(world)]
+    assert {rank.updates_per_epoch for rank in ranks} == {alone.updates_per_epoch}
+    work = sorted((p for rank in ranks for p in rank.plan() if p.weight), key=lambda p: p.number)
+    assert [(p.number, p.indices, p.weight) for p in work] == [(p.number, p.indices, p.weight) for p in alone.plan()]
+    assert len({len(rank.plan()) for rank in ranks}) == 1, 'all ranks take part in every reduction'
 
 
 @pytest.mark.parametrize('flags, world, words', [
-    ('--global-batch-size 1000 --batch-size 128', 1, 'cannot be cut into micro-batches of 128'),
-    ('--global-batch-size 1024 --batch-size 128', 3, r'on 3 device\(s\): give a multiple of 384'),
-    ('--global-batch-size 64 --batch-size 128', 1, 'cannot be cut'),
+    ('--global-batch-size 1000 --batch-size 128', 1, 'is no whole number of micro-batches of 128'),
+    ('--global-batch-size 64 --batch-size 128', 1, 'is no whole number of micro-batches of 128'),
     ('--global-batch-size 512 --batch-size 128 --grad-accum-steps 3', 1, 'leave one of them out'),
 ])
 def test_global_batch_that_does_not_fit_is_one_clear_error(flags, world, words):
     with pytest.raises(ValueError, match=words):
-        accumulation_steps(parse_args(flags.split()), world)
+        update_size(parse_args(flags.split()), world)
 
 
 def test_accumulation_on_the_command_line_voids_the_global_batch_of_a_recipe():
     args = parse_args(['-c', 'cifar100_if100/deit_lt_base', '--grad-accum-steps', '2'])
-    assert args.global_batch_size is None and accumulation_steps(args, 4) == 2
+    assert args.global_batch_size is None and update_size(args, 4) == (2, 1024)

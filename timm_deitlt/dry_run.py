@@ -11,7 +11,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .benchmarks import BENCHMARKS
-from .build.data import accumulation_steps, build_data, build_mixup
+from .build.data import build_data
+from .build.loaders import build_mixup, update_size
 from .build.model import build_model, drw_start, drw_targets, learning_rate
 from .build.trainer import rho_schedule
 from .checks import validate_args
@@ -43,12 +44,12 @@ def dry_run(args: argparse.Namespace) -> dict[str, Any]:
         FileNotFoundError: If the data are missing, where they have to be opened.
     """
     world_size = args.dry_run_world_size or 1
-    steps = accumulation_steps(args, world_size)
+    steps, global_batch = update_size(args, world_size)
     images, counts, boundaries, needs = _training_set(args)
     sampler = MicroBatchSampler(
-        images, args.batch_size, steps, world_size, repeats=args.aug_repeats, even=build_mixup(args, 2) is not None)
+        images, args.batch_size, steps, world_size, repeats=args.aug_repeats, even=build_mixup(args, 2) is not None,
+        global_batch_size=global_batch)
     updates = sampler.updates_per_epoch
-    global_batch = args.batch_size * steps * world_size
     num_classes = BENCHMARKS[args.dataset].num_classes if args.dataset in BENCHMARKS else len(counts)
     model = build_model(args, num_classes)
     peak_lr = learning_rate(args, global_batch)
@@ -67,6 +68,7 @@ def dry_run(args: argparse.Namespace) -> dict[str, Any]:
         'world_size': world_size,
         'batch_size': args.batch_size,
         'grad_accum_steps': steps,
+        'idle': steps * world_size * args.batch_size > global_batch,
         'global_batch_size': global_batch,
         'updates_per_epoch': updates,
         'epochs': epochs,
@@ -175,7 +177,7 @@ def _teacher(args: argparse.Namespace, images: int) -> dict[str, Any] | None:
         'img_size': settings.img_size,
         'loss': settings.loss,
         'epochs': settings.epochs,
-        'batch_size': settings.batch_size * accumulation_steps(settings),
+        'batch_size': update_size(settings)[1],
         'opt': settings.opt,
         'lr': settings.lr,
         'weight_decay': settings.weight_decay,
@@ -200,7 +202,7 @@ def _report(result: dict[str, Any]) -> str:
         ]
     lines += [
         f"{result['global_batch_size']} images an update, on {result['world_size']} device(s): "
-        f"{result['grad_accum_steps']} x {result['batch_size']} on each",
+        f"{result['grad_accum_steps']} x {result['batch_size']} on each{', at most' * result['idle']}",
         f"{result['updates_per_epoch']} updates an epoch of {result['images_per_epoch']:,} images, {result['epochs']} "
         "epochs",
         f"learning rate up to {result['peak_lr']:.3g} after {result['warmup_epochs']} epochs of warm-up, at the end "

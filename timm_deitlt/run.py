@@ -16,8 +16,9 @@ from timm.task.evaluator import evaluation_sample_limit
 from timm.utils import init_distributed_device, unwrap_model
 from torch import nn
 
-from .build.data import Data, build_data, build_eval_loader
+from .build.data import Data, build_data
 from .build.device import choose_device, local_device
+from .build.loaders import build_eval_loader
 from .build.model import build_model, check_student, drw_start, drw_targets
 from .build.trainer import build_trainer, choose_precision
 from .checkpoint import check_checkpoint, load_checkpoint, load_weights

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from .build.data import Data, build_data, build_eval_loader
+from .build.data import Data, build_data
 from .build.device import choose_device
+from .build.loaders import build_eval_loader
 from .build.model import build_model
 from .build.trainer import choose_precision
 from .checkpoint import (

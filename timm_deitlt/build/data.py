@@ -1,19 +1,15 @@
-"""Data sets and loaders of a run, from its arguments."""
+"""Data sets of a run, from its arguments."""
 import argparse
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from PIL import Image
-from timm.data import Mixup, create_transform
 from torch.utils.data import IterableDataset
 
 from ..benchmarks import BENCHMARKS, Benchmark
-from ..data.augment import key_transform, train_transform, weak_transform
 from ..data.factory import create_dataset, has_split
-from ..data.loader import TrainLoader, create_eval_loader
 from ..data.long_tail import holdout
 from ..evaluation import Shots
 
@@ -177,140 +173,3 @@ def input_channels(args: argparse.Namespace) -> int:
     if args.in_chans is not None:
         return args.in_chans
     return args.input_size[0] if args.input_size is not None else 3
-
-
-def build_mixup(args: argparse.Namespace, num_classes: int) -> Mixup | None:
-    """timm's Mixup / CutMix, or None for hard labels.
-
-    Raises:
-        ValueError: If the range of the box ratio is none.
-    """
-    if not (args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None):
-        return None
-    if args.cutmix_minmax is not None and len(args.cutmix_minmax) != 2:
-        raise ValueError(f'--cutmix-minmax takes two numbers, got {args.cutmix_minmax}.')
-    return Mixup(
-        mixup_alpha=args.mixup,
-        cutmix_alpha=args.cutmix,
-        cutmix_minmax=args.cutmix_minmax,
-        prob=args.mixup_prob,
-        switch_prob=args.mixup_switch_prob,
-        mode=args.mixup_mode,
-        label_smoothing=args.smoothing,
-        num_classes=num_classes,
-    )
-
-
-def build_train_transform(args: argparse.Namespace, config: dict[str, Any]) -> Callable:
-    """The training transform, from a PIL image to uint8 `[C, H, W]`.
-
-    Raises:
-        ValueError: If timm cannot make it of the augmentation settings.
-    """
-    try:
-        return train_transform(
-            config['input_size'],
-            no_aug=args.no_aug,
-            train_crop_mode=args.train_crop_mode,
-            scale=tuple(args.scale),
-            ratio=tuple(args.ratio),
-            hflip=args.hflip,
-            vflip=args.vflip,
-            color_jitter=args.color_jitter or None,
-            color_jitter_prob=args.color_jitter_prob,
-            grayscale_prob=args.grayscale_prob or 0.,
-            gaussian_blur_prob=args.gaussian_blur_prob or 0.,
-            force_color_jitter=args.force_color_jitter,
-            auto_augment=args.aa,
-            cutout=args.cutout or 0,
-            interpolation=args.train_interpolation if args.train_interpolation and not args.no_aug else
-            config['interpolation'],
-            mean=config['mean'],
-        )
-    except (AssertionError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f'timm cannot make the training transform ({error or type(error).__name__}): look at --aa {args.aa}, '
-            f'--scale {args.scale} and --ratio {args.ratio} (two numbers each).') from error
-
-
-def accumulation_steps(args: argparse.Namespace, world_size: int = 1) -> int:
-    """Micro-batches of each device in an update.
-
-    Raises:
-        ValueError: If the global batch is not a whole number of micro-batches on that many devices.
-    """
-    if args.global_batch_size is None:
-        return args.grad_accum_steps
-    per_step = args.batch_size * world_size
-    steps, rest = divmod(args.global_batch_size, per_step)
-    if rest or not steps:
-        raise ValueError(
-            f'An update of {args.global_batch_size} images (--global-batch-size) cannot be cut into micro-batches of '
-            f'{args.batch_size} (--batch-size) on {world_size} device(s): give a multiple of {per_step}, or another '
-            '--batch-size.')
-    if args.grad_accum_steps not in (1, steps):
-        raise ValueError(
-            f'--global-batch-size {args.global_batch_size} makes {steps} accumulation step(s) of {args.batch_size} '
-            f'images on {world_size} device(s), but --grad-accum-steps is {args.grad_accum_steps}: leave one of them '
-            'out.')
-    return steps
-
-
-def build_train_loader(
-        args: argparse.Namespace,
-        data: Data,
-        config: dict[str, Any],
-        device: torch.device,
-        world_size: int,
-        rank: int,
-        second_view: str,
-        dtype: torch.dtype,
-) -> TrainLoader:
-    """Loader of the training images, with the teacher's 'weak' view or PaCo's 'key' view beside; '' for neither."""
-    views = [build_train_transform(args, config)]
-    common = dict(interpolation=config['interpolation'], hflip=args.hflip, vflip=args.vflip)
-    if second_view == 'weak':
-        views.append(weak_transform(config['input_size'], **common))
-    elif second_view == 'key':
-        views.append(key_transform(
-            config['input_size'],
-            scale=tuple(args.key_scale),
-            color_jitter=tuple(args.key_color_jitter),
-            color_jitter_prob=args.key_color_jitter_prob,
-            **common,
-        ))
-    return TrainLoader(
-        data.train,
-        views,
-        config['mean'],
-        config['std'],
-        batch_size=args.batch_size,
-        grad_accum_steps=accumulation_steps(args, world_size),
-        world_size=world_size,
-        rank=rank,
-        repeats=args.aug_repeats,
-        even=build_mixup(args, 2) is not None,
-        seed=args.seed,
-        workers=args.workers,
-        pin_memory=args.pin_mem,
-        device=device,
-        dtype=dtype,
-    )
-
-
-def build_eval_loader(
-        args: argparse.Namespace,
-        dataset: Any,
-        config: dict[str, Any],
-        device: torch.device,
-        world_size: int = 1,
-        rank: int = 0,
-        dtype: torch.dtype = torch.float32,
-) -> Any:
-    """Loader of evaluation images as a model with the data configuration `config` expects them."""
-    transform = create_transform(
-        config['input_size'], is_training=False, interpolation=config['interpolation'], crop_pct=config['crop_pct'],
-        crop_mode=config.get('crop_mode'), use_prefetcher=True)
-    return create_eval_loader(
-        dataset, transform, config['mean'], config['std'], args.validation_batch_size or args.batch_size, args.workers,
-        world_size, rank, args.pin_mem, device, dtype)

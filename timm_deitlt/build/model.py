@@ -17,7 +17,8 @@ from ..loss import LabelLoss, create_distillation_loss
 from ..models.cosine import set_cosine_classifier
 from ..paco import PaCoNet, PaCoTask
 from ..task import ClassifierTask, DeiTLTTask
-from .data import Data, build_mixup, build_train_transform, input_channels
+from .data import Data, input_channels
+from .loaders import build_mixup, build_train_transform
 
 _logger = logging.getLogger(__name__)
 

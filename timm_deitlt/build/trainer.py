@@ -16,7 +16,8 @@ from torch import nn
 from ..data.augment import BatchAugment
 from ..data.loader import seed_everything
 from ..engine import Trainer
-from .data import Data, accumulation_steps, build_eval_loader, build_mixup, build_train_loader
+from .data import Data
+from .loaders import build_eval_loader, build_mixup, build_train_loader, update_size
 from .model import build_model, build_optimizer, build_task, drw_start
 
 _logger = logging.getLogger(__name__)
@@ -74,8 +75,7 @@ def build_trainer(
         if args.channels_last:
             teacher.to(memory_format=torch.channels_last)
     task = build_task(args, model, teacher, data, device, dtype)
-    steps = accumulation_steps(args, world_size)
-    optimizer = build_optimizer(args, task.get_trainable_module(), args.batch_size * steps * world_size)
+    optimizer = build_optimizer(args, task.get_trainable_module(), update_size(args, world_size)[1])
     autocast, scaler, words = choose_precision(args, device)
     _logger.info(f'Precision: {words}')
     weak = teacher is not None and args.teacher_view == 'weak'

@@ -62,6 +62,8 @@ class MicroBatchSampler(Sampler):
         even: Drop one image of an odd last micro-batch, as Mixup pairs them. A last micro-batch of a single image,
             which BatchNorm cannot normalise, is always dropped.
         seed: Seed of the run.
+        global_batch_size: Images in an update; by default those of all micro-batches above. A multiple of `batch_size`
+            that needs fewer leaves ranks idle, as a short last update does.
     """
 
     def __init__(
@@ -74,10 +76,11 @@ class MicroBatchSampler(Sampler):
             repeats: float = 0,
             even: bool = False,
             seed: int = 0,
+            global_batch_size: int | None = None,
     ):
         self.num_images = num_images
         self.batch_size = batch_size
-        self.per_update = batch_size * grad_accum_steps * world_size
+        self.per_update = global_batch_size or batch_size * grad_accum_steps * world_size
         self.world_size = world_size
         self.rank = rank
         self.even = even
@@ -175,6 +178,7 @@ class TrainLoader:
         pin_memory: Pin host memory.
         device: Where batches go.
         dtype: Type of the images.
+        global_batch_size: Images in an update, see `MicroBatchSampler`; an iterable set has those of all micro-batches.
     """
 
     def __init__(
@@ -194,6 +198,7 @@ class TrainLoader:
             pin_memory: bool = False,
             device: torch.device | str = 'cpu',
             dtype: torch.dtype = torch.float32,
+            global_batch_size: int | None = None,
     ):
         self.num_views = len(transforms)
         self.grad_accum_steps = grad_accum_steps
@@ -211,7 +216,7 @@ class TrainLoader:
             self.images_per_epoch = len(loader) * batch_size * world_size
         else:
             self.sampler = MicroBatchSampler(
-                len(dataset), batch_size, grad_accum_steps, world_size, rank, repeats, even, seed)
+                len(dataset), batch_size, grad_accum_steps, world_size, rank, repeats, even, seed, global_batch_size)
             loader = DataLoader(AugmentedViews(dataset, transforms), batch_sampler=self.sampler, **loader_args)
             self.updates_per_epoch = self.sampler.updates_per_epoch
             self.images_per_epoch = self.sampler.images_per_epoch
