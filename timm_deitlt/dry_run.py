@@ -65,6 +65,7 @@ def dry_run(args: argparse.Namespace) -> dict[str, Any]:
         'needs': needs,
         'shots': None if counts is None else _shots(counts, boundaries),
         'images_per_epoch': sampler.images_per_epoch,
+        'left_out': _left_out(args, images - sampler.images_per_epoch),
         'world_size': world_size,
         'batch_size': args.batch_size,
         'grad_accum_steps': steps,
@@ -109,6 +110,14 @@ def _training_set(args: argparse.Namespace) -> tuple[int, list[int] | None, tupl
     if args.val_fraction:
         dataset, *_ = holdout(dataset, args.val_fraction)
     return len(dataset), dataset.class_counts, benchmark.shot_boundaries, None
+
+
+def _left_out(args: argparse.Namespace, images: int) -> str | None:
+    if not images:
+        return None
+    odd = 'Mixup pairs the images of a micro-batch, and no batch is of one image'
+    rounded = 'repeated augmentation takes a multiple of 256, as published'
+    return f'{images} left out: {rounded if args.aug_repeats > 1 and images > 1 else odd}'
 
 
 def _shots(counts: list[int], boundaries: tuple[int, int] | None) -> dict[str, Any]:
@@ -203,8 +212,8 @@ def _report(result: dict[str, Any]) -> str:
     lines += [
         f"{result['global_batch_size']} images an update, on {result['world_size']} device(s): "
         f"{result['grad_accum_steps']} x {result['batch_size']} on each{', at most' * result['idle']}",
-        f"{result['updates_per_epoch']} updates an epoch of {result['images_per_epoch']:,} images, {result['epochs']} "
-        "epochs",
+        f"{result['updates_per_epoch']} updates an epoch of {result['images_per_epoch']:,} images"
+        f"{' (' + result['left_out'] + ')' if result['left_out'] else ''}, {result['epochs']} epochs",
         f"learning rate up to {result['peak_lr']:.3g} after {result['warmup_epochs']} epochs of warm-up, at the end "
         f"{result['final_lr']:.3g}",
         f"stage two from epoch {result['drw_start_epoch']} (counted from 0), update {result['drw_start_update']:,}",
