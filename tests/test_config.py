@@ -213,13 +213,22 @@ def test_base_of_a_file_stands_in_place_of_the_recipes_that_data_and_model_choos
 
 @pytest.mark.parametrize('text, words', [
     ('base: default/teacher', 'base is a list of recipes'), ('base: [1]', 'base is a list of recipes'),
-    ('base: [teachers/paca]', "there is no recipe 'teachers/paca' to stand on; did you mean teachers/paco"),
+    ('base: [teachers/paca]', "base names the recipe 'teachers/paca', which there is not; did you mean teachers/paco"),
+    ('needs: [data_dirr]', "needs names the setting 'data_dirr', which there is not; did you mean data_dir"),
 ])
 def test_bad_base_is_an_error_that_names_the_file(config, text, words):
     path = config(text)
     with pytest.raises(ValueError, match=words) as error:
         parse_args(['-c', path])
     assert str(error.value).startswith(path)
+
+
+@pytest.mark.parametrize('recipe, flag', [
+    ('own_data', '--data-dir'), ('cifar10_if50/deit_lt_base_released', '--teacher-checkpoint')])
+def test_recipe_that_makes_no_sense_without_a_setting_asks_for_it(recipe, flag):
+    with pytest.raises(ValueError, match=f'{recipe} needs {flag}'):
+        parse_args(['-c', recipe])
+    assert parse_args(['-c', recipe, flag, 'x'])
 
 
 def test_radii_of_a_recipe_are_stretched_with_the_epochs():
@@ -284,7 +293,12 @@ def test_missing_config_names_near_recipes():
     ({'rho_milestones': [5, 3], 'rho_values': [.1, .2]}, 'ascending --rho-milestones'),
     ({'dry_run_world_size': 4}, '--world-size belongs to --dry-run'),
     ({'global_batch_size': 0}, '--global-batch-size must be at least 1'),
-    ({'cutout': 0}, '--cutout must be at least 1'),
+    ({'cutout': -1}, '--cutout must be at least 0'),
+    ({'rho_values': [float('inf')], 'rho_milestones': [1]}, '--rho-values must be at least 0 and finite'),
+    ({**PACO, 'batch_size': 1}, 'give a --batch-size of at least 2'),
+    ({'key_scale': [.9, .2]}, '--key-scale is the smallest and the largest share'),
+    ({'key_color_jitter': [.4, .4, .4, .9]}, 'the hue of --key-color-jitter is at most 0.5'),
+    ({'dry_run_world_size': 0, 'dry_run': True}, '--world-size must be at least 1'),
 ])
 def test_contradictions_are_errors_that_name_the_flags(overrides, message):
     with pytest.raises(ValueError, match=message):

@@ -220,7 +220,8 @@ def test_a_missing_list_is_named_with_its_source(tmp_path, name, split, files, u
     ('train/x.JPEG 99999999999999999999', 'line 3: the label 9999'),
     ('train/n01440764/gone.JPEG 0', r'line 3: train/n01440764/gone\.JPEG is not in .* where 1 of the 6 listed'),
     ('train/n01443537/n01440764_3.JPEG 0', 'line 3: .* each class needs a folder of its own'),
-    ('train/n01440764/n01440764_3.JPEG 1', 'line [35]: .* each class needs a folder of its own'),
+    ('train/n01440764/n01440764_99.JPEG 1', 'line [35]: .* each class needs a folder of its own'),
+    ('train/n01440764/n01440764_3.JPEG 0', 'line 6: train/n01440764/n01440764_3.JPEG is listed 2 times'),
 ])
 def test_a_wrong_line_is_named(tmp_path, line, message):
     imagenet(tmp_path)

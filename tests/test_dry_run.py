@@ -148,3 +148,29 @@ def test_global_batch_that_does_not_fit_is_one_clear_error(flags, world, words):
 def test_accumulation_on_the_command_line_voids_the_global_batch_of_a_recipe():
     args = parse_args(['-c', 'cifar100_if100/deit_lt_base', '--grad-accum-steps', '2'])
     assert args.global_batch_size is None and update_size(args, 4) == (2, 1024)
+
+
+@pytest.mark.parametrize('flags', [
+    '--list-dir nowhere', '--val-fraction .1', '--imbalance-factor 100 --n-max 500'])
+def test_without_the_list_no_answer_is_made_up(flags, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match='needs ImageNet_LT_train.txt'):
+        dry_run(parse_args(['--dataset', 'lt/imagenet', '--model', 'deit_lt_tiny', *flags.split()]))
+
+
+def test_more_images_of_a_class_than_there_are_is_an_error():
+    with pytest.raises(ValueError, match='lt/cifar10 has 5000 images of a class, --n-max asks for 9000'):
+        dry_run(parse_args(['--dataset', 'lt/cifar10', '--model', 'deit_lt_tiny', '--n-max', '9000']))
+
+
+def test_report_says_what_a_recipe_stands_for(caplog):
+    caplog.set_level('INFO')
+    for name, words in {
+            'cifar10_if50/vit_base': 'one stage', 'digits/teacher_paco_sam': 'loss paco, samsgd, rho 0.05; one stage',
+            'cifar10_if50/deit_lt_tiny': 'DRW on dist, no mixing', 'inat18/deit_lt_tiny': 'DRW on dist, mixing goes on',
+            'cifar10_if50/deit_lt_base_balanced': 'DRW on dist, balanced_softmax on CLS, no mixing',
+            'imagenet_lt/teacher_ldam_sam': 'rho 0.05, 0.1 from epoch 5, 0.5 from epoch 60; stage two from epoch 60',
+    }.items():
+        caplog.clear()
+        dry_run(parse_args(['-c', name]))
+        assert words in caplog.text, name

@@ -291,3 +291,11 @@ def test_paco_with_sam_goes_on_bit_for_bit_and_leaves_a_plain_classifier(tmp_pat
     assert (whole['task_state']['queue']['labels'] >= 0).all(), '194 images have filled the queue of 100'
     plain = timm.create_model('resnet20_cifar', num_classes=10)
     plain.load_state_dict(whole['state_dict'])
+
+
+def test_resume_on_another_update_says_so(tmp_path, caplog):
+    command = [*TINY, '--teacher', 'none', '--epochs', '2', '--output', str(tmp_path), '--experiment', 'run']
+    train(parse_args([*command, '--stop-epoch', '1']))
+    caplog.set_level('INFO')
+    train(parse_args([*command, '--resume', 'auto', '--grad-accum-steps', '2']))
+    assert 'images in an update 16 -> 32' in caplog.text

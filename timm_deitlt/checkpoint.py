@@ -83,9 +83,9 @@ def check_checkpoint(
         source: str,
         architecture: str,
         fingerprint: str,
-        class_names: Sequence[str],
+        class_names: Sequence[str] | None = None,
 ) -> None:
-    """Refuse a checkpoint of another architecture, or trained on other images or classes.
+    """Refuse a checkpoint of another architecture, trained on other images, or with another order of classes if given.
 
     Raises:
         ValueError: Naming the difference.
@@ -100,10 +100,10 @@ def check_checkpoint(
             f"The checkpoint {source} was trained on other images ({data.get('name')}, counts "
             f"{str(data.get('train_counts'))[:60]}): give the same data set, --imbalance-factor, --n-max, --split-seed "
             'and --val-fraction.')
-    if list(data['class_names']) != list(class_names):
+    if class_names is not None and list(data['class_names']) != list(class_names):
         raise ValueError(
-            f'The checkpoint {source} numbers the classes otherwise than the data set does now: give --class-map and '
-            'the data as they were in training.')
+            f'The checkpoint {source} numbers the classes otherwise than the data set does now, so that it cannot go '
+            'on: give list files, --class-map and data as they were in training.')
 
 
 def load_weights(model: torch.nn.Module, state_dict: dict[str, torch.Tensor], source: str) -> None:

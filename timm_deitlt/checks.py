@@ -1,5 +1,6 @@
 """What must hold of the settings before data and models are touched."""
 import argparse
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,10 @@ from typing import Any
 # Settings, what each of their values must fulfil, and how to say it.
 _BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ('epochs stop_epoch save_epochs teacher_epochs batch_size validation_batch_size grad_accum_steps global_batch_size '
-     'dry_run_world_size imbalance_factor n_max val_interval log_interval img_size in_chans num_classes cutout '
+     'dry_run_world_size imbalance_factor n_max val_interval log_interval img_size in_chans num_classes '
      'rho_milestones paco_queue paco_dim', lambda x: x >= 1, 'at least 1'),
-    ('rho rho_values mixup cutmix workers drw_start_epoch warmup_epochs weight_decay task_loss_weight '
+    ('rho rho_values', lambda x: 0 <= x < math.inf, 'at least 0 and finite'),
+    ('mixup cutmix cutout workers drw_start_epoch warmup_epochs weight_decay task_loss_weight '
      'distill_loss_weight seed split_seed aug_repeats paco_alpha paco_gamma key_color_jitter',
      lambda x: x >= 0, 'at least 0'),
     ('kd_temperature ldam_margin ldam_scale logit_adjust_tau paco_beta paco_temperature key_scale',
@@ -22,7 +24,7 @@ _FILES = ('teacher_checkpoint', 'class_counts', 'branch_from', 'resume', 'class_
 
 
 def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+    return f"--{name.removeprefix('dry_run_').replace('_', '-')}"
 
 
 def validate_args(args: argparse.Namespace) -> None:
@@ -67,6 +69,10 @@ def _conflicts(args: argparse.Namespace) -> tuple[tuple[Any, str], ...]:
         (paco and (args.teacher != 'none' or args.drw_on not in (None, 'none') or args.classifier != 'linear'),
          '--loss paco trains a CNN with a linear classifier and re-balances by its class prior; give --teacher none '
          '--drw-on none --classifier linear'),
+        (paco and args.batch_size < 2, '--loss paco normalises a batch; give a --batch-size of at least 2'),
+        (not args.key_scale[0] <= args.key_scale[1] <= 1,
+         f'--key-scale is the smallest and the largest share of an image, got {args.key_scale}'),
+        (args.key_color_jitter[3] > .5, f'the hue of --key-color-jitter is at most 0.5, got {args.key_color_jitter}'),
         (paco and args.bce_loss, '--loss paco and --bce-loss exclude each other; give one of them'),
         (paco and args.model_ema, '--loss paco keeps a momentum encoder of its own; leave --model-ema out'),
         (args.cls_loss != 'ce' and (args.loss != 'ce' or args.bce_loss),

@@ -49,11 +49,13 @@ class Layer(NamedTuple):
         values: Its settings.
         is_recipe: Whether it is a recipe of this package.
         base: Recipes that it stands on, where it names them.
+        needs: Settings that the user must give with it.
     """
     name: str
     values: dict[str, Any]
     is_recipe: bool = False
     base: tuple[str, ...] | None = None
+    needs: tuple[str, ...] = ()
 
 
 class _Parser(argparse.ArgumentParser):
@@ -113,7 +115,8 @@ def recipes_for(dataset: str, kind: str, teacher: str = '') -> list[str]:
 def load_recipe(name_or_path: str) -> Layer:
     """Read a recipe by name or a YAML file by path, and check every key and value.
 
-    The key `base` lists the recipes under it, in place of those that data set and model would choose.
+    The key `base` lists the recipes under it, in place of those that data set and model would choose; `needs` the
+    settings that make no sense left out.
 
     Raises:
         FileNotFoundError: If it is neither a file nor a recipe.
@@ -122,7 +125,8 @@ def load_recipe(name_or_path: str) -> Layer:
     name, known = str(name_or_path), recipe_names()
     is_recipe = name in known and not Path(name).is_file()
     if not is_recipe and not Path(name).is_file():
-        raise FileNotFoundError(f"{name}: no such file or recipe{_near(name, known)} (recipes: {', '.join(known)})")
+        raise FileNotFoundError(
+            f"{name}: no such file or recipe{_near(name, known) or '; recipes are such as own_data, digits/student'}")
     path = RECIPES.joinpath(*f'{name}.yaml'.split('/')) if is_recipe else Path(name)
     try:
         values = yaml.safe_load(path.read_text(encoding='utf-8'))
@@ -130,14 +134,21 @@ def load_recipe(name_or_path: str) -> Layer:
         raise ValueError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ValueError(f'{name}: expected a mapping of settings such as "epochs: 50", got {values!r}')
-    base = values.pop('base', None)
-    if base is not None:
-        if not isinstance(base, list) or not all(isinstance(item, str) for item in base):
-            raise ValueError(f'{name}: base is a list of recipes such as [default/teacher], got {base!r}')
-        for item in base:
-            if item not in known:
-                raise ValueError(f"{name}: there is no recipe '{item}' to stand on{_near(item, known)}")
-    return Layer(name, _checked(values, name), is_recipe, None if base is None else tuple(base))
+    base = _names(values, 'base', 'recipe', known, name)
+    needs = _names(values, 'needs', 'setting', _settings(), name)
+    return Layer(name, _checked(values, name), is_recipe, base, needs or ())
+
+
+def _names(values: dict[str, Any], key: str, what: str, known: Iterable[str], where: str) -> tuple[str, ...] | None:
+    names = values.pop(key, None)
+    if names is None:
+        return None
+    if not isinstance(names, list) or not all(isinstance(item, str) for item in names):
+        raise ValueError(f'{where}: {key} is a list of {what}s, got {names!r}')
+    for item in names:
+        if item not in known:
+            raise ValueError(f"{where}: {key} names the {what} '{item}', which there is not{_near(item, known)}")
+    return tuple(names)
 
 
 def _checked(values: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -208,7 +219,11 @@ def parse_args(argv: Sequence[str] | None = None, prog: str = 'train.py') -> arg
     if base is None:
         chosen = _merge(layers)
         base = recipes_for(chosen.dataset, model_kind(chosen.model))
-    return _merge([*map(load_recipe, base), *layers])
+    args = _merge([*map(load_recipe, base), *layers])
+    for name in layers[0].needs:
+        if not getattr(args, name):
+            raise ValueError(f'{config} needs {_flag(name)}: give it beside -c {config}')
+    return args
 
 
 def resolve(overrides: Mapping[str, Any], recipes: Sequence[str] = (), prog: str = 'overrides') -> argparse.Namespace:

@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 import numpy as np
+import timm
 import torch
 from timm.models.deit import VisionTransformerDistilled
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
@@ -76,6 +77,11 @@ def dry_run(args: argparse.Namespace) -> dict[str, Any]:
         'peak_lr': peak_lr,
         'final_lr': final_lr,
         'warmup_epochs': args.warmup_epochs,
+        'opt': args.opt,
+        'rho': _radii(args),
+        'loss': args.loss,
+        'cls_loss': args.cls_loss,
+        'keep_mixup_drw': args.keep_mixup_drw,
         'drw_on': drw_targets(args, args.teacher not in NO_NETWORK),
         'drw_start_epoch': start,
         'drw_start_update': start * updates,
@@ -102,7 +108,11 @@ def _training_set(args: argparse.Namespace) -> tuple[int, list[int] | None, tupl
             benchmark.num_classes, args.n_max or benchmark.n_max, args.imbalance_factor or benchmark.imbalance_factor,
             args.imbalance_profile)
     except FileNotFoundError as error:
+        if args.list_dir or args.imbalance_factor or args.val_fraction:
+            raise  # the published number of images would not be the answer
         return benchmark.train_images, None, benchmark.shot_boundaries, str(error)
+    if not natural and benchmark.name != 'lt/digits' and counts[0] > benchmark.n_max:
+        raise ValueError(f'{benchmark.name} has {benchmark.n_max} images of a class, --n-max asks for {args.n_max}.')
     labels = range(benchmark.num_classes)
     dataset = ClassificationSet(None, np.repeat(labels, counts), labels, benchmark.name)  # without its images
     if natural and args.imbalance_factor:
@@ -172,25 +182,31 @@ def _memory(args: argparse.Namespace, model: nn.Module) -> int:
     return total + sum(storage.nbytes() for key, storage in kept.items() if key not in own)
 
 
+def _radii(args: argparse.Namespace) -> dict[int, float] | None:
+    """SAM's radius from each 0-based epoch on."""
+    if not args.opt.startswith('sam'):
+        return None
+    rho = rho_schedule(args)
+    return {epoch: rho(epoch) for epoch in (0, *(m - 1 for m in args.rho_milestones))} if rho else {0: args.rho}
+
+
 def _teacher(args: argparse.Namespace, images: int) -> dict[str, Any] | None:
     if args.teacher in NO_NETWORK:
         return None
     settings = teacher_args(args, images)
     validate_args(settings)
-    rho = rho_schedule(settings)
-    radii = sorted({rho(epoch) for epoch in range(settings.epochs)}) if rho else [settings.rho]
     return {
         'name': args.teacher,
         'checkpoint': args.teacher_checkpoint,
         'model': settings.model,
-        'img_size': settings.img_size,
+        'img_size': settings.img_size or timm.get_pretrained_cfg(settings.model).input_size[-1],
         'loss': settings.loss,
         'epochs': settings.epochs,
         'batch_size': update_size(settings)[1],
         'opt': settings.opt,
         'lr': settings.lr,
         'weight_decay': settings.weight_decay,
-        'rho': radii if settings.opt.startswith('sam') else None,
+        'rho': _radii(settings),
         'normalize': args.teacher_normalize,
         'antialias': args.teacher_antialias,
     }
@@ -207,7 +223,7 @@ def _report(result: dict[str, Any]) -> str:
         lines += [
             f"{result['train_images']:,} training images: {groups}",
             f"class weights from {result['class_weight_first']:.4f} (most frequent) to "
-            f"{result['class_weight_last']:.3f} (rarest), on {result['drw_on']}",
+            f"{result['class_weight_last']:.3f} (rarest)",
         ]
     lines += [
         f"{result['global_batch_size']} images an update, on {result['world_size']} device(s): "
@@ -216,10 +232,28 @@ def _report(result: dict[str, Any]) -> str:
         f"{' (' + result['left_out'] + ')' if result['left_out'] else ''}, {result['epochs']} epochs",
         f"learning rate up to {result['peak_lr']:.3g} after {result['warmup_epochs']} epochs of warm-up, at the end "
         f"{result['final_lr']:.3g}",
-        f"stage two from epoch {result['drw_start_epoch']} (counted from 0), update {result['drw_start_update']:,}",
+        f"loss {result['loss']}, {result['opt']}{_words(result['rho'])}; {_stage_two(result)}",
         f"memory of a device, estimated: {result['memory_gib']} GiB for weights, gradients, optimizer and activations",
     ]
     return '\n'.join([*lines, *_report_teacher(result['teacher'])])
+
+
+def _words(rho: dict[int, float] | None) -> str:
+    if rho is None:
+        return ''
+    steps = (f'{value:g} from epoch {epoch}' if epoch else f'{value:g}' for epoch, value in rho.items())
+    return f", rho {', '.join(steps)}"
+
+
+def _stage_two(result: dict[str, Any]) -> str:
+    if result['drw_start_epoch'] >= result['epochs'] or result['loss'] == 'paco':
+        return 'one stage'
+    weights = 'no class weights' if result['drw_on'] == 'none' else f"DRW on {result['drw_on']}"
+    prior = '' if result['cls_loss'] == 'ce' else f", {result['cls_loss']} on CLS"
+    mixing = 'mixing goes on' if result['keep_mixup_drw'] else 'no mixing'
+    return (
+        f"stage two from epoch {result['drw_start_epoch']} (counted from 0), update {result['drw_start_update']:,}: "
+        f'{weights}{prior}, {mixing}')
 
 
 def _report_teacher(teacher: dict[str, Any] | None) -> list[str]:
@@ -227,10 +261,10 @@ def _report_teacher(teacher: dict[str, Any] | None) -> list[str]:
         return []
     source = f"read from {teacher['checkpoint']}" if teacher['checkpoint'] else (
         f"from the cache, or trained by {teacher['loss']}, {teacher['opt']}, lr {teacher['lr']:g}"
-        f"{', rho ' + str(teacher['rho']) if teacher['rho'] else ''}, {teacher['epochs']} epochs of batch "
+        f"{_words(teacher['rho'])}, {teacher['epochs']} epochs of batch "
         f"{teacher['batch_size']}")
     whose = {'own': 'its own', 'student': "the student's"}[teacher['normalize']]
     return [
-        f"teacher {teacher['name']}: {teacher['model']}, {source}",
+        f"teacher {teacher['name']}: {teacher['model']} at {teacher['img_size']} px, {source}",
         f"teacher's view: normalised by {whose} mean and std, {'' if teacher['antialias'] else 'not '}antialiased",
     ]

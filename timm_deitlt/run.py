@@ -14,11 +14,12 @@ import torch
 from timm.models import safe_model_name
 from timm.task.evaluator import evaluation_sample_limit
 from timm.utils import init_distributed_device, unwrap_model
+from timm.utils.distributed import world_info_from_env
 from torch import nn
 
 from .build.data import Data, build_data
 from .build.device import choose_device, local_device
-from .build.loaders import build_eval_loader
+from .build.loaders import build_eval_loader, update_size
 from .build.model import build_model, check_student, drw_start, drw_targets
 from .build.trainer import build_trainer, choose_precision
 from .checkpoint import check_checkpoint, load_checkpoint, load_weights
@@ -170,6 +171,10 @@ def _report_changes(checkpoint: dict[str, Any], source: str, args: argparse.Name
     ]
     if args.drw_start_epoch is None and drw_start(args) != drw_start(checkpoint['args']):
         changed.append(f'start of stage two {drw_start(checkpoint["args"])} -> {drw_start(args)}')
+    sizes = [update_size(x, world)[1] for x, world in (
+        (checkpoint['args'], getattr(checkpoint['args'], 'world_size', 1)), (args, world_info_from_env()[2]))]
+    if sizes[0] != sizes[1]:
+        changed.append(f'images in an update {sizes[0]} -> {sizes[1]}')
     if args.branch_from:
         _logger.info(f'Branching from {source} after epoch {checkpoint["epoch"]}; changed: {"; ".join(changed) or "-"}')
     elif changed:

@@ -59,12 +59,13 @@ def _validate_run(file: Path, overrides: dict[str, Any]) -> dict[str, Any]:
     args = argparse.Namespace(**{**vars(checkpoint['args']), **NO_WEIGHTS, 'device': None, **overrides})
     choose_device(args)
     data = build_data(args, evaluate_split=overrides.get('val_split'))
-    check_checkpoint(checkpoint, str(file), args.model, data.train.fingerprint, data.train.class_names)
+    check_checkpoint(checkpoint, str(file), args.model, data.train.fingerprint)
     model = build_model(args, data.train.num_classes)
     weights = {'experts': checkpoint['state_dict'], 'ema': checkpoint.get('state_dict_ema')}
     trained = file.parent / 'metrics.json'
     trained = json.loads(trained.read_text()) if trained.is_file() else {}
-    return _evaluate(args, data, model, weights, tuple(checkpoint['experts']), file, {
+    names = checkpoint['data']['class_names']
+    return _evaluate(args, data, model, weights, names, tuple(checkpoint['experts']), file, {
         'teacher': trained.get('teacher'),
         'epochs_trained': checkpoint['epoch'] + 1,
         **{key: trained.get(key) for key in ('seconds', 'train_images_per_second')},
@@ -81,15 +82,13 @@ def _validate_exported(folder: Path, overrides: dict[str, Any]) -> dict[str, Any
     choose_device(args)
     data = build_data(args, evaluate_split=overrides.get('val_split'))
     model = build_model(args, data.train.num_classes)
-    load_weights(model, load_safetensors(folder, 'Convert or download it again.'), str(folder))
+    weights = {'experts': load_safetensors(folder, 'Convert or download it again.')}
     names = config['pretrained_cfg'].get('label_names')
     if names is None:
         _logger.warning(f'{folder} has no label_names: it is taken to number the classes as the data set does.')
-    else:
-        reorder_classes(model, names, data.train.class_names, str(folder))
     experts = EXPERTS if isinstance(model.get_classifier(), tuple) else ('mean', 'cls')
     unknown = dict.fromkeys(('teacher', 'epochs', 'epochs_trained', 'seed', 'seconds', 'train_images_per_second'))
-    return _evaluate(args, data, model, {'experts': model.state_dict()}, experts, folder / CONFIG, unknown)
+    return _evaluate(args, data, model, weights, names, experts, folder / CONFIG, unknown)
 
 
 def _evaluate(
@@ -97,6 +96,7 @@ def _evaluate(
         data: Data,
         model: torch.nn.Module,
         weights: dict[str, dict[str, torch.Tensor] | None],
+        class_names: list[str] | None,
         experts: tuple[str, ...],
         file: Path,
         trained: dict[str, Any],
@@ -114,6 +114,8 @@ def _evaluate(
         if state_dict is None:
             continue
         load_weights(model, state_dict, str(file))
+        if class_names is not None:
+            reorder_classes(model, class_names, data.train.class_names, str(file))
         evaluator = ShotEvaluator(data.shots, experts=experts, device=device)
         metrics[name] = evaluate(model, loader, evaluator, autocast)
     seconds = time.perf_counter() - start

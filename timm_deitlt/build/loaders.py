@@ -107,16 +107,16 @@ def build_train_loader(
 ) -> TrainLoader:
     """Loader of the training images, with the teacher's 'weak' view or PaCo's 'key' view beside; '' for neither."""
     views = [build_train_transform(args, config)]
-    common = dict(interpolation=config['interpolation'], hflip=args.hflip, vflip=args.vflip)
     if second_view == 'weak':
-        views.append(weak_transform(config['input_size'], **common))
+        views.append(weak_transform(config['input_size'], config['interpolation'], hflip=args.hflip, vflip=args.vflip))
     elif second_view == 'key':
         views.append(key_transform(
             config['input_size'],
             scale=tuple(args.key_scale),
             color_jitter=tuple(args.key_color_jitter),
             color_jitter_prob=args.key_color_jitter_prob,
-            **common,
+            hflip=args.hflip,
+            vflip=args.vflip,
         ))
     steps, global_batch_size = update_size(args, world_size)
     if isinstance(data.train, IterableDataset) and global_batch_size != steps * args.batch_size * world_size:
@@ -124,7 +124,7 @@ def build_train_loader(
             f'{data.name} is read as a stream, of which each of the {world_size} devices takes its part: give a '
             f'--global-batch-size that is a multiple of {args.batch_size * world_size}.')
     idle = steps * world_size - global_batch_size // args.batch_size
-    if idle:
+    if idle and not rank:
         _logger.warning(
             f'{global_batch_size // args.batch_size} micro-batches an update are shared by {world_size} devices: '
             f'{idle} of {steps * world_size} turns are idle.')

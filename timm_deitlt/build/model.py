@@ -270,6 +270,7 @@ def build_optimizer(args: argparse.Namespace, model: nn.Module, global_batch_siz
     try:
         return create_optimizer_v2(model, **{**kwargs, **args.opt_kwargs})
     except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).rstrip('.')
         raise ValueError(
-            f'timm cannot make the optimizer {args.opt} as asked for: {error}. Look at --opt-kwargs, --opt-betas, --lr '
-            'and --weight-decay.') from error
+            f'timm cannot make the optimizer {args.opt} as asked for: {reason}. Look at --opt-kwargs, --opt-betas, '
+            '--lr and --weight-decay.') from error

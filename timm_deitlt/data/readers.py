@@ -161,6 +161,10 @@ def _read(benchmark: Benchmark, source: Path, complete: bool = True) -> _Listing
                 f'{listing.place(i)}: the label {label!r} of {listing.paths[i]} is none of the {num_classes} classes, '
                 f'which are 0 to {num_classes - 1}.'
             )
+    if len(set(listing.paths)) < len(listing.paths):
+        (path, times), = Counter(listing.paths).most_common(1)
+        last = len(listing.paths) - 1 - listing.paths[::-1].index(path)
+        raise ValueError(f'{listing.place(last)}: {path} is listed {times} times.')
     absent = sorted(set(range(num_classes)).difference(listing.labels))
     if absent and complete:
         raise ValueError(
