@@ -1,0 +1,79 @@
+"""From arguments to parts: a flag that did not arrive would be ignored without a word."""
+import math
+
+import pytest
+import torch
+from conftest import TINY
+
+from timm_deitlt.build import loaders
+from timm_deitlt.build.data import build_data
+from timm_deitlt.build.trainer import build_trainer
+from timm_deitlt.config import parse_args
+from timm_deitlt.data.augment import Cutout
+from timm_deitlt.paco import PaCoTask
+
+PACO = [
+    '--model', 'resnet20_cifar', '--img-size', '16', '--workers', '0', '--no-amp', '--loss', 'paco', '--classifier',
+    'linear', '--drw-on', 'none', '--paco-alpha', '.3', '--paco-beta', '.9', '--paco-gamma', '.7',
+    '--paco-temperature', '.11', '--paco-queue', '77', '--paco-dim', '13', '--paco-momentum', '.83',
+    '--key-scale', '.31', '.87',
+    '--key-color-jitter', '.1', '.2', '.3', '.05', '--key-color-jitter-prob', '.6', '--hflip', '.2', '--vflip', '.1',
+    '--mixup', '0', '--cutmix', '0', '--smoothing', '0', '--cutout', '5', '--aa', 'cifar10',
+]
+
+
+def made(*flags):
+    args = parse_args(flags)
+    args.device = 'cpu'
+    return build_trainer(args, build_data(args), None, torch.device('cpu'))
+
+
+def test_flags_of_paco_reach_its_task(monkeypatch):
+    seen = {}
+
+    def key_transform(size, original=loaders.key_transform, **kwargs):
+        seen.update(kwargs)
+        return original(size, **kwargs)
+
+    monkeypatch.setattr(loaders, 'key_transform', key_transform)
+    trainer = made(*PACO)
+    task = trainer.task
+    assert isinstance(task, PaCoTask)
+    criterion = task.criterion
+    assert (criterion.alpha, criterion.beta, criterion.temperature) == (.3, .9, .11)
+    assert criterion.log_gamma == pytest.approx(math.log(.7))
+    assert tuple(task.queue.keys.shape) == (77, 13) and task.momentum == .83
+    assert seen == {
+        'scale': (.31, .87), 'color_jitter': (.1, .2, .3, .05), 'color_jitter_prob': .6, 'hflip': .2, 'vflip': .1}
+    assert trainer.loader.num_views == 2
+    trained = {id(p) for group in trainer.optimizer.param_groups for p in group['params']}
+    assert trained == {id(p) for p in task.trainable_module.parameters()}, 'the projection too'
+
+
+@pytest.mark.parametrize('flags, holds', [
+    (['--cutout', '5'], lambda steps: any(isinstance(step, Cutout) and step.side == 5 for step in steps)),
+    (['--cutout', '0'], lambda steps: not any(isinstance(step, Cutout) for step in steps)),
+    (['--aa', 'rand-m5-mstd0.5', '--color-jitter', '.4'], lambda steps: 'ColorJitter' not in str(steps)),
+    (['--aa', 'rand-m5-mstd0.5', '--color-jitter', '.4', '--force-color-jitter'], lambda s: 'ColorJitter' in str(s)),
+    (['--aa', 'cifar10'], lambda steps: 'AutoAugmentPolicy.CIFAR10' in str(steps)),
+])
+def test_flags_of_augmentation_reach_the_training_transform(flags, holds):
+    trainer = made(*TINY, *flags)
+    transform, = trainer.loader.loader.loader.dataset.transform.transforms
+    assert holds(transform.transforms)
+
+
+def test_radius_schedule_reaches_the_trainer():
+    trainer = made(*TINY, '--opt', 'samadamw', '--rho', '.1', '--rho-milestones', '2', '--rho-values', '.3')
+    assert [trainer.rho(epoch) for epoch in range(3)] == [.1, .3, .3]
+    assert made(*TINY, '--opt', 'samadamw').rho is None
+
+
+@pytest.mark.parametrize('flags, tau', [
+    ([], None), (['--cls-loss', 'balanced_softmax', '--logit-adjust-tau', '3'], 1.),
+    (['--cls-loss', 'logit_adjust', '--logit-adjust-tau', '3'], 3.)])
+def test_class_prior_reaches_the_loss_of_cls(flags, tau):
+    trainer = made(*TINY, *flags)
+    counts = torch.tensor(trainer.task.shots.class_counts).double()
+    prior = trainer.task.criterion.prior
+    assert prior is None if tau is None else torch.allclose(prior.double(), tau * (counts / counts.sum()).log())
