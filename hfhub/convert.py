@@ -193,7 +193,6 @@ def write(
     out.mkdir(parents=True, exist_ok=True)
     atomic_write(out / WEIGHTS, save_weights)
     atomic_write(out / CONFIG, lambda temporary: save_config_for_hf(model, temporary, model_config=model_config))
-    (out / WEIGHTS).chmod((out / CONFIG).stat().st_mode)  # safetensors lets nobody else read what it writes
     return model
 
 

@@ -26,7 +26,9 @@ def export(folder, name, label_names=CLASSES, seed=0, **kwargs):
     for module in model.modules():
         if hasattr(module, 'running_var'):
             module.running_var.uniform_(.5, 2.)
-    model.pretrained_cfg = {**model.pretrained_cfg, 'num_classes': 10, 'mean': (.1, .2, .3), 'std': (.4, .5, .6)}
+    model.pretrained_cfg = {
+        **model.pretrained_cfg, 'num_classes': 10, 'mean': (.1, .2, .3), 'std': (.4, .5, .6),
+        'interpolation': 'lanczos', 'crop_pct': .77}
     save_for_hf(
         model, folder, model_config=dict(label_names=label_names), safe_serialization=True, model_args=kwargs or None)
     return model
@@ -50,6 +52,7 @@ def test_exported_teacher_gives_its_logits_in_the_order_of_the_data(tmp_path, pl
     assert not torch.equal(ours, theirs)
     assert teacher.source == 'file' and teacher.model.pretrained_cfg['mean'] == (.1, .2, .3)
     assert teacher.model.pretrained_cfg['std'] == (.4, .5, .6)
+    assert (teacher.model.pretrained_cfg['interpolation'], teacher.model.pretrained_cfg['crop_pct']) == ('lanczos', .77)
 
 
 def test_a_cached_teacher_of_another_class_order_is_put_in_order(tmp_path, caplog):
