@@ -207,7 +207,9 @@ def check_free(out: Path, overwrite: bool) -> None:
     if not out.is_dir():
         raise ValueError(f'{str(out)!r} is a file: give a folder.')
     held = {path.name for path in out.iterdir()}
-    if held and not (overwrite and held <= {WEIGHTS, CONFIG}):
+    # what a conversion leaves if it is killed, and what validate.py adds
+    ours = {WEIGHTS, CONFIG, f'.{WEIGHTS}.tmp', f'.{CONFIG}.tmp', 'validation.json'}
+    if held and not (overwrite and held <= ours):
         raise ValueError(
             f'{str(out)!r} is not empty: give another folder, or --overwrite if it holds {WEIGHTS} and {CONFIG} and '
             'nothing else.')

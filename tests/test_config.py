@@ -295,6 +295,8 @@ def test_missing_config_names_near_recipes():
     ({'global_batch_size': 0}, '--global-batch-size must be at least 1'),
     ({'cutout': -1}, '--cutout must be at least 0'),
     ({'rho_values': [float('inf')], 'rho_milestones': [1]}, '--rho-values must be at least 0 and finite'),
+    ({**PACO, 'layer_decay': .7}, '--loss paco goes with neither --layer-decay'),
+    ({'opt': 'samsgd', 'grad_checkpointing': True}, '--opt samsgd freezes BatchNorm statistics'),
     ({**PACO, 'batch_size': 1}, 'give a --batch-size of at least 2'),
     ({'key_scale': [.9, .2]}, '--key-scale is the smallest and the largest share'),
     ({'key_color_jitter': [.4, .4, .4, .9]}, 'the hue of --key-color-jitter is at most 0.5'),

@@ -85,6 +85,20 @@ def test_exported_teacher_of_another_architecture_is_refused(tmp_path):
         resolve('--teacher-checkpoint', tmp_path / 'out')
 
 
+def test_folder_without_its_config_is_not_taken_for_whole(tmp_path):
+    export(tmp_path / 'out', 'resnet20_cifar')
+    (tmp_path / 'out' / 'config.json').unlink()
+    with pytest.raises(ValueError, match='holds no config.json: it was not written to the end'):
+        resolve('--teacher-checkpoint', tmp_path / 'out')
+
+
+def test_global_batch_that_does_not_fit_is_an_error_before_the_teacher_is_trained(tmp_path):
+    args = asked('--teacher-cache', tmp_path / 'cache', '--global-batch-size', '40')
+    with pytest.raises(ValueError, match='is no whole number of micro-batches'):
+        run.train(args)
+    assert not (tmp_path / 'cache').exists()
+
+
 @pytest.mark.parametrize('text', ['{', '[]', '{"architecture": "resnet20_cifar"}', '{"pretrained_cfg": {}}'])
 def test_damaged_config_is_one_clear_error(tmp_path, text):
     export(tmp_path / 'out', 'resnet20_cifar')

@@ -73,6 +73,11 @@ def _conflicts(args: argparse.Namespace) -> tuple[tuple[Any, str], ...]:
         (not args.key_scale[0] <= args.key_scale[1] <= 1,
          f'--key-scale is the smallest and the largest share of an image, got {args.key_scale}'),
         (args.key_color_jitter[3] > .5, f'the hue of --key-color-jitter is at most 0.5, got {args.key_color_jitter}'),
+        (paco and (args.layer_decay or args.sync_bn),
+         '--loss paco goes with neither --layer-decay nor --sync-bn, which know nothing of its projection'),
+        (args.opt.startswith('sam') and args.grad_checkpointing,
+         f'--opt {args.opt} freezes BatchNorm statistics in its second pass, which --grad-checkpointing would '
+         'run anew; leave it out'),
         (paco and args.bce_loss, '--loss paco and --bce-loss exclude each other; give one of them'),
         (paco and args.model_ema, '--loss paco keeps a momentum encoder of its own; leave --model-ema out'),
         (args.cls_loss != 'ce' and (args.loss != 'ce' or args.bce_loss),

@@ -63,6 +63,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     _logger.info(describe_defaults(args))
     primary = int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0
     checkpoint, source, path = _starting_point(args)
+    update_size(args, world_info_from_env()[2])
     data = build_data(args)
     _logger.info(_describe_data(data))
     student = check_student(args, data)  # what does not fit is an error before the teacher is trained

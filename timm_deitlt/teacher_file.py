@@ -66,6 +66,10 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str
         if (folder / CONFIG).is_file():
             config = load_config(folder)
             return file, exported_settings(config), {'class_names': config['pretrained_cfg'].get('label_names')}
+        if path.is_dir():
+            raise ValueError(
+                f'{path} holds no {CONFIG}: it was not written to the end. Convert it again, or give the file itself '
+                'to use bare weights.')
         return file, {}, {}
     checkpoint = load_checkpoint(path)
     if 'experts' not in checkpoint:  # not of our train.py
