@@ -17,6 +17,7 @@ FLOORS = [
 # modules of one floor that may import each other, downward in this order
 PARTS = {
     'config': {'flags', 'benchmarks'},
+    'checks': {'config'},
     'paco': {'task'},
     'progress': {'meter'},
     'engine': {'meter', 'progress'},

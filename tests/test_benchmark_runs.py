@@ -11,7 +11,7 @@ from PIL import Image
 from timm_deitlt.benchmarks import BENCHMARKS
 
 SHORT = [
-    '--img-size', '32', '--workers', '0', '--no-amp', '--validation-batch-size', '250', '--epochs', '2',
+    '--img-size', '32', '--workers', '0', '--validation-batch-size', '250', '--val-interval', '2', '--epochs', '2',
     '--drw-start-epoch', '1', '--batch-size', '32', '--global-batch-size', '64',
 ]
 SMALL_STUDENT = ['--model-kwargs', 'embed_dim=48', 'depth=2', 'num_heads=3']  # its patches stay 16 px

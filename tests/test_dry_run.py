@@ -145,6 +145,20 @@ def test_global_batch_that_does_not_fit_is_one_clear_error(flags, world, words):
         update_size(parse_args(flags.split()), world)
 
 
+def test_global_batch_on_the_command_line_voids_the_accumulation_of_a_file(tmp_path):
+    (tmp_path / 'config.yaml').write_text('grad_accum_steps: 3\nbatch_size: 32')
+    args = parse_args(['-c', str(tmp_path / 'config.yaml'), '--global-batch-size', '128'])
+    assert args.grad_accum_steps == 1 and update_size(args, 2) == (2, 128)
+
+
+@pytest.mark.parametrize('flags, words', [
+    ('--opt foo', "Unknown optimizer 'foo'"), ('--aa nonsense', 'cannot make the training transform'),
+    ('--model resnet32_cifar --teacher resnet32_sam', 'trains a DIST token, which resnet32_cifar does not have')])
+def test_what_training_refuses_the_dry_run_refuses(flags, words):
+    with pytest.raises(ValueError, match=words):
+        dry_run(parse_args([*flags.split(), '--dry-run']))
+
+
 def test_accumulation_on_the_command_line_voids_the_global_batch_of_a_recipe():
     args = parse_args(['-c', 'cifar100_if100/deit_lt_base', '--grad-accum-steps', '2'])
     assert args.global_batch_size is None and update_size(args, 4) == (2, 1024)

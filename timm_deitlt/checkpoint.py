@@ -14,6 +14,8 @@ from timm.models._hub import load_model_config_from_path
 LAST = 'last.pth.tar'
 # Of a model in timm's form for the hub
 WEIGHTS, CONFIG = 'model.safetensors', 'config.json'
+_AS_IN_TRAINING = (
+    'Give the model and its options (--model, --img-size, --model-kwargs, --num-classes) as they were in training.')
 
 
 def atomic_write(path: Path, write) -> None:
@@ -106,8 +108,19 @@ def check_checkpoint(
             'on: give list files, --class-map and data as they were in training.')
 
 
-def load_weights(model: torch.nn.Module, state_dict: dict[str, torch.Tensor], source: str) -> None:
+def load_weights(
+        model: torch.nn.Module,
+        state_dict: dict[str, torch.Tensor],
+        source: str,
+        mend: str = _AS_IN_TRAINING,
+) -> None:
     """Load weights that must fit exactly.
+
+    Args:
+        model: Where to.
+        state_dict: Weights.
+        source: What they are called in messages.
+        mend: What the error advises.
 
     Raises:
         ValueError: Naming the first keys or shapes that differ, if the weights are of another architecture.
@@ -125,8 +138,7 @@ def load_weights(model: torch.nn.Module, state_dict: dict[str, torch.Tensor], so
         more = f' and {len(differing) - 3} more' if len(differing) > 3 else ''
         raise ValueError(
             f'The weights of {source} are of another architecture than {type(model).__name__}: '
-            f'{"; ".join(differing[:3])}{more}. Give the model and its options (--model, --img-size, --model-kwargs, '
-            '--num-classes) as they were in training.')
+            f'{"; ".join(differing[:3])}{more}. {mend}')
     model.load_state_dict(state_dict)
 
 

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .config import flag_of
+
 # Settings, what each of their values must fulfil, and how to say it.
 _BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ('epochs stop_epoch save_epochs teacher_epochs batch_size validation_batch_size grad_accum_steps global_batch_size '
@@ -23,10 +25,6 @@ _BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
 _FILES = ('teacher_checkpoint', 'class_counts', 'branch_from', 'resume', 'class_map', 'initial_checkpoint')
 
 
-def _flag(name: str) -> str:
-    return f"--{name.removeprefix('dry_run_').replace('_', '-')}"
-
-
 def validate_args(args: argparse.Namespace) -> None:
     """Check what can be checked before data and models are touched.
 
@@ -39,7 +37,7 @@ def validate_args(args: argparse.Namespace) -> None:
             value = getattr(args, name)
             for item in value if isinstance(value, list) else [value]:
                 if item is not None and not holds(item):
-                    raise ValueError(f'{_flag(name)} must be {allowed}, got {item}')
+                    raise ValueError(f'{flag_of(name)} must be {allowed}, got {item}')
     for wrong, message in _conflicts(args):
         if wrong:
             raise ValueError(message)
@@ -47,7 +45,7 @@ def validate_args(args: argparse.Namespace) -> None:
         path = getattr(args, name)
         found = not path or Path(path).is_file() or (name == 'teacher_checkpoint' and Path(path).is_dir())
         if not found and (name, path) != ('resume', 'auto'):
-            raise FileNotFoundError(f'{_flag(name)} {path}: no such file')
+            raise FileNotFoundError(f'{flag_of(name)} {path}: no such file')
 
 
 def _conflicts(args: argparse.Namespace) -> tuple[tuple[Any, str], ...]:

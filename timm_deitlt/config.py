@@ -19,9 +19,10 @@ RECIPES = files(__package__) / 'recipes'
 DEFAULT_DATASET = 'lt/digits'
 # Architectures that start from the teacher's recipe, SGD and LDAM; everything else starts from the student's.
 TEACHER_FAMILIES = ('resnet', 'resnext', 'wide_resnet', 'seresnet', 'densenet', 'vgg', 'regnet', 'mobilenet')
-# Only one of these is heeded; a later layer that sets the left one voids the right one of the layers below.
+# Only one of these is heeded; a later layer that sets the left one puts the right one of the layers below to default.
 _RIVALS = {
     'lr_base': 'lr', 'input_size': 'img_size', 'img_size': 'input_size', 'grad_accum_steps': 'global_batch_size',
+    'global_batch_size': 'grad_accum_steps',
 }
 # Settings that count in epochs
 _PLANNED = {'drw_start_epoch', 'decay_milestones', 'rho_milestones'}
@@ -35,10 +36,6 @@ TEACHER_RECIPES = {
     'paco': ('paco',),
     'paco_sam': ('paco', 'paco_sam'),
 }
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
 
 
 class Layer(NamedTuple):
@@ -74,6 +71,11 @@ def build_parser(prog: str = 'train.py') -> argparse.ArgumentParser:
 @functools.cache
 def _settings() -> dict[str, argparse.Action]:
     return {action.dest: action for action in build_parser()._actions if action.dest not in ('help', 'config', 'data')}
+
+
+def flag_of(name: str) -> str:
+    """The long flag of a setting."""
+    return next(flag for flag in _settings()[name].option_strings if flag.startswith('--'))
 
 
 def _near(name: str, names: Iterable[str]) -> str:
@@ -154,7 +156,7 @@ def _names(values: dict[str, Any], key: str, what: str, known: Iterable[str], wh
 def _checked(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     checked = {}
     for key, value in values.items():
-        action, flag = _settings().get(key), _flag(str(key))
+        action, flag = _settings().get(key), f"--{str(key).replace('_', '-')}"
         if action is None:
             if reason := REFUSED.get(flag, REFUSED.get(f'--{key}')):
                 raise ValueError(f'{where}: {key} is not supported: {reason}')
@@ -222,7 +224,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str = 'train.py') -> arg
     args = _merge([*map(load_recipe, base), *layers])
     for name in layers[0].needs:
         if not getattr(args, name):
-            raise ValueError(f'{config} needs {_flag(name)}: give it beside -c {config}')
+            raise ValueError(f'{config} needs {flag_of(name)}: give it beside -c {config}')
     return args
 
 
@@ -260,7 +262,9 @@ def _merge(layers: Sequence[Layer]) -> argparse.Namespace:
     sources = dict.fromkeys(values, 'default')
     planned = {}  # epochs that a recipe had in mind when it set these
     for layer in layers:
-        void = {rival: None for key, rival in _RIVALS.items() if layer.values.get(key) is not None and values[rival]}
+        void = {
+            rival: _settings()[rival].default for key, rival in _RIVALS.items()
+            if layer.values.get(key) is not None and values[rival]}
         if layer.values.get('opt', values['opt']) != values['opt']:
             values['opt_kwargs'] = {}  # they were another optimizer's
         for key, value in {**void, **layer.values}.items():

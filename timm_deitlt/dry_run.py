@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from .benchmarks import BENCHMARKS
 from .build.data import build_data
 from .build.loaders import build_mixup, update_size
-from .build.model import build_model, drw_start, drw_targets, learning_rate
+from .build.model import check_student, drw_start, drw_targets, learning_rate
 from .build.trainer import rho_schedule
 from .checks import validate_args
 from .data.loader import MicroBatchSampler
@@ -52,7 +52,7 @@ def dry_run(args: argparse.Namespace) -> dict[str, Any]:
         global_batch_size=global_batch)
     updates = sampler.updates_per_epoch
     num_classes = BENCHMARKS[args.dataset].num_classes if args.dataset in BENCHMARKS else len(counts)
-    model = build_model(args, num_classes)
+    model = check_student(args, num_classes, counts or [1] * num_classes)
     peak_lr = learning_rate(args, global_batch)
     final_lr, epochs = _final_lr(args, peak_lr, updates)
     start = drw_start(args)

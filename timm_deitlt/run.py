@@ -66,7 +66,8 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     update_size(args, world_info_from_env()[2])
     data = build_data(args)
     _logger.info(_describe_data(data))
-    student = check_student(args, data)  # what does not fit is an error before the teacher is trained
+    # what does not fit is an error before the teacher is trained
+    student = check_student(args, data.train.num_classes, data.train.class_counts)
     _logger.info(_describe_stages(args))
     if checkpoint is not None:
         check_checkpoint(checkpoint, source, args.model, data.train.fingerprint, data.train.class_names)
@@ -266,13 +267,16 @@ def _test_counts(data: Data) -> list[int]:
 
 def _describe_stages(args: argparse.Namespace) -> str:
     start = drw_start(args)
+    if args.loss == 'paco':
+        return 'One stage: PaCo re-balances by its class prior from the first epoch on.'
     if start >= args.epochs:
         return (
             f'Stage two, which ends mixing and re-weights classes, would begin after {start} epochs: this run of '
             f'{args.epochs} never reaches it. Give --drw-start-epoch.')
     target = drw_targets(args, args.teacher not in NO_NETWORK)
     mixing = 'mixing goes on' if args.keep_mixup_drw else 'mixing and label smoothing end'
-    words = f'Stage two begins with epoch {start + 1} of {args.epochs}: {mixing}, DRW on {target}.'
+    prior = '' if args.cls_loss == 'ce' else f', {args.cls_loss} on CLS'
+    words = f'Stage two begins with epoch {start + 1} of {args.epochs}: {mixing}, DRW on {target}{prior}.'
     if args.warmup_epochs >= args.epochs:
         words += f' The warm-up of {args.warmup_epochs} epochs lasts the whole run: lower --warmup-epochs.'
     return words

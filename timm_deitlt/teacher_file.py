@@ -49,7 +49,8 @@ def from_file(
     _check_data(data_record, data, path)
     settings = argparse.Namespace(**{**vars(settings), **recorded, **NO_WEIGHTS})
     model = create(settings)
-    load_weights(model, weights, str(path))
+    load_weights(
+        model, weights, str(path), 'Give the --teacher that it is; a released file is made ready by hfhub/convert.py.')
     if theirs := data_record.get('class_names'):
         reorder_classes(model, theirs, data.train.class_names, str(path))
     return Teacher(model.eval(), args.teacher, 'file', path, settings)

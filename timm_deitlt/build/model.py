@@ -55,7 +55,7 @@ def build_model(args: argparse.Namespace, num_classes: int) -> nn.Module:
     return model
 
 
-def check_student(args: argparse.Namespace, data: Data) -> nn.Module:
+def check_student(args: argparse.Namespace, num_classes: int, class_counts: Sequence[int]) -> nn.Module:
     """Make once what else is made only after the teacher was trained.
 
     Returns:
@@ -65,20 +65,18 @@ def check_student(args: argparse.Namespace, data: Data) -> nn.Module:
         ValueError: If model, optimizer or augmentation cannot be made as asked for, or the model lacks the token that
             a teacher trains.
     """
-    model = build_model(args, data.train.num_classes)
+    model = build_model(args, num_classes)
     if args.teacher != 'none' and not isinstance(model, VisionTransformerDistilled):
         raise ValueError(
             f'--teacher {args.teacher} trains a DIST token, which {args.model} does not have: use a deit_lt model, or '
             '--teacher none.')
     build_optimizer(argparse.Namespace(**{**vars(args), 'lr': args.lr or 1.}), model, args.batch_size)
-    counts = list(data.train.class_counts)
     if args.loss == 'paco':
         PaCoNet(model, args.paco_dim)
     else:
-        build_label_loss(
-            args, data.train.num_classes, counts, drw_targets(args, args.teacher != 'none') in ('cls', 'both'))
+        build_label_loss(args, num_classes, class_counts, drw_targets(args, args.teacher != 'none') in ('cls', 'both'))
     build_train_transform(args, model.pretrained_cfg)
-    build_mixup(args, data.train.num_classes)
+    build_mixup(args, num_classes)
     if args.torchcompile:
         try:
             torch.compile(model, backend=args.torchcompile, mode=args.torchcompile_mode)  # nothing is compiled yet

@@ -109,9 +109,9 @@ def create_dataset(
             if training and isinstance(getattr(dataset, 'reader', None), ReaderImageFolder):
                 _check_class_folders(dataset.reader, all_classes=not {'class_map', 'input_key'} & set(kwargs))
             targets = read_targets(dataset, name, root, split)
-            names = read_class_names(dataset, targets)
             dataset = ClassificationSet(
-                dataset, targets, names, name or 'folder', keys=image_keys(dataset), **images)
+                dataset, targets, read_class_names(dataset, targets), name or 'folder', keys=image_keys(dataset),
+                **images)
     if isinstance(dataset, ClassificationSet):
         if class_counts_file is not None:
             raise ValueError(f'The class counts of {dataset.name} are read from its targets: leave --class-counts out.')
