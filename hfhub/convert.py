@@ -8,7 +8,6 @@ What OUT holds is for timm.create_model('local-dir:OUT', pretrained=True), after
 train.py --teacher-checkpoint OUT/model.safetensors.
 """
 import argparse
-import hashlib
 import json
 import re
 import sys
@@ -29,6 +28,7 @@ from timm_deitlt import __version__
 from timm_deitlt.benchmarks import BENCHMARKS
 from timm_deitlt.checkpoint import CONFIG, WEIGHTS, atomic_write
 from timm_deitlt.data.readers import listed_classes
+from timm_deitlt.hub import file_sha256
 from timm_deitlt.models import conversion
 
 
@@ -215,14 +215,6 @@ def check_free(out: Path, overwrite: bool) -> None:
             'nothing else.')
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def get_parser() -> argparse.ArgumentParser:
     """Parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -256,7 +248,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     weights = conversion.convert(state_dict, released)
     about = {
         'source_file': args.checkpoint.name,
-        'sha256': _sha256(args.checkpoint),
+        'source_sha256': file_sha256(args.checkpoint),
         'kind': released.kind,
         'benchmark': benchmark,
         'class_order': order,
@@ -276,7 +268,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         'benchmark': benchmark,
         'class_order': order,
         'parameters': sum(parameter.numel() for parameter in model.parameters()),
-        'sha256': _sha256(args.out / WEIGHTS),
+        'sha256': file_sha256(args.out / WEIGHTS),
         'tensors': len(weights),
         'dropped_keys': len(state_dict) - len(weights),
     }

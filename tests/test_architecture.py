@@ -6,12 +6,13 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / 'timm_deitlt'
 FLOORS = [
-    ['version', 'benchmarks', 'flags', 'config', 'checks'],
+    ['version', 'benchmarks', 'hub', 'flags', 'config', 'checks'],
     ['models', 'data', 'optim', 'loss', 'evaluation', 'checkpoint'],
     ['task', 'paco'],
     ['meter', 'engine', 'progress', 'folder', 'fit'],
     ['teachers', 'teacher_file'],
     ['build', 'results', 'dry_run', 'run', 'validation'],
+    ['publishing'],
     ['cli'],
 ]
 # modules of one floor that may import each other, downward in this order

@@ -30,12 +30,13 @@ def images(size=32, channels=3):
 
 def test_timm_lists_every_variant():
     assert timm.list_models(module='deit_lt') == sorted(VARIANTS)
-    assert timm.list_models('deit_lt_*', include_tags=True) == sorted(f'{name}.imagenet_lt' for name in VARIANTS)
+    tagged = timm.list_models('deit_lt_*', include_tags=True)
+    assert {name.split('.')[0] for name in tagged} == set(VARIANTS) and f'{min(VARIANTS)}.imagenet_lt' in tagged
 
 
 @variants
-def test_default_cfg_is_the_papers_test_protocol(variant):
-    model = create(variant)
+def test_cfg_is_the_papers_test_protocol(variant):
+    model = create(f'{variant}.imagenet_lt')
     config = resolve_data_config(model=model)
     assert isinstance(model, DeiTLT)
     assert (config['input_size'], config['crop_pct'], config['interpolation']) == ((3, 224, 224), 0.875, 'bicubic')
@@ -46,7 +47,7 @@ def test_default_cfg_is_the_papers_test_protocol(variant):
 
 @variants
 def test_parameters_are_those_of_timms_distilled_deit(variant):
-    ours, theirs = (timm.create_model(name, device='meta') for name in (variant, twin(variant)))
+    ours, theirs = (timm.create_model(name, device='meta') for name in (f'{variant}.imagenet_lt', twin(variant)))
     assert ours.num_classes == 1000
     assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
 
@@ -55,7 +56,7 @@ def test_parameters_are_those_of_timms_distilled_deit(variant):
     ('deit_lt_tiny', 5_563_400), ('deit_lt_small', 21_743_432), ('deit_lt_base', 85_953_992),
 ])
 def test_number_of_parameters_with_a_hundred_classes(variant, count):
-    model = timm.create_model(variant, num_classes=100, device='meta')
+    model = timm.create_model(f'{variant}.cifar100_if100', device='meta')
     assert sum(p.numel() for p in model.parameters()) == count
 
 
@@ -196,6 +197,13 @@ def test_checkpoint_of_another_size_and_class_count_loads(tmp_path):
     assert other.pos_embed.shape == (1, 2 + 36, 192)
     assert torch.equal(other.blocks[0].attn.qkv.weight, model.blocks[0].attn.qkv.weight)
     assert [logits.shape for logits in other.forward_experts(images(48))] == [(2, 5), (2, 5)]
+
+
+@variants
+def test_tag_of_the_digits_makes_a_model_of_their_size(variant):
+    model = timm.create_model(f'{variant}.digits_if10', device='meta')
+    assert model.num_classes == 10 and model.pos_embed.shape[1] == 2 + (64 // 16) ** 2
+    assert model(torch.empty(1, 3, 64, 64, device='meta')).shape == (1, 10)
 
 
 def test_public_names_of_the_package():

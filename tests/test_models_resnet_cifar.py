@@ -33,18 +33,20 @@ def images(size=32, channels=3):
 
 def test_timm_lists_every_variant():
     assert timm.list_models(module='resnet_cifar') == sorted(BLOCKS)
-    tagged = sorted(f'{name}.cifar100_if100' for name in BLOCKS)
-    assert timm.list_models('resnet*_cifar', include_tags=True) == tagged
+    tagged = timm.list_models('resnet*_cifar', include_tags=True)
+    assert {name.split('.')[0] for name in tagged} == set(BLOCKS) and 'resnet32_cifar.cifar100_if100_sam' in tagged
 
 
 @variants
-def test_default_cfg_is_cifar(variant):
-    model = timm.create_model(variant)
+@both_classifiers
+def test_cfg_is_cifars_and_the_tag_of_an_ldam_teacher_brings_its_cosine_classifier(variant, cosine):
+    model = timm.create_model(f'{variant}.cifar100_if100_{"sam" if cosine else "paco_sam"}')
     config = resolve_data_config(model=model)
     assert isinstance(model, ResNetCifar)
-    assert model.num_classes == 100
-    assert (config['input_size'], config['crop_pct'], config['interpolation']) == ((3, 32, 32), 1., 'bilinear')
+    assert model.num_classes == 100 and isinstance(model.get_classifier(), CosineLinear if cosine else nn.Linear)
+    assert (config['input_size'], config['crop_pct'], config['interpolation']) == ((3, 32, 32), 1., 'bicubic')
     assert (config['mean'], config['std']) == ((.4914, .4822, .4465), (.2023, .1994, .2010))
+    assert not timm.create_model(variant).cosine
 
 
 @pytest.mark.parametrize('variant, parameters', [

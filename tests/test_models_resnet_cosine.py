@@ -58,11 +58,15 @@ def test_without_classes_the_model_gives_features():
     assert not [key for key in model.state_dict() if key.startswith('fc')]
 
 
-def test_default_cfg_is_imagenet_lt():
-    assert timm.list_models('resnet50_cosine', include_tags=True) == ['resnet50_cosine.imagenet_lt']
-    model = timm.create_model('resnet50_cosine', device='meta')
+@pytest.mark.parametrize('tag, num_classes, mean, std, parameters', [
+    ('imagenet_lt_sam', 1000, (.485, .456, .406), (.229, .224, .225), 25_556_032),
+    ('inat18_sam', 8142, (.466, .471, .380), (.195, .194, .192), 40_182_848),
+])
+def test_cfg_is_that_of_the_teachers_images(tag, num_classes, mean, std, parameters):
+    assert f'resnet50_cosine.{tag}' in timm.list_models('resnet50_cosine', include_tags=True)
+    model = timm.create_model(f'resnet50_cosine.{tag}', device='meta')
     config = resolve_data_config(model=model)
-    assert (model.num_classes, config['input_size'], config['crop_pct']) == (1000, (3, 224, 224), .875)
-    assert (config['mean'], config['std']) == ((.485, .456, .406), (.229, .224, .225))
+    assert (model.num_classes, config['input_size'], config['crop_pct']) == (num_classes, (3, 224, 224), .875)
+    assert (config['mean'], config['std'], config['interpolation']) == (mean, std, 'bilinear')
     assert model.pretrained_cfg['classifier'] == 'fc'
-    assert sum(parameter.numel() for parameter in model.parameters()) == 25_556_032
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters

@@ -84,7 +84,8 @@ def test_every_package_that_is_imported_is_a_dependency():
     config = ConfigParser()
     config.read(ROOT / 'setup.cfg')
     required = set(re.findall(r'^[\w-]+', config['options']['install_requires'], re.M))
-    distributions = {'yaml': 'pyyaml', 'sklearn': 'scikit-learn', 'PIL': 'torchvision'}  # which needs Pillow itself
+    distributions = {  # torchvision needs Pillow itself
+        'yaml': 'pyyaml', 'sklearn': 'scikit-learn', 'PIL': 'torchvision', 'huggingface_hub': 'huggingface-hub'}
     optional = {'wandb'}
     imported = set()
     for path in (ROOT / 'timm_deitlt').rglob('*.py'):

@@ -263,7 +263,7 @@ def trained(path):
 
 def ask(cache, train=trained, key=KEY):
     args = Namespace(teacher='resnet20_sam', teacher_cache=str(cache))
-    return cached_or_trained(args, Namespace(), key, lambda: nn.Linear(2, 2), train)
+    return cached_or_trained(args, Namespace(), key, lambda: nn.Linear(2, 2), lambda: None, train)
 
 
 def test_trained_teacher_is_kept_and_found_again(tmp_path):
@@ -493,7 +493,7 @@ def test_bare_weights_are_taken_with_a_warning(teacher_folder, tmp_path, suffix,
         torch.save({'state_dict': weights}, path)
     teacher = resolve('--teacher-checkpoint', path)
     assert 'does not say what it was trained on' in caplog.text
-    assert teacher.source == 'file' and teacher.path == path
+    assert teacher.source == 'file' and teacher.path == str(path)
     cached = resolve('--teacher-checkpoint', teacher_folder / 'model.safetensors')
     assert torch.equal(logits(teacher), logits(cached))
 

@@ -1,5 +1,10 @@
-"""The named long-tailed benchmarks as data: classes, counts, shot cuts, normalisation and list files."""
+"""The named long-tailed benchmarks as data, and the catalogue of weights trained on them.
+
+Of a benchmark: classes, counts, shot cuts, normalisation and list files. Of weights: names, images, ids on the Hub.
+"""
+import os
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,8 @@ class Benchmark:
         files: Names of the list files of each split that has one, preferred first; empty where no list is read.
         files_folder: Usual name of the folder of these files.
         files_source: Where these files are published.
+        title: The data in words.
+        hub_datasets: Ids of the data on the Hugging Face Hub.
     """
     name: str
     recipe: str
@@ -37,6 +44,8 @@ class Benchmark:
     files: dict[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
     files_folder: str | None = None
     files_source: str | None = None
+    title: str = ''
+    hub_datasets: tuple[str, ...] = ()
 
 
 # The usual CIFAR-10 statistics; the field's long-tailed CIFAR-100 code uses them as well.
@@ -47,6 +56,7 @@ _NUM_INAT18_CLASSES = 8142
 BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in (
     Benchmark(
         name='lt/digits',
+        title='long-tailed scikit-learn digits',
         recipe='digits',
         num_classes=10,
         n_max=140,
@@ -60,6 +70,8 @@ BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in (
     ),
     Benchmark(
         name='lt/fashion_mnist',
+        title='long-tailed Fashion-MNIST',
+        hub_datasets=('zalando-datasets/fashion_mnist',),
         recipe='fashion_mnist',
         num_classes=10,
         n_max=6000,
@@ -75,6 +87,8 @@ BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in (
     ),
     Benchmark(
         name='lt/cifar10',
+        title='long-tailed CIFAR-10',
+        hub_datasets=('uoft-cs/cifar10',),
         recipe='cifar10',
         num_classes=10,
         n_max=5000,
@@ -90,6 +104,8 @@ BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in (
     ),
     Benchmark(
         name='lt/cifar100',
+        title='long-tailed CIFAR-100',
+        hub_datasets=('uoft-cs/cifar100',),
         recipe='cifar100',
         num_classes=100,
         n_max=500,
@@ -102,6 +118,8 @@ BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in (
     ),
     Benchmark(
         name='lt/imagenet',
+        title='ImageNet-LT',
+        hub_datasets=('ILSVRC/imagenet-1k',),
         recipe='imagenet_lt',
         num_classes=1000,
         n_max=1280,
@@ -121,6 +139,7 @@ BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in (
     ),
     Benchmark(
         name='lt/inat18',
+        title='iNaturalist 2018',
         recipe='inat18',
         num_classes=_NUM_INAT18_CLASSES,
         n_max=1000,
@@ -141,3 +160,146 @@ BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in (
         files_source='https://github.com/visipedia/inat_comp/tree/master/2018',
     ),
 )}
+
+
+@dataclass(frozen=True)
+class Tag:
+    """A tag of weights: the benchmark that they are trained on.
+
+    Attributes:
+        dataset: Key of `BENCHMARKS`.
+        imbalance_factor: n_max / n_min of the images chosen; `None` where all images are used.
+        recipe: Folder of `timm_deitlt/recipes` with the runs of this benchmark.
+    """
+    dataset: str
+    imbalance_factor: float | None
+    recipe: str
+
+
+TAGS: dict[str, Tag] = {
+    'imagenet_lt': Tag('lt/imagenet', None, 'imagenet_lt'),
+    'cifar10_if100': Tag('lt/cifar10', 100., 'cifar10_if100'),
+    'cifar10_if50': Tag('lt/cifar10', 50., 'cifar10_if50'),
+    'cifar100_if100': Tag('lt/cifar100', 100., 'cifar100_if100'),
+    'cifar100_if50': Tag('lt/cifar100', 50., 'cifar100_if50'),
+    'inat18': Tag('lt/inat18', None, 'inat18'),
+    'digits_if10': Tag('lt/digits', 10., 'digits'),
+}
+_CIFAR_TAGS = ('cifar100_if100', 'cifar100_if50', 'cifar10_if100', 'cifar10_if50')
+_LARGE_TAGS = ('imagenet_lt', 'inat18')
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Weights of the catalogue.
+
+    Attributes:
+        architecture: Name for `timm.create_model`, without a tag.
+        benchmark: Key of `TAGS`.
+        kind: 'student', or the recipe of a teacher: 'sam' (LDAM, a cosine classifier) or 'paco_sam' (a linear one).
+    """
+    architecture: str
+    benchmark: str
+    kind: str
+
+    @property
+    def tag(self) -> str:
+        """timm's tag: the benchmark, of a teacher with its recipe behind it."""
+        return self.benchmark if self.kind == 'student' else f'{self.benchmark}_{self.kind}'
+
+    @property
+    def name(self) -> str:
+        """Name with the tag, such as 'deit_lt_base.cifar100_if100'."""
+        return f'{self.architecture}.{self.tag}'
+
+
+# In the order of timm's tags: of each architecture the first that is published is its default, or else the first. The
+# ResNet-50 of PaCo is timm's own, which takes no tags of ours.
+CATALOGUE: dict[str, Entry] = {entry.name: entry for entry in (
+    *(Entry(f'deit_lt_{size}', tag, 'student') for size in ('tiny', 'small', 'base') for tag in TAGS),
+    *(
+        Entry(f'resnet{depth}_cifar', tag, kind)
+        for depth in (20, 32, 44, 56) for tag in (*_CIFAR_TAGS, 'digits_if10') for kind in ('sam', 'paco_sam')
+    ),
+    *(Entry('resnet50_cosine', tag, 'sam') for tag in _LARGE_TAGS),
+    *(Entry('resnet50', tag, 'paco_sam') for tag in _LARGE_TAGS),
+)}
+
+# Entries of which the authors of DeiT-LT and of its teachers have released a file that hfhub/convert.py reads
+RELEASED: frozenset[str] = frozenset((
+    *(f'deit_lt_base.{tag}' for tag in (*_CIFAR_TAGS, *_LARGE_TAGS)),
+    *(f'resnet32_cifar.{tag}_paco_sam' for tag in _CIFAR_TAGS),
+    *(f'resnet50.{tag}_paco_sam' for tag in _LARGE_TAGS),
+    'resnet32_cifar.cifar10_if100_sam',
+    'resnet32_cifar.cifar100_if100_sam',
+    *(f'resnet50_cosine.{tag}_sam' for tag in _LARGE_TAGS),
+))
+
+# Entries whose weights are on the Hub. A maintainer adds the name, such as 'deit_lt_base.cifar100_if100', when
+# hfhub/publish.py has put them there.
+PUBLISHED: frozenset[str] = frozenset()
+_OTHER_OWNER = os.environ.get('TIMM_DEITLT_HUB_OWNER', '').strip()
+OWNER = _OTHER_OWNER or 'timm-deitlt'
+
+
+def hub_id(name: str) -> str:
+    """Id on the Hub that the weights of a name such as 'deit_lt_base.cifar100_if100' have or would have."""
+    return f'{OWNER}/{name}'
+
+
+def published_id(name: str) -> str | None:
+    """Id on the Hub of published weights, or `None`: of what is no name of the catalogue, always.
+
+    With the environment variable TIMM_DEITLT_HUB_OWNER, read at import, all of the catalogue counts as published.
+    """
+    return hub_id(name) if name in CATALOGUE and (_OTHER_OWNER or name in PUBLISHED) else None
+
+
+def tag_of(dataset: str, imbalance_factor: float | None = None) -> str | None:
+    """Key of `TAGS` for the settings of a run, or `None`.
+
+    Args:
+        dataset: Name of the data set.
+        imbalance_factor: As in the flag: `None` is the data set's default, which of a set that is long-tailed by
+            itself is all of its images.
+    """
+    if imbalance_factor is None and dataset in BENCHMARKS:
+        imbalance_factor = BENCHMARKS[dataset].imbalance_factor
+    asked = (dataset, imbalance_factor)
+    return next((name for name, tag in TAGS.items() if (tag.dataset, tag.imbalance_factor) == asked), None)
+
+
+def pretrained_cfgs(architecture: str) -> dict[str, dict[str, Any]]:
+    """What timm's pretrained_cfg says of the data and the weights, for every tag of an architecture.
+
+    Returns:
+        By name with tag, in order: number of classes, images as the recipes make them, and the id and the file on the
+        Hub of what is published.
+    """
+    return {
+        name: {
+            'num_classes': BENCHMARKS[TAGS[entry.benchmark].dataset].num_classes,
+            **_images(entry),
+            **_weights(name),
+        } for name, entry in CATALOGUE.items() if entry.architecture == architecture}
+
+
+def _images(entry: Entry) -> dict[str, Any]:
+    data = BENCHMARKS[TAGS[entry.benchmark].dataset]
+    if entry.kind == 'student' and data.name != 'lt/digits':
+        # the paper tests a central 224 px crop of an image resized to 256 px, normalised as ImageNet on every benchmark
+        size, interpolation, crop_pct, data = 224, 'bicubic', .875, BENCHMARKS['lt/imagenet']
+    elif entry.kind == 'student':
+        size, interpolation, crop_pct = 64, 'bicubic', 1.
+    elif entry.benchmark in _LARGE_TAGS:
+        size, interpolation, crop_pct = 224, 'bilinear', .875
+    else:
+        size, interpolation, crop_pct = 32, 'bicubic', 1.
+    return dict(
+        input_size=(3, size, size), mean=data.mean, std=data.std, interpolation=interpolation, crop_pct=crop_pct)
+
+
+def _weights(name: str) -> dict[str, str]:
+    known = published_id(name)
+    # With the name of the file timm makes one request, and never falls back to a pickle.
+    return dict(hf_hub_id=known, hf_hub_filename='model.safetensors') if known else {}

@@ -1,14 +1,15 @@
 """Checkpoints that are whole or not there, in timm's key layout, and models in timm's form for the hub."""
 import argparse
+import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from timm.models._hub import load_model_config_from_path
 
 LAST = 'last.pth.tar'
@@ -142,6 +143,17 @@ def load_weights(
     model.load_state_dict(state_dict)
 
 
+def weights_file(state_dict: Mapping[str, torch.Tensor]) -> bytes:
+    """Content of the model.safetensors of a state dict: the same weights give the same bytes."""
+    return save({
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in state_dict.items()})
+
+
+def weights_sha256(state_dict: Mapping[str, torch.Tensor]) -> str:
+    """sha256 of `weights_file`, by which metrics are known to belong to weights."""
+    return hashlib.sha256(weights_file(state_dict)).hexdigest()
+
+
 def load_safetensors(path: Path, mend: str) -> dict[str, torch.Tensor]:
     """Read a safetensors file, or the one of an exported model's folder.
 
@@ -166,7 +178,8 @@ def load_config(folder: Path) -> dict[str, Any]:
     """Read the config.json of an exported model.
 
     Returns:
-        'architecture', 'pretrained_cfg' (with 'label_names' where known) and 'model_args'.
+        'architecture', 'pretrained_cfg' (with 'label_names' where known), 'model_args', and under 'about' what this
+        project says of the model, if anything.
 
     Raises:
         ValueError: If it is not in timm's form.
@@ -174,11 +187,13 @@ def load_config(folder: Path) -> dict[str, Any]:
     try:
         pretrained_cfg, architecture, model_args = load_model_config_from_path(folder)
         json.dumps([architecture, model_args, pretrained_cfg['num_classes'], pretrained_cfg['input_size']])
+        about = dict(json.loads((folder / CONFIG).read_text()).get('timm_deitlt') or {})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{str(folder / CONFIG)!r} is not a config.json in timm's form ({type(error).__name__}: {error}): write it "
             'anew by hfhub/convert.py.') from error
-    return {'architecture': architecture, 'pretrained_cfg': pretrained_cfg, 'model_args': model_args}
+    return {
+        'architecture': architecture, 'pretrained_cfg': pretrained_cfg, 'model_args': model_args, 'about': about}
 
 
 def exported_settings(config: dict[str, Any]) -> dict[str, Any]:

@@ -43,7 +43,8 @@ def validate_args(args: argparse.Namespace) -> None:
             raise ValueError(message)
     for name in _FILES:
         path = getattr(args, name)
-        found = not path or Path(path).is_file() or (name == 'teacher_checkpoint' and Path(path).is_dir())
+        found = not path or Path(path).is_file() or (
+            name == 'teacher_checkpoint' and (Path(path).is_dir() or path.startswith('hf-hub:')))
         if not found and (name, path) != ('resume', 'auto'):
             raise FileNotFoundError(f'{flag_of(name)} {path}: no such file')
 
@@ -98,4 +99,8 @@ def _conflicts(args: argparse.Namespace) -> tuple[tuple[Any, str], ...]:
          f'--drw-on {args.drw_on} needs a DIST expert, which --teacher none does not train; use --drw-on cls'),
         (args.teacher_checkpoint and args.teacher in ('none', 'labels'),
          f'--teacher-checkpoint needs the architecture of the teacher, got --teacher {args.teacher}'),
+        (args.teacher_source == 'hub' and args.teacher in ('none', 'labels'),
+         f'--teacher-source hub needs the name of a teacher, got --teacher {args.teacher}'),
+        (args.teacher_source == 'hub' and args.teacher_checkpoint,
+         '--teacher-source hub and --teacher-checkpoint exclude each other; give one of them'),
     )

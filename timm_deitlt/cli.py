@@ -70,7 +70,8 @@ def validate_main(argv: list[str] | None = None) -> None:
     """Entry of validate.py."""
     parser = argparse.ArgumentParser(
         prog='validate.py', description='Evaluate a run or an exported model, every expert by shot.')
-    parser.add_argument('checkpoint', help='folder of a run or of an exported model, or a checkpoint of a run')
+    parser.add_argument(
+        'checkpoint', help='folder of a run or of an exported model, checkpoint of a run, or hf-hub:OWNER/NAME')
     parser.add_argument('--data-dir', metavar='DIR', help='where the data set is (default: as in training)')
     parser.add_argument('--dataset', metavar='NAME', help='data set of an exported model')
     parser.add_argument('--list-dir', metavar='DIR', help='list files of lt/imagenet and lt/inat18')

@@ -4,7 +4,6 @@ import logging
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from timm.models.deit import VisionTransformerDistilled
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
@@ -14,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from .benchmarks import BENCHMARKS
 from .build.data import build_data
 from .build.loaders import build_mixup, update_size
-from .build.model import check_student, drw_start, drw_targets, learning_rate
+from .build.model import check_student, drw_start, drw_targets, learning_rate, untrained_cfg
 from .build.trainer import rho_schedule
 from .checks import validate_args
 from .data.loader import MicroBatchSampler
@@ -197,9 +196,9 @@ def _teacher(args: argparse.Namespace, images: int) -> dict[str, Any] | None:
     validate_args(settings)
     return {
         'name': args.teacher,
-        'checkpoint': args.teacher_checkpoint,
+        'checkpoint': args.teacher_checkpoint or ('the Hub' if args.teacher_source == 'hub' else None),
         'model': settings.model,
-        'img_size': settings.img_size or timm.get_pretrained_cfg(settings.model).input_size[-1],
+        'img_size': settings.img_size or untrained_cfg(settings.model).input_size[-1],
         'loss': settings.loss,
         'epochs': settings.epochs,
         'batch_size': update_size(settings)[1],

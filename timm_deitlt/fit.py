@@ -24,6 +24,7 @@ def checkpoint_state(trainer: Trainer, epoch: int, args: argparse.Namespace, rec
         'epoch': epoch,
         'arch': args.model,
         'args': argparse.Namespace(**{key: value for key, value in vars(args).items() if key != 'sources'}),
+        'sources': getattr(args, 'sources', {}),
         'optimizer': trainer.optimizer.state_dict(),
         **trainer.task.get_checkpoint_state(),
         **trainer.task.get_checkpoint_state(ema=True),

@@ -11,8 +11,10 @@ import numpy
 import timm
 import torch
 import torchvision
+from timm.utils import unwrap_model
 
 from .build.data import Data
+from .checkpoint import weights_sha256
 from .engine import Trainer
 from .evaluation import format_table
 from .folder import RunFolder
@@ -58,6 +60,7 @@ def run_result(
         'seed': args.seed,
         'seconds': round(seconds, 1),
         'train_images_per_second': round(images / train_seconds, 1) if train_seconds else None,
+        'weights_sha256': weights_sha256(unwrap_model(trainer.task.get_eval_model()).state_dict()),
         'versions': versions(),
     }
     if metrics and 'ema' in metrics:

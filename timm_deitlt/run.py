@@ -31,7 +31,7 @@ from .evaluation import ShotEvaluator, format_table
 from .fit import fit, restore
 from .folder import RunFolder, tensorboard_tracker, wandb_tracker
 from .results import final_table, plain_json, run_result, versions
-from .teacher_file import from_file
+from .teacher_file import from_file, from_hub
 from .teachers import NO_NETWORK, Teacher, cache_key, cached_or_trained, teacher_args
 
 _logger = logging.getLogger(__name__)
@@ -184,7 +184,7 @@ def _report_changes(checkpoint: dict[str, Any], source: str, args: argparse.Name
 
 
 def resolve_teacher(args: argparse.Namespace, data: Data) -> Teacher | None:
-    """The teacher network of `--teacher`, trained now if it is nowhere; None for 'none' and 'labels'."""
+    """The teacher network of `--teacher`: file, cache, Hub, or trained now; None for 'none' and 'labels'."""
     if args.teacher in NO_NETWORK:
         if args.teacher_checkpoint:
             raise ValueError(f'--teacher-checkpoint is given, but --teacher is {args.teacher}: name its architecture.')
@@ -195,18 +195,20 @@ def resolve_teacher(args: argparse.Namespace, data: Data) -> Teacher | None:
     def create(settings: argparse.Namespace) -> nn.Module:
         return build_model(settings, data.train.num_classes)
 
-    if args.teacher_checkpoint:
+    if args.teacher_checkpoint or args.teacher_source == 'hub':
         return from_file(args, settings, data, create)
     device = local_device(args)
     precision = choose_precision(settings, device)[2].split(' on ')[0]
     images = create(settings).pretrained_cfg
     key = cache_key(settings, data.train.fingerprint, data.train.class_names, images, precision)
     return cached_or_trained(
-        args, settings, key, lambda: create(settings), lambda path: train_teacher(settings, data, path, device))
+        args, settings, key, lambda: create(settings), lambda: from_hub(args, key),
+        lambda path: train_teacher(settings, data, path, device))
 
 
 def train_teacher(settings: argparse.Namespace, data: Data, path: Path, device: torch.device) -> nn.Module:
     """Train a teacher in one process, going on with the checkpoint in its folder."""
+    start = time.perf_counter()
     _logger.info(f'Training the teacher {settings.model} ({settings.opt}, {settings.loss}) in {path}')
     _logger.info(describe_defaults(settings))
     folder = RunFolder(path)
@@ -218,7 +220,9 @@ def train_teacher(settings: argparse.Namespace, data: Data, path: Path, device: 
         _logger.info(f'Going on with epoch {start_epoch} of the teacher')
     folder.write('args.yaml', args_to_yaml(settings))
     record = {'experts': list(trainer.task.experts), 'data': data.describe(_test_counts(data))}
-    fit(trainer, folder, settings, record, start_epoch, title='teacher')
+    metrics = fit(trainer, folder, settings, record, start_epoch, title='teacher')
+    folder.save_metrics(plain_json(run_result(
+        settings, data, trainer, folder, metrics, None, None, time.perf_counter() - start)))
     return unwrap_model(trainer.task.get_eval_model())
 
 

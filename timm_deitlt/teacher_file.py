@@ -1,4 +1,4 @@
-"""A teacher from `--teacher-checkpoint`, its classes brought into the order of the data set."""
+"""A teacher from a file or from the Hub, its classes brought into the order of the data set."""
 import argparse
 import logging
 from collections.abc import Callable, Sequence
@@ -9,10 +9,45 @@ import timm
 import torch
 from torch import nn
 
+from .benchmarks import TAGS, hub_id, published_id
 from .checkpoint import CONFIG, exported_settings, load_checkpoint, load_config, load_safetensors, load_weights
-from .teachers import NO_WEIGHTS, RECORD, Teacher, read_record
+from .hub import model_folder
+from .teachers import NO_WEIGHTS, RECORD, Teacher, benchmark_tag, key_sha256, read_record, split_name
 
 _logger = logging.getLogger(__name__)
+
+
+HUB = 'hf-hub:'
+
+
+def hub_name(args: argparse.Namespace) -> str | None:
+    """Name by which the teacher of `--teacher` is, or would be, published; None for data that is no benchmark's."""
+    tag = benchmark_tag(args)
+    if tag is None:
+        return None
+    architecture, kind = split_name(args.teacher)
+    if architecture == 'resnet50' and not kind.startswith('paco'):
+        architecture = 'resnet50_cosine'  # as LDAM's is called once it is published
+    return f'{architecture}.{tag}' + ('' if kind == 'plain' else f'_{kind}')
+
+
+def from_hub(args: argparse.Namespace, key: dict[str, Any]) -> dict[str, torch.Tensor] | None:
+    """Weights of the published teacher, if it is just the one that would be trained; None where there is no such."""
+    name = published_id(hub_name(args) or '')
+    if name is None:
+        return None
+    try:
+        folder = model_folder(name, quick=True)
+    except FileNotFoundError as error:
+        _logger.warning(f'{error} The teacher is trained now.')
+        return None
+    if (load_config(folder)['about'].get('training') or {}).get('key') != key_sha256(key):
+        _logger.info(
+            f'The teacher of {HUB}{name} was trained otherwise (by its seed, images or settings), so one is trained '
+            'now; --teacher-source hub takes it as it is.')
+        return None
+    _logger.info(f'The teacher is {HUB}{name}, trained just as it would be now.')
+    return load_safetensors(folder, f'Delete {folder} to have it downloaded again.')
 
 
 def from_file(
@@ -21,11 +56,12 @@ def from_file(
         data: Any,
         create: Callable[[argparse.Namespace], nn.Module],
 ) -> Teacher:
-    """The teacher of `--teacher-checkpoint`.
+    """The teacher of `--teacher-checkpoint`, or the published one of `--teacher-source hub`.
 
     It may be a checkpoint of train.py, a cached teacher, a model that hfhub/convert.py wrote or that was published
-    (model.safetensors with config.json beside it; the folder will do), or bare weights. A teacher that numbers the
-    classes otherwise than the data set, as some released ones do by count, has its classifier put in order by name.
+    (model.safetensors with config.json beside it, as a folder or as hf-hub:owner/name), or bare weights. A teacher that
+    numbers the classes otherwise than the data set, as some released ones do by count, has its classifier put in order
+    by name.
 
     Args:
         args: The student's settings.
@@ -34,9 +70,18 @@ def from_file(
         create: Makes the untrained network of given settings.
 
     Raises:
+        FileNotFoundError: If it is not there, or the Hub cannot be asked.
         ValueError: If it is of another architecture, or was trained on other classes or images.
     """
-    path = Path(args.teacher_checkpoint)
+    name = args.teacher_checkpoint
+    if not name:
+        known = hub_name(args)
+        if known is None:
+            raise ValueError(
+                f'--teacher-source hub knows teachers of the benchmarks by name ({", ".join(TAGS)}), not of this data: '
+                'give one by --teacher-checkpoint hf-hub:OWNER/NAME.')
+        name = HUB + hub_id(known)
+    path = model_folder(name.removeprefix(HUB), quick=True) if name.startswith(HUB) else Path(name)
     weights, recorded, data_record = _read(path)
     if not recorded:
         classifier = timm.get_pretrained_cfg(settings.model).classifier
@@ -44,16 +89,16 @@ def from_file(
     architecture = recorded.get('model', settings.model)
     if architecture.split('.')[0] != settings.model.split('.')[0]:
         raise ValueError(
-            f'The teacher {path} is of the architecture {architecture}, not {settings.model}: give --teacher '
+            f'The teacher {name} is of the architecture {architecture}, not {settings.model}: give --teacher '
             f'{architecture.removesuffix("_cifar")}.')
-    _check_data(data_record, data, path)
+    _check_data(data_record, data, name)
     settings = argparse.Namespace(**{**vars(settings), **recorded, **NO_WEIGHTS})
     model = create(settings)
     load_weights(
-        model, weights, str(path), 'Give the --teacher that it is; a released file is made ready by hfhub/convert.py.')
+        model, weights, name, 'Give the --teacher that it is; a released file is made ready by hfhub/convert.py.')
     if theirs := data_record.get('class_names'):
-        reorder_classes(model, theirs, data.train.class_names, str(path))
-    return Teacher(model.eval(), args.teacher, 'file', path, settings)
+        reorder_classes(model, theirs, data.train.class_names, name)
+    return Teacher(model.eval(), args.teacher, 'hub' if name.startswith(HUB) else 'file', name, settings)
 
 
 def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, Any]]:
@@ -66,7 +111,10 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str
             return file, key['settings'], {'class_names': key['class_names'], 'fingerprint': key['data']}
         if (folder / CONFIG).is_file():
             config = load_config(folder)
-            return file, exported_settings(config), {'class_names': config['pretrained_cfg'].get('label_names')}
+            record = {'class_names': config['pretrained_cfg'].get('label_names')}
+            if fingerprint := (config['about'].get('data') or {}).get('fingerprint'):
+                record['fingerprint'] = fingerprint
+            return file, exported_settings(config), record
         if path.is_dir():
             raise ValueError(
                 f'{path} holds no {CONFIG}: it was not written to the end. Convert it again, or give the file itself '
@@ -78,7 +126,7 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str
     return checkpoint['state_dict'], vars(checkpoint['args']), checkpoint['data']
 
 
-def _check_data(record: dict[str, Any], data: Any, path: Path) -> None:
+def _check_data(record: dict[str, Any], data: Any, path: str) -> None:
     theirs, ours = record.get('class_names'), list(data.train.class_names)
     if theirs is None:
         _logger.warning(

@@ -1,4 +1,4 @@
-"""Teachers by name: from the cache, or trained now; `teacher_file` reads those of a file.
+"""Teachers by name: from the cache, or trained now; `teacher_file` reads those of a file or of the Hub.
 
 A name is an architecture and a recipe: 'resnet32_sam' is a ResNet-32 trained by recipes/teachers/sam.yaml. The cache is
 keyed by a hash of everything that decides the weights, so a cached teacher is the one that would be trained.
@@ -18,11 +18,11 @@ from typing import Any
 import timm
 import torch
 from filelock import FileLock, Timeout
-from safetensors.torch import save_file
 from timm.utils.distributed import world_info_from_env
 from torch import nn
 
-from .checkpoint import WEIGHTS, atomic_write, load_safetensors, load_weights, write_text
+from .benchmarks import tag_of
+from .checkpoint import WEIGHTS, atomic_write, load_safetensors, load_weights, weights_file, write_text
 from .config import TEACHER_RECIPES, recipes_for, resolve
 
 _logger = logging.getLogger(__name__)
@@ -54,14 +54,14 @@ AUGMENTATION_SETTINGS = (
 NO_WEIGHTS = dict(pretrained=False, pretrained_path=None, initial_checkpoint='')
 # Settings that cannot change the weights, or only through the images chosen, of which the key holds a fingerprint
 IRRELEVANT_SETTINGS = {
-    'output', 'experiment', 'resume', 'no_resume_opt', 'branch_from', 'log_interval', 'log_wandb', 'log_tensorboard',
-    'wandb_project', 'wandb_tags', 'wandb_resume_id', 'val_interval', 'validation_batch_size', 'workers', 'pin_mem',
-    'save_images', 'save_epochs', 'stop_epoch', 'teacher', 'teacher_checkpoint', 'teacher_cache', 'teacher_epochs',
-    'teacher_view', 'teacher_normalize', 'teacher_antialias', 'kd_temperature', 'kd_token_distill_type',
-    'task_loss_weight', 'distill_loss_weight', 'data_dir', 'dataset_download', 'device', 'device_modules', 'amp',
-    'amp_dtype', 'val_split', 'val_num_samples', 'sources', 'config', 'dataset', 'crop_pct', 'imbalance_factor',
-    'imbalance_profile', 'n_max', 'split_seed', 'val_fraction', 'class_counts', 'list_dir', 'dry_run',
-    'dry_run_world_size',
+    'output', 'experiment', 'resume', 'no_resume_opt', 'branch_from', 'log_interval', 'log_wandb',
+    'log_tensorboard', 'wandb_project', 'wandb_tags', 'wandb_resume_id', 'val_interval', 'validation_batch_size',
+    'workers', 'pin_mem', 'save_images', 'save_epochs', 'stop_epoch', 'teacher', 'teacher_checkpoint',
+    'teacher_cache', 'teacher_epochs', 'teacher_view', 'teacher_normalize', 'teacher_antialias', 'kd_temperature',
+    'kd_token_distill_type', 'teacher_source', 'task_loss_weight', 'distill_loss_weight', 'data_dir',
+    'dataset_download', 'device', 'device_modules', 'amp', 'amp_dtype', 'val_split', 'val_num_samples', 'sources',
+    'config', 'dataset', 'crop_pct', 'imbalance_factor', 'imbalance_profile', 'n_max', 'split_seed', 'val_fraction',
+    'class_counts', 'list_dir', 'dry_run', 'dry_run_world_size',
 }
 
 
@@ -72,14 +72,14 @@ class Teacher:
     Attributes:
         model: The network in eval mode, its data configuration in `pretrained_cfg`.
         name: Name asked for.
-        source: 'file', 'cache' or 'trained'.
-        path: Where its weights are.
+        source: 'file', 'cache', 'hub' or 'trained'.
+        path: Where its weights are, a file, a folder, or 'hf-hub:owner/name'.
         args: Settings it was trained with, as far as known.
     """
     model: nn.Module
     name: str
     source: str
-    path: Path
+    path: Path | str
     args: argparse.Namespace
 
 
@@ -108,6 +108,12 @@ def split_name(name: str) -> tuple[str, str]:
     raise ValueError(
         f'Unknown teacher {name!r}.{hint} A teacher is a model of timm, alone or followed by '
         f'{", ".join("_" + kind for kind in KINDS)}, such as resnet32_sam; or none, or labels.')
+
+
+def benchmark_tag(args: argparse.Namespace) -> str | None:
+    """Key of `benchmarks.TAGS` for the images that the settings choose; None if they are not just that benchmark's."""
+    usual = args.n_max is None and args.imbalance_profile == 'exp' and not args.split_seed and not args.val_fraction
+    return tag_of(args.dataset, args.imbalance_factor) if usual else None
 
 
 def teacher_args(args: argparse.Namespace, num_images: int) -> argparse.Namespace:
@@ -166,13 +172,17 @@ def cache_key(
     }))
 
 
+def key_sha256(key: dict) -> str:
+    """Digest of a key of `cache_key`."""
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+
+
 def cache_folder(args: argparse.Namespace, key: dict) -> Path:
     """Where the teacher of a key lies."""
     root = Path(args.teacher_cache).expanduser() if args.teacher_cache else Path.home() / '.cache' / 'timm_deitlt'
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     architecture, kind = split_name(args.teacher)
     name = architecture.removesuffix('_cifar') + ('' if kind == 'plain' else f'_{kind}')
-    return root / 'teachers' / f'{name}-{digest[:16]}'
+    return root / 'teachers' / f'{name}-{key_sha256(key)[:16]}'
 
 
 def cached_or_trained(
@@ -180,15 +190,17 @@ def cached_or_trained(
         settings: argparse.Namespace,
         key: dict,
         create: Callable[[], nn.Module],
+        fetch: Callable[[], dict[str, torch.Tensor] | None],
         train: Callable[[Path], nn.Module],
 ) -> Teacher:
-    """The teacher of a key from the cache, else trained now by one process under a lock.
+    """The teacher of a key from the cache, else fetched or trained now by one process under a lock.
 
     Args:
         args: The student's settings.
         settings: The teacher's settings.
         key: Its key, see `cache_key`.
         create: Makes the untrained network.
+        fetch: Gets its weights from where they are published, or None.
         train: Trains it in a folder, going on with a checkpoint that lies there, and returns the network.
     """
     folder = cache_folder(args, key)
@@ -198,13 +210,11 @@ def cached_or_trained(
     if not (folder / RECORD).is_file():
         with _one_process(folder, args.teacher):
             if not (folder / RECORD).is_file():
-                state = train(folder / 'train').state_dict()
-                weights = {
-                    name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-                    for name, value in state.items()}
-                atomic_write(folder / WEIGHTS, lambda path: save_file(weights, path))
+                fetched = fetch()
+                source = 'trained' if fetched is None else 'hub'
+                weights = weights_file(train(folder / 'train').state_dict() if fetched is None else fetched)
+                atomic_write(folder / WEIGHTS, lambda path: path.write_bytes(weights))
                 write_text(folder / RECORD, json.dumps(key, indent=2) + '\n')
-                source = 'trained'
     mend = f'Delete the folder {folder} to have the teacher trained anew, or give another --teacher-cache.'
     stored = read_record(folder / RECORD, mend)
     if stored != key:

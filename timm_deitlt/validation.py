@@ -22,13 +22,15 @@ from .checkpoint import (
     load_config,
     load_safetensors,
     load_weights,
+    weights_sha256,
     write_text,
 )
 from .config import model_kind, recipes_for, resolve
 from .engine import evaluate
 from .evaluation import ShotEvaluator
+from .hub import model_folder
 from .results import EXPERTS, final_table, plain_json, versions
-from .teacher_file import reorder_classes
+from .teacher_file import HUB, reorder_classes
 from .teachers import NO_WEIGHTS
 
 _logger = logging.getLogger(__name__)
@@ -38,14 +40,17 @@ def validate(path: str, overrides: dict[str, Any]) -> dict[str, Any]:
     """Evaluate a run's checkpoint, every expert and the EMA by shot, or an exported model.
 
     Args:
-        path: Folder of a run, one of its checkpoints, or a folder with model.safetensors and config.json.
-        overrides: Settings that differ from the run's, such as `data_dir`, `val_split` or `device`; an exported model
+        path: Folder of a run, one of its checkpoints, a folder with model.safetensors and config.json, or
+            'hf-hub:owner/name'.
+        overrides: Settings that differ from the run's, such as `data_dir`, `val_split` or `device`; a converted model
             does not say on what data it is to be evaluated, so `dataset` is needed.
 
     Returns:
         As metrics.json; what belongs to training is taken from the metrics.json of the run, and None without one. It is
-        saved as validation.json in the folder of the checkpoint.
+        saved as validation.json in the folder of the checkpoint, unless that is the Hub's.
     """
+    if path.startswith(HUB):
+        return _validate_exported(model_folder(path.removeprefix(HUB)), overrides, save=False)
     file = Path(path)
     if (file / CONFIG).is_file():
         return _validate_exported(file, overrides)
@@ -69,15 +74,17 @@ def _validate_run(file: Path, overrides: dict[str, Any]) -> dict[str, Any]:
         'teacher': trained.get('teacher'),
         'epochs_trained': checkpoint['epoch'] + 1,
         **{key: trained.get(key) for key in ('seconds', 'train_images_per_second')},
-    })
+    }, file.parent)
 
 
-def _validate_exported(folder: Path, overrides: dict[str, Any]) -> dict[str, Any]:
+def _validate_exported(folder: Path, overrides: dict[str, Any], save: bool = True) -> dict[str, Any]:
     config = load_config(folder)
-    dataset = overrides.get('dataset')
+    # a published model knows on what it was trained
+    selection = {} if overrides.get('dataset') else (config['about'].get('data') or {}).get('selection') or {}
+    settings = {**exported_settings(config), **selection, **overrides}
+    dataset = settings.get('dataset')
     if not dataset and not overrides.get('data_dir'):
         raise ValueError(f'{folder} does not say what to evaluate it on: give --dataset and --data-dir.')
-    settings = {**exported_settings(config), **overrides}
     args = resolve(settings, recipes_for(dataset or '', model_kind(settings['model'])), prog=str(folder))
     choose_device(args)
     data = build_data(args, evaluate_split=overrides.get('val_split'))
@@ -86,9 +93,11 @@ def _validate_exported(folder: Path, overrides: dict[str, Any]) -> dict[str, Any
     names = config['pretrained_cfg'].get('label_names')
     if names is None:
         _logger.warning(f'{folder} has no label_names: it is taken to number the classes as the data set does.')
-    experts = EXPERTS if isinstance(model.get_classifier(), tuple) else ('mean', 'cls')
+    experts = config['about'].get('experts') or (
+        EXPERTS if isinstance(model.get_classifier(), tuple) else ('mean', 'cls'))
     unknown = dict.fromkeys(('teacher', 'epochs', 'epochs_trained', 'seed', 'seconds', 'train_images_per_second'))
-    return _evaluate(args, data, model, weights, names, experts, folder / CONFIG, unknown)
+    return _evaluate(
+        args, data, model, weights, names, tuple(experts), folder / CONFIG, unknown, folder if save else None)
 
 
 def _evaluate(
@@ -100,6 +109,7 @@ def _evaluate(
         experts: tuple[str, ...],
         file: Path,
         trained: dict[str, Any],
+        folder: Path | None,
 ) -> dict[str, Any]:
     if data.evaluation is None:
         raise ValueError('There are no evaluation images: give --val-split.')
@@ -128,10 +138,11 @@ def _evaluate(
         'epochs': args.epochs,
         'seed': args.seed,
         'eval_images_per_second': round(sum(evaluator.test_counts) * len(metrics) / seconds, 1),
+        'weights_sha256': weights_sha256(weights['experts']),
         'versions': versions(),
         **trained,
     })
-    if os.access(file.parent, os.W_OK):
-        write_text(file.parent / 'validation.json', json.dumps(result, indent=2) + '\n')
+    if folder is not None and os.access(folder, os.W_OK):
+        write_text(folder / 'validation.json', json.dumps(result, indent=2) + '\n')
     _logger.info('\n' + final_table(result, data.shots))
     return result

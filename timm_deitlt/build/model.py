@@ -9,10 +9,12 @@ from typing import Any
 import timm
 import torch
 from timm.data import resolve_data_config
+from timm.models import PretrainedCfg
 from timm.models.deit import VisionTransformerDistilled
 from timm.optim import create_optimizer_v2, list_optimizers, optimizer_kwargs
 from torch import nn
 
+from ..benchmarks import CATALOGUE
 from ..loss import LabelLoss, create_distillation_loss
 from ..models.cosine import set_cosine_classifier
 from ..paco import PaCoNet, PaCoTask
@@ -102,9 +104,23 @@ def _data_config(args: argparse.Namespace, model: nn.Module) -> dict[str, Any]:
     return config
 
 
+def untrained_cfg(name: str) -> PretrainedCfg | None:
+    """timm's configuration of a name for a model without weights.
+
+    timm's default tag of a name of ours is the first whose weights are published. What is trained from a random start
+    does not depend on that: it has the first tag there is.
+    """
+    first = next((entry.name for entry in CATALOGUE.values() if entry.architecture == name), None)
+    if first and timm.models.model_entrypoint(name).__module__.startswith(f'{__package__.partition(".")[0]}.'):
+        name = first
+    return timm.get_pretrained_cfg(name, allow_unregistered=True)
+
+
 def _create(args: argparse.Namespace, num_classes: int) -> nn.Module:
-    cfg = timm.get_pretrained_cfg(args.model, allow_unregistered=True)
+    cfg = untrained_cfg(args.model)
     kwargs = dict(args.model_kwargs)
+    if cfg is not None and '.' not in args.model and not args.pretrained:
+        kwargs['pretrained_cfg'] = cfg
     size = args.input_size[-1] if args.input_size is not None else args.img_size
     if size is not None and cfg is not None and cfg.fixed_input_size:
         kwargs.setdefault('img_size', tuple(args.input_size[-2:]) if args.input_size is not None else size)

@@ -5,7 +5,10 @@ OWN_FLAGS = {
     'DeiT-LT': (
         flag('--teacher', 'teacher recipe such as resnet32_sam, timm model, labels, or none for a plain ViT',
              default='none', metavar='NAME'),
-        flag('--teacher-checkpoint', 'weights of the teacher (default: cached, or trained now)', metavar='FILE'),
+        flag('--teacher-checkpoint', 'weights of the teacher, or hf-hub:OWNER/NAME (default: cached, or trained now)',
+             metavar='FILE'),
+        flag('--teacher-source', 'hub takes the published teacher whatever its seed and settings',
+             default='auto', choices=('auto', 'hub')),
         flag('--teacher-cache', 'folder of trained teachers (default: ~/.cache/timm_deitlt)', metavar='DIR'),
         flag('--teacher-epochs', "epochs to train the teacher (default: its recipe's)", type=int),
         flag('--teacher-view', 'view that the teacher labels', default='student', choices=('student', 'weak')),

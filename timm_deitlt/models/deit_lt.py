@@ -9,10 +9,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import checkpoint_filter_fn
+
+from ..benchmarks import pretrained_cfgs
+from ._pretrained import create_pretrained
 
 __all__ = ['DeiTLT']
 
@@ -45,7 +47,7 @@ class DeiTLT(VisionTransformerDistilled):
 
 def _create_deit_lt(variant: str, pretrained: bool = False, **kwargs: Any) -> DeiTLT:
     out_indices = kwargs.pop('out_indices', 3)
-    return build_model_with_cfg(
+    return create_pretrained(
         DeiTLT,
         variant,
         pretrained,
@@ -55,13 +57,9 @@ def _create_deit_lt(variant: str, pretrained: bool = False, **kwargs: Any) -> De
     )
 
 
-def _cfg(url: str = '', **kwargs: Any) -> dict[str, Any]:
-    # crop_pct: the paper tests a central 224 px crop of an image resized to 256 px
+def _cfg(**kwargs: Any) -> dict[str, Any]:
     return {
-        'url': url,
-        'num_classes': 1000, 'input_size': (3, 224, 224), 'pool_size': None, 'fixed_input_size': True,
-        'crop_pct': .875, 'interpolation': 'bicubic',
-        'mean': IMAGENET_DEFAULT_MEAN, 'std': IMAGENET_DEFAULT_STD,
+        'pool_size': None, 'fixed_input_size': True,
         'first_conv': 'patch_embed.proj', 'classifier': ('head', 'head_dist'),
         'license': 'apache-2.0', 'paper_ids': 'arXiv:2404.02900',
         **kwargs,
@@ -69,9 +67,8 @@ def _cfg(url: str = '', **kwargs: Any) -> dict[str, Any]:
 
 
 default_cfgs = generate_default_cfgs({
-    'deit_lt_tiny.imagenet_lt': _cfg(),
-    'deit_lt_small.imagenet_lt': _cfg(),
-    'deit_lt_base.imagenet_lt': _cfg(),
+    name: _cfg(**cfg)
+    for variant in ('deit_lt_tiny', 'deit_lt_small', 'deit_lt_base') for name, cfg in pretrained_cfgs(variant).items()
 })
 
 

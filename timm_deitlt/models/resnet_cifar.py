@@ -8,14 +8,18 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from timm.layers import create_classifier, get_device_dtype
-from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
+from timm.models import checkpoint_seq, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 
+from ..benchmarks import CATALOGUE, pretrained_cfgs
+from ._pretrained import create_pretrained
 from .cosine import CosineLinear
 
 __all__ = ['ResNetCifar']
 
 _WIDTHS = (16, 32, 64)
+# timm reads no config.json of a registered name, so that the tags of LDAM's teachers say themselves what they need
+_TAG_ARGS = {entry.tag: dict(cosine=True) for entry in CATALOGUE.values() if entry.kind == 'sam'}
 
 
 class PadShortcut(nn.Module):
@@ -231,21 +235,19 @@ class ResNetCifar(nn.Module):
 
 
 def _create_resnet_cifar(variant: str, pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
-    return build_model_with_cfg(
+    return create_pretrained(
         ResNetCifar,
         variant,
         pretrained,
+        tag_args=_TAG_ARGS,
         feature_cfg=dict(out_indices=(0, 1, 2, 3)),
         **kwargs,
     )
 
 
-def _cfg(url: str = '', **kwargs: Any) -> dict[str, Any]:
+def _cfg(**kwargs: Any) -> dict[str, Any]:
     return {
-        'url': url,
-        'num_classes': 100, 'input_size': (3, 32, 32), 'pool_size': (8, 8),
-        'crop_pct': 1., 'interpolation': 'bilinear',
-        'mean': (.4914, .4822, .4465), 'std': (.2023, .1994, .2010),
+        'pool_size': (8, 8),
         'first_conv': 'conv1', 'classifier': 'fc',
         'license': 'apache-2.0', 'paper_ids': 'arXiv:1512.03385',
         **kwargs,
@@ -253,10 +255,8 @@ def _cfg(url: str = '', **kwargs: Any) -> dict[str, Any]:
 
 
 default_cfgs = generate_default_cfgs({
-    'resnet20_cifar.cifar100_if100': _cfg(),
-    'resnet32_cifar.cifar100_if100': _cfg(),
-    'resnet44_cifar.cifar100_if100': _cfg(),
-    'resnet56_cifar.cifar100_if100': _cfg(),
+    name: _cfg(**cfg)
+    for depth in (20, 32, 44, 56) for name, cfg in pretrained_cfgs(f'resnet{depth}_cifar').items()
 })
 
 

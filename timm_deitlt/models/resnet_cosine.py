@@ -5,10 +5,11 @@ Apart from the classifier, which has no bias, it has the parameters, and so the 
 from typing import Any
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from timm.models.resnet import Bottleneck, ResNet
 
+from ..benchmarks import pretrained_cfgs
+from ._pretrained import create_pretrained
 from .cosine import CosineLinear
 
 __all__ = ['ResNetCosine']
@@ -46,12 +47,9 @@ class ResNetCosine(ResNet):
         self._set_cosine()
 
 
-def _cfg(url: str = '', **kwargs: Any) -> dict[str, Any]:
+def _cfg(**kwargs: Any) -> dict[str, Any]:
     return {
-        'url': url,
-        'num_classes': 1000, 'input_size': (3, 224, 224), 'pool_size': (7, 7),
-        'crop_pct': .875, 'interpolation': 'bilinear',
-        'mean': IMAGENET_DEFAULT_MEAN, 'std': IMAGENET_DEFAULT_STD,
+        'pool_size': (7, 7),
         'first_conv': 'conv1', 'classifier': 'fc',
         'license': 'apache-2.0', 'paper_ids': 'arXiv:1512.03385',
         **kwargs,
@@ -59,7 +57,7 @@ def _cfg(url: str = '', **kwargs: Any) -> dict[str, Any]:
 
 
 default_cfgs = generate_default_cfgs({
-    'resnet50_cosine.imagenet_lt': _cfg(),
+    name: _cfg(**cfg) for name, cfg in pretrained_cfgs('resnet50_cosine').items()
 })
 
 
@@ -67,4 +65,4 @@ default_cfgs = generate_default_cfgs({
 def resnet50_cosine(pretrained: bool = False, **kwargs: Any) -> ResNetCosine:
     """ResNet-50 with a cosine classifier: 25.6M parameters at 1000 classes."""
     model_args = dict(block=Bottleneck, layers=(3, 4, 6, 3))
-    return build_model_with_cfg(ResNetCosine, 'resnet50_cosine', pretrained, **dict(model_args, **kwargs))
+    return create_pretrained(ResNetCosine, 'resnet50_cosine', pretrained, **dict(model_args, **kwargs))

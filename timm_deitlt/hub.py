@@ -1,0 +1,148 @@
+"""Models from the Hugging Face Hub, whole and unchanged, and the errors of its client in words."""
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    FileMetadataError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HTTPError,  # of the client's HTTP library, which differs between its versions
+    LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+__all__ = ['FILES', 'HUB_ERRORS', 'UPLOAD_ERRORS', 'HubFailure', 'explain', 'file_sha256', 'model_folder', 'split_id']
+
+# Of a published model
+FILES = ('config.json', 'model.safetensors')
+
+# What the client raises if a request fails
+HUB_ERRORS = (HTTPError, EntryNotFoundError, LocalTokenNotFoundError, OSError)
+# ... and if an upload does, whose threads wrap the error
+UPLOAD_ERRORS = (*HUB_ERRORS, RuntimeError)
+_QUOTA_WORDS = ('storage', 'quota', 'billing', 'too large')
+
+
+@dataclass(frozen=True)
+class HubFailure:
+    """Why a request to the Hub failed.
+
+    Attributes:
+        kind: 'offline', 'network', 'no_token', 'bad_token', 'forbidden', 'gated', 'missing', 'stale', 'quota', 'rate',
+            'server', 'refused', or 'other' for an error that is not the Hub's.
+        words: One sentence for the user, without the full stop.
+        status: HTTP status, or None where there was no answer.
+    """
+    kind: str
+    words: str
+    status: int | None = None
+
+
+def split_id(name: str) -> tuple[str, str | None]:
+    """Repository and revision of 'owner/name' or 'owner/name@revision'.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    found = re.fullmatch(r'([\w.-]+/[\w.-]+)(?:@([\w./-]+))?', name)
+    if not found:
+        raise ValueError(f'{name!r} is no model of the Hub: give owner/name, or owner/name@revision.')
+    return found[1], found[2]
+
+
+def model_folder(name: str, quick: bool = False) -> Path:
+    """Folder with config.json and model.safetensors of a repository, from the Hub, else from its client's cache.
+
+    Args:
+        name: 'owner/name', or with '@revision'.
+        quick: Ask once for whether it is there, for three seconds; the client itself would ask again and again.
+
+    Raises:
+        FileNotFoundError: If it is neither there nor in the cache, with the reason.
+        ValueError: If the name cannot be one, or the weights in the cache are not those that were published.
+    """
+    repo_id, revision = split_id(name)
+    try:
+        if quick:
+            revision = HfApi().model_info(repo_id, revision=revision, timeout=3.).sha
+        config = Path(hf_hub_download(repo_id, FILES[0], revision=revision))
+        weights = Path(hf_hub_download(repo_id, FILES[1], revision=config.parent.name))  # of the same commit
+    except HUB_ERRORS as error:
+        kept = [try_to_load_from_cache(repo_id, file, revision=revision) for file in FILES]
+        if not all(isinstance(path, str) for path in kept):
+            raise FileNotFoundError(f'hf-hub:{name} could not be had: {explain(error).words}.') from error
+        config, weights = map(Path, kept)
+    # the client names what it keeps by the sha256 that the Hub announced, and compares but the size
+    announced = weights.resolve().name
+    if re.fullmatch('[0-9a-f]{64}', announced) and file_sha256(weights) != announced:
+        raise ValueError(
+            f'The weights of hf-hub:{name} are not those that were published, by their sha256: delete '
+            f'{weights.resolve()} and run again.')
+    return config.parent
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's content."""
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def explain(error: BaseException) -> HubFailure:
+    """Tell from an error of huggingface_hub what went wrong."""
+    while isinstance(error, (LocalEntryNotFoundError, RuntimeError)) and error.__cause__ is not None:
+        error = error.__cause__  # 'not in the cache' and 'error while uploading' say less than why
+    if isinstance(error, OfflineModeIsEnabled) or (
+            isinstance(error, LocalEntryNotFoundError) and constants.HF_HUB_OFFLINE):
+        return HubFailure('offline', 'HF_HUB_OFFLINE is set, and the cache does not hold what is needed')
+    if isinstance(error, LocalTokenNotFoundError):
+        return HubFailure('no_token', 'no token was found: give one by `hf auth login` or HF_TOKEN')
+    if isinstance(error, HfHubHTTPError):
+        return _explain_answer(error)
+    if isinstance(error, FileMetadataError):
+        return HubFailure('network', f'{constants.ENDPOINT} does not answer as a Hub does: is HF_ENDPOINT right')
+    if isinstance(error, OSError) and str(error).startswith('Consistency check failed'):
+        return HubFailure('network', 'a file arrived with another size')
+    if isinstance(error, (HTTPError, ConnectionError, TimeoutError)):
+        reason = ' '.join(str(error).split()) or type(error).__name__
+        return HubFailure('network', f'{constants.ENDPOINT} cannot be reached ({reason[:150]})')
+    return HubFailure('other', ' '.join(str(error).split()) or type(error).__name__)
+
+
+def _explain_answer(error: HfHubHTTPError) -> HubFailure:
+    status = error.response.status_code
+    told = error.server_message or error.response.headers.get('X-Error-Message') or ''
+    told = f': {" ".join(told.split())[:300]}' if told else ''
+    if isinstance(error, GatedRepoError):
+        return HubFailure('gated', f'access must be asked for on its page first{told}', status)
+    if status == 401 and re.search('Invalid (credentials|user token)', f'{told} {error}'):
+        return HubFailure('bad_token', f'the token is not valid: renew it by `hf auth login` or HF_TOKEN{told}', status)
+    if isinstance(error, RepositoryNotFoundError):
+        return HubFailure(
+            'missing', 'there is no such repository, or it is private and the token, if any, may not read it', status)
+    if isinstance(error, RevisionNotFoundError):
+        return HubFailure('missing', 'it has no such revision', status)
+    if isinstance(error, EntryNotFoundError):
+        return HubFailure('missing', f'it lacks the file {error.response.url.path.rpartition("/")[2]}', status)
+    if status == 401:
+        return HubFailure('no_token', f'a token is needed: give one by `hf auth login` or HF_TOKEN{told}', status)
+    if status in (402, 413) or (status == 403 and any(word in told.lower() for word in _QUOTA_WORDS)):
+        return HubFailure('quota', f'there is no room for it{told}', status)
+    if status == 403:
+        return HubFailure('forbidden', f'the token may not do this{told}', status)
+    if status == 412:
+        return HubFailure('stale', f'somebody else has changed the repository meanwhile{told}', status)
+    if status == 429:
+        return HubFailure('rate', f'too many requests, try again later{told}', status)
+    if status >= 500:
+        return HubFailure('server', f'the Hub answers {status}, try again later{told}', status)
+    return HubFailure('refused', f'the Hub answers {status}{told}', status)
