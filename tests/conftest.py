@@ -1,8 +1,11 @@
 """What every test needs: no network, no caller's settings, no file outside the test's own folder."""
+import atexit
+import functools
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 # read when huggingface_hub is imported, so cleared before anything imports it
@@ -12,10 +15,15 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from warm import EARLY, WarmProcess  # noqa: E402
 
 import timm_deitlt  # noqa: E402, F401
 
 ROOT = Path(__file__).parents[1]
+
+# Files that take longest, to be begun first so that two workers end together
+LONGEST = (
+    'test_benchmark_runs', 'test_run', 'test_distributed', 'test_teachers', 'test_publish', 'test_hub_models')
 
 # A student and a teacher that train in seconds, by the real train.py on the real digits
 TINY = [
@@ -25,6 +33,11 @@ TINY = [
     '--mixup-prob', '.3',
 ]
 TINY_TEACHER = ['--teacher', 'resnet20_sam', '--teacher-epochs', '1']
+
+
+def pytest_collection_modifyitems(items):
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 @pytest.fixture(scope='session', autouse=True)
@@ -45,11 +58,28 @@ def shared_teachers(tmp_path_factory):
     return tmp_path_factory.mktemp('teachers')
 
 
-def run_script(*args, script='train.py', check=True, env=None, **kwargs):
-    """Run train.py or validate.py as a user does."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / script), *map(str, args)], capture_output=True, text=True,
-        env={**os.environ, **(env or {})}, **kwargs)
+@functools.cache
+def warm_process():
+    """One process of this worker that has imported everything, and the environment that it was started with."""
+    folder = tempfile.TemporaryDirectory()
+    process = WarmProcess({}, Path(folder.name))
+    atexit.register(folder.cleanup)
+    atexit.register(process.__exit__)
+    return process, dict(os.environ)
+
+
+def run_script(*args, script='train.py', check=True, env=None, cwd=None):
+    """Run train.py or another script in a process of its own, forked from a warm one where that makes no difference."""
+    env = env or {}
+    if any(name.startswith(EARLY) for name in env):
+        done = subprocess.run(
+            [sys.executable, str(ROOT / script), *map(str, args)], capture_output=True, text=True, cwd=cwd,
+            env={**os.environ, **env})
+    else:
+        process, before = warm_process()
+        now = {**os.environ, **env}
+        changed = {name: now.get(name) for name in {**before, **now} if before.get(name) != now.get(name)}
+        done = process.run(ROOT / script, *args, cwd=cwd or os.getcwd(), env=changed)
     if check:
         assert done.returncode == 0, done.stderr[-3000:]
     return done

@@ -11,6 +11,7 @@ from conftest import ROOT, TINY, TINY_TEACHER, run_script
 from hub_server import HubServer
 from warm import WarmProcess
 
+from timm_deitlt.checkpoint import load_checkpoint, weights_sha256
 from timm_deitlt.publishing.plan import Exit
 
 TOKEN, READ_TOKEN = 'hf_writeTokenOfTheTests', 'hf_readTokenOfTheTests'
@@ -343,11 +344,7 @@ def copy(run, folder):
 
 def rewrite(run, change):
     """Change the checkpoint of a copied run, and let its metrics claim the new weights."""
-    from argparse import Namespace
-
-    from timm_deitlt.checkpoint import weights_sha256
-    with torch.serialization.safe_globals([Namespace]):
-        state = torch.load(run / 'last.pth.tar', weights_only=True)
+    state = load_checkpoint(run / 'last.pth.tar')
     change(state)
     torch.save(state, run / 'last.pth.tar')
     metrics = json.loads((run / 'metrics.json').read_text())

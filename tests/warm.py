@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
+# Variables that are read when modules are imported, and those of the same prefix that are not
+EARLY, LATE = ('HF_', 'OMP_', 'PYTHON', 'TIMM_', 'CUDA_', 'TORCH'), ('HF_TOKEN',)
 _SERVE = '''
 import json, os, runpy, sys, traceback
 import timm, timm.task, torch, torchvision, sklearn.datasets, huggingface_hub, safetensors.torch
@@ -71,15 +73,22 @@ class WarmProcess:
             self,
             script: Path,
             *args,
+            cwd: Path | None = None,
             env: Mapping[str, str | None] | None = None,
             started: Callable[[int], None] = lambda pid: None,
     ) -> SimpleNamespace:
-        """Run a script; `started` gets its process id. A variable of `env` that is None is unset."""
+        """Run a script; `started` gets its process id. A variable of `env` that is None is unset.
+
+        Raises:
+            ValueError: If `env` holds a variable that is read when something is imported, which it was already.
+        """
+        if early := [name for name in env or {} if name.startswith(EARLY) and name not in LATE]:
+            raise ValueError(f'{", ".join(early)} would come too late: give them to a process of its own')
         self.jobs += 1
         files = {name: str(self.folder / f'{self.jobs}.{name}') for name in ('stdout', 'stderr')}
         env = env or {}
         self._process.stdin.write(json.dumps({
-            'script': str(script), 'args': list(map(str, args)), 'cwd': str(self.folder), **files,
+            'script': str(script), 'args': list(map(str, args)), 'cwd': str(cwd or self.folder), **files,
             'env': {name: value for name, value in env.items() if value is not None},
             'without': [name for name, value in env.items() if value is None]}) + '\n')
         self._process.stdin.flush()

@@ -71,7 +71,7 @@ def model_folder(name: str, quick: bool = False) -> Path:
     repo_id, revision = split_id(name)
     try:
         if quick:
-            revision = HfApi().model_info(repo_id, revision=revision, timeout=3.).sha
+            HfApi().model_info(repo_id, revision=revision, timeout=3.)
         config = Path(hf_hub_download(repo_id, FILES[0], revision=revision))
         weights = Path(hf_hub_download(repo_id, FILES[1], revision=config.parent.name))  # of the same commit
     except HUB_ERRORS as error:
