@@ -12,6 +12,8 @@ from hub_server import HubServer
 from warm import WarmProcess
 
 from timm_deitlt.checkpoint import load_checkpoint, weights_sha256
+from timm_deitlt.evaluation import Shots
+from timm_deitlt.publishing.figures import _recomputed
 from timm_deitlt.publishing.plan import Exit
 
 TOKEN, READ_TOKEN = 'hf_writeTokenOfTheTests', 'hf_readTokenOfTheTests'
@@ -66,8 +68,7 @@ class Bench:
         return dict(self.repo.files) if self.repo else {}
 
     def asked(self, method, word):
-        return [r for r in self.hub.requests[self.since:] if r.method == method and word in r.path and
-                (self.id in r.path or self.id not in word)]
+        return [r for r in self.hub.requests[self.since:] if r.method == method and word in r.path]
 
 
 @pytest.fixture
@@ -264,6 +265,61 @@ def test_wrong_bytes_of_the_right_size_are_noticed_and_not_tagged(bench, runs):
     assert bench.repo.tags == {'v1': bench.repo.head}
 
 
+def test_what_could_not_be_verified_is_verified_by_the_next_call(bench, runs):
+    bench.hub.fail('GET', LARGE_FILE, times=2, corrupt=True)
+    for _ in range(2):
+        failed(bench.publish(runs / 'a'), Exit.UNVERIFIED, 'sha256')
+    done = succeeded(bench.publish(runs / 'a'))
+    assert 'Nothing to do' in done.stderr and 'bit for bit' in done.stderr
+
+
+def test_a_commit_that_only_deletes_is_not_taken_for_done(bench, runs):
+    succeeded(bench.publish(runs / 'a'))
+    bench.hub.commit(bench.id, {'pytorch_model.bin': b'pickle'})
+    bench.hub.fail('POST', COMMIT, status=503)
+    succeeded(bench.publish(runs / 'a'))
+    assert 'pytorch_model.bin' not in bench.files
+
+
+@pytest.mark.parametrize('fault', [dict(status=503, times=99), dict(status=403)])
+def test_a_tag_that_cannot_be_set_says_that_the_model_is_there(bench, runs, fault):
+    bench.hub.fail('POST', '/tag/', **fault)
+    failed(bench.publish(runs / 'a', '--tag', 'v1'), Exit.NOT_TAGGED, 'Published and verified', 'not tagged')
+    bench.hub.forgive()
+    succeeded(bench.publish(runs / 'a', '--tag', 'v1'))
+    assert bench.repo.tags == {'v1': bench.repo.head}
+
+
+def test_a_tag_that_is_taken_is_refused_before_the_commit(bench, runs):
+    succeeded(bench.publish(runs / 'a', '--tag', 'v1'))
+    head = bench.repo.head
+    failed(bench.publish(runs / 'b', '--replace', '--tag', 'v1'), Exit.BAD_INPUT, 'never moved')
+    failed(bench.publish(runs / 'a', '--revision', 'v1'), Exit.BAD_INPUT, 'is a tag')
+    assert bench.repo.head == head
+
+
+def test_a_repository_that_turns_public_is_not_sent_a_private_model(bench, runs):
+    bench.hub.fail('POST', '/api/repos/create', before=lambda: bench.hub.commit(bench.id, {'a.txt': b'theirs'}))
+    failed(bench.publish(runs / 'a', '--private'), Exit.CHANGED, 'is public')
+    assert set(bench.files) == {'.gitattributes', 'a.txt'}
+
+
+def test_weights_of_others_are_not_deleted_unasked(bench, runs):
+    bench.hub.commit(bench.id, {'tf_model.h5': b'theirs', 'seed2/model.safetensors': b'theirs'})
+    failed(bench.publish(runs / 'a'), Exit.DIFFERENT, 'weights in tf_model.h5')
+    succeeded(bench.publish(runs / 'a', '--replace'))
+    assert 'tf_model.h5' not in bench.files and 'seed2/model.safetensors' in bench.files
+    bench.hub.commit('maker/handwritten', {'README.md': b'By hand.'})
+    failed(bench.publish(runs / 'a', repo='maker/handwritten'), Exit.DIFFERENT, 'README.md that was not written')
+
+
+def test_a_commit_whose_answer_is_interrupted_is_found(bench, runs):
+    pids = []
+    bench.hub.fail('POST', COMMIT, after=lambda: os.kill(pids[0], signal.SIGINT), drop='after')
+    failed(bench.publish(runs / 'a', started=pids.append), Exit.INTERRUPTED, 'is published, but not verified')
+    assert set(bench.files) - {'.gitattributes'} == OURS
+
+
 def test_a_download_that_is_cut_goes_on(bench, runs, tmp_path):
     run = large_run(runs / 'a', tmp_path / 'large')
     bench.hub.fail('GET', LARGE_FILE, cut=11 * 2 ** 20)
@@ -273,15 +329,16 @@ def test_a_download_that_is_cut_goes_on(bench, runs, tmp_path):
 
 
 @pytest.mark.parametrize('token, code, words', [
-    (None, Exit.NO_TOKEN, 'No token was found'), ('hf_wrongWrongWrong', Exit.BAD_TOKEN, 'not valid'),
+    (None, Exit.NO_TOKEN, 'No token was found'), ('hf_da maged\x7f', Exit.BAD_TOKEN, 'token is damaged'),
+    ('hf_wrongWrongWrong', Exit.BAD_TOKEN, 'not valid'),
     (READ_TOKEN, Exit.FORBIDDEN, 'may only read')])
 def test_a_token_that_will_not_do_is_said_before_anything_is_sent(bench, runs, token, code, words):
     done = failed(bench.publish(runs / 'a', token=token), code, words)
-    assert 'hf_wrong' not in done.stderr and bench.repo is None
+    assert not token or token not in done.stderr and bench.repo is None
 
 
 def test_the_name_of_somebody_else_is_refused(bench, runs):
-    failed(bench.publish(runs / 'a', repo='stranger/model'), Exit.FORBIDDEN, 'maker', 'stranger', '--create-pr')
+    failed(bench.publish(runs / 'a', repo='stranger/model'), Exit.FORBIDDEN, 'maker', 'stranger')
 
 
 @pytest.mark.parametrize('status, message', [
@@ -318,7 +375,7 @@ def test_interrupted_says_what_is_there(bench, runs, old):
     pids = []
     bench.hub.fail('PUT', '', before=lambda: os.kill(pids[0], signal.SIGINT), status=503)
     done = failed(bench.publish(runs / 'a', '--replace', started=pids.append), Exit.INTERRUPTED)
-    assert 'holds what it held before' in done.stderr and is_whole(bench, old)
+    assert 'no version of' in done.stderr and is_whole(bench, old)
     bench.hub.forgive()
     bench.hub.fail('GET', LARGE_FILE, before=lambda: os.kill(pids[1], signal.SIGINT), cut=10)
     done = failed(bench.publish(runs / 'a', '--replace', started=pids.append), Exit.INTERRUPTED)
@@ -397,23 +454,96 @@ def test_figures_of_other_weights_are_refused(bench, runs, tmp_path):
     succeeded(bench.publish(run))
 
 
+def with_figures(run, folder, change):
+    """A copy of a run with other figures."""
+    metrics = json.loads((copy(run, folder) / 'metrics.json').read_text())
+    change(metrics)
+    (folder / 'metrics.json').write_text(json.dumps(metrics))
+    return folder
+
+
 def test_figures_that_another_evaluation_does_not_find_are_refused(bench, runs, tmp_path):
+    def turn(metrics):
+        per_class = metrics['cls']['per_class'][::-1]  # as if head and tail were numbered the other way round
+        shots = Shots.from_counts(metrics['data']['train_counts'], (3, 7))
+        metrics['cls'].update(_recomputed(per_class, metrics['data']['test_counts'], shots), per_class=per_class)
+
+    run = with_figures(runs / 'a', tmp_path / 'run', turn)
+    failed(bench.publish(run, '--sample', '340'), Exit.BAD_INPUT, 'are not those of its weights', 'cls on head has')
+
+
+@pytest.mark.parametrize('change, words', [
+    (lambda m: m['mean'].update(tail=99.9), 'contradicts itself: mean.tail 99.9'),
+    (lambda m: m['teacher'].update(top1=99.9), 'contradicts itself: teacher.top1 99.9'),
+    (lambda m: m['mean'].update(per_class=[float('nan')] * 10), 'is damaged'),
+    (lambda m: m['mean'].update(top1=float('nan')), 'contradicts itself: mean.top1 nan'),
+    (lambda m: m.pop('shots'), 'lacks shots'), (lambda m: m['data'].pop('fingerprint'), 'lacks data.fingerprint'),
+    (lambda m: m.update(mean=None, cls=None, dist=None), 'was never evaluated')])
+def test_figures_that_are_not_whole_are_refused(bench, runs, tmp_path, change, words):
+    failed(bench.publish(with_figures(runs / 'a', tmp_path / 'run', change)), Exit.BAD_INPUT, words)
+
+
+def test_data_that_was_pointed_at_must_be_that_of_the_figures(bench, runs, tmp_path):
+    def elsewhere(metrics):
+        metrics['data']['fingerprint'] = 'other'
+
+    run = with_figures(runs / 'a', tmp_path / 'run', elsewhere)
+    done = succeeded(bench.publish(run, '--dry-run'))
+    assert 'the images at hand are not those of the figures' in done.stderr
+    failed(bench.publish(run, '--data-dir', tmp_path), Exit.BAD_INPUT, 'are not those of the figures')
+    failed(bench.publish(runs / 'a', '--device', 'nonsense'), Exit.BAD_INPUT, 'nonsense')
+
+
+def test_a_run_that_was_measured_later_still_says_its_teacher_and_its_commit(bench, runs, tmp_path):
     run = copy(runs / 'a', tmp_path / 'run')
-    metrics = json.loads((run / 'metrics.json').read_text())
-    metrics['cls']['per_class'] = [100 - value for value in metrics['cls']['per_class']]
-    (run / 'metrics.json').write_text(json.dumps(metrics))
-    failed(bench.publish(run), Exit.BAD_INPUT, 'are not those of its weights', 'evaluated again, cls has')
+    (run / 'metrics.json').unlink()
+    (run / 'versions.json').write_text(json.dumps({'git': 'commitofthetraining'}))
+    run_script(run, script='validate.py')
+    succeeded(bench.publish(run))
+    card, config = bench.files['README.md'].decode(), json.loads(bench.files['config.json'])['timm_deitlt']
+    assert 'knowledge-distillation' in card and 'what a teacher, `resnet20_sam`, says' in card
+    assert config['teacher'] == {'name': 'resnet20_sam', 'source': None}
+    assert config['training']['git'] == 'commitofthetraining'
+
+
+def test_runs_of_other_settings_are_no_other_seeds(bench, runs, tmp_path):
+    def other_rate(state):
+        state['args'].lr = .7
+
+    run = rewrite(copy(runs / 'b', tmp_path / 'run'), other_rate)
+    failed(bench.publish(runs / 'a', '--other-seeds', run), Exit.BAD_INPUT, 'other settings (lr)')
+
+
+def test_a_run_of_an_older_version_is_read_with_the_defaults_of_what_it_did_not_know(bench, runs, tmp_path):
+    def older(state):
+        del state['args'].teacher_source, state['args'].list_dir
+
+    succeeded(bench.publish(rewrite(copy(runs / 'a', tmp_path / 'run'), older)))
+
+
+def test_a_cached_teacher_of_other_weights_than_its_run_is_refused(bench, runs, tmp_path):
+    folder = copy((runs / 'teacher').resolve(), tmp_path / 'teacher')
+    weights = bytearray((folder / 'model.safetensors').read_bytes())
+    weights[-1] ^= 1
+    (folder / 'model.safetensors').write_bytes(weights)
+    failed(bench.publish(folder), Exit.BAD_INPUT, 'holds other weights than the teacher beside it')
 
 
 def test_a_name_of_the_catalogue_is_kept_for_its_model(bench, runs):
     failed(
         bench.publish(runs / 'a', repo='timm-deitlt/deit_lt_tiny.cifar10_if50'), Exit.BAD_INPUT,
-        'promises deit_lt_tiny trained on cifar10_if50')
+        'promises deit_lt_tiny, a student of a teacher, trained on cifar10_if50')
+    failed(
+        bench.publish(runs / 'teacher', repo='timm-deitlt/resnet20_cifar.digits_if10_paco_sam'), Exit.BAD_INPUT,
+        'a teacher by PaCo and SAM', 'this is resnet20_cifar, a teacher by LDAM and SAM, trained on other data')
 
 
 @pytest.mark.parametrize('flags, words', [
     (['--license', 'other'], 'licen'), (['--create-pr', '--tag', 'v1'], 'exclude each other'),
-    (['--sample', '0'], '--sample must be')])
+    (['--sample', '0'], '--sample must be'), (['--license', ''], 'licence'),
+    (['--license-name', 'mine'], '--license other'),
+    (['--tag', 'bad name'], 'no name that git takes'), (['--revision', 'refs/pr/1'], 'no name that git takes'),
+    (['--datasets', 'a/b/c'], 'no id of the Hub')])
 def test_flags_that_do_not_fit_are_refused_before_the_hub_is_asked(bench, runs, flags, words):
     done = bench.process.run(ROOT / 'hfhub' / 'publish.py', runs / 'a', bench.id, *flags, env={'HF_TOKEN': TOKEN})
     failed(done, Exit.BAD_INPUT, words)

@@ -22,8 +22,8 @@ def setup_logging() -> None:
     """Log to stderr; only warnings on ranks other than the first."""
     primary = int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0
     logging.basicConfig(level=logging.INFO if primary else logging.WARNING, format='%(message)s', stream=sys.stderr)
-    logging.getLogger('timm').setLevel(logging.WARNING)
-    logging.getLogger('filelock').setLevel(logging.WARNING)
+    for name in ('timm', 'filelock', 'httpx', 'httpx2', 'huggingface_hub'):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _message(error: Exception) -> str | None:

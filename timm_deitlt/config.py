@@ -78,6 +78,12 @@ def flag_of(name: str) -> str:
     return next(flag for flag in _settings()[name].option_strings if flag.startswith('--'))
 
 
+def with_defaults(args: argparse.Namespace) -> argparse.Namespace:
+    """Settings of an older run, and the defaults of those that it did not know."""
+    return argparse.Namespace(**{
+        **{name: copy.deepcopy(action.default) for name, action in _settings().items()}, **vars(args)})
+
+
 def _near(name: str, names: Iterable[str]) -> str:
     matches = difflib.get_close_matches(name, list(names))
     return f"; did you mean {' or '.join(matches)}?" if matches else ''

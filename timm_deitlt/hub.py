@@ -3,13 +3,15 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import constants, hf_hub_download, hf_hub_url
 from huggingface_hub.errors import (
     EntryNotFoundError,
     FileMetadataError,
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     HTTPError,  # of the client's HTTP library, which differs between its versions
     LocalEntryNotFoundError,
     LocalTokenNotFoundError,
@@ -17,14 +19,17 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, validate_repo_id
 
-__all__ = ['FILES', 'HUB_ERRORS', 'UPLOAD_ERRORS', 'HubFailure', 'explain', 'file_sha256', 'model_folder', 'split_id']
+__all__ = [
+    'FILES', 'HUB_ERRORS', 'UPLOAD_ERRORS', 'HubFailure', 'ask_config', 'explain', 'file_sha256', 'model_folder',
+    'split_id']
 
 # Of a published model
 FILES = ('config.json', 'model.safetensors')
 
 # What the client raises if a request fails
-HUB_ERRORS = (HTTPError, EntryNotFoundError, LocalTokenNotFoundError, OSError)
+HUB_ERRORS = (HTTPError, EntryNotFoundError, LocalTokenNotFoundError, HFValidationError, OSError)
 # ... and if an upload does, whose threads wrap the error
 UPLOAD_ERRORS = (*HUB_ERRORS, RuntimeError)
 _QUOTA_WORDS = ('storage', 'quota', 'billing', 'too large')
@@ -51,10 +56,36 @@ def split_id(name: str) -> tuple[str, str | None]:
     Raises:
         ValueError: If it is neither.
     """
-    found = re.fullmatch(r'([\w.-]+/[\w.-]+)(?:@([\w./-]+))?', name)
-    if not found:
-        raise ValueError(f'{name!r} is no model of the Hub: give owner/name, or owner/name@revision.')
+    found = re.fullmatch(r'([\w.-]+/[\w.-]+)(?:@([\w./-]+))?', name, re.ASCII)
+    try:
+        validate_repo_id(found[1] if found else '')
+    except HFValidationError as error:
+        raise ValueError(f'{name!r} is no model of the Hub: give owner/name, or owner/name@revision.') from error
     return found[1], found[2]
+
+
+def ask_config(name: str) -> tuple[dict[str, Any], str]:
+    """config.json of a repository and its commit, by one request of at most three seconds, nothing kept.
+
+    Args:
+        name: 'owner/name', or with '@revision'.
+
+    Raises:
+        FileNotFoundError: If it is not there or there is no answer, with the reason.
+        ValueError: If the name cannot be one, or the answer is no JSON object.
+    """
+    repo_id, revision = split_id(name)
+    try:
+        answer = get_session().get(
+            hf_hub_url(repo_id, FILES[0], revision=revision), headers=build_hf_headers(), timeout=3.,
+            follow_redirects=True)
+        hf_raise_for_status(answer)
+    except HUB_ERRORS as error:
+        raise FileNotFoundError(f'hf-hub:{name} could not be had: {explain(error).words}.') from error
+    try:
+        return dict(answer.json()), answer.headers.get(constants.HUGGINGFACE_HEADER_X_REPO_COMMIT, 'main')
+    except (TypeError, ValueError) as error:
+        raise ValueError(f'The {FILES[0]} of hf-hub:{name} is damaged: {error}.') from error
 
 
 def model_folder(name: str, quick: bool = False) -> Path:
@@ -62,23 +93,28 @@ def model_folder(name: str, quick: bool = False) -> Path:
 
     Args:
         name: 'owner/name', or with '@revision'.
-        quick: Ask once for whether it is there, for three seconds; the client itself would ask again and again.
+        quick: Ask once, for three seconds, whether it is there; the client itself asks again and again.
 
     Raises:
         FileNotFoundError: If it is neither there nor in the cache, with the reason.
         ValueError: If the name cannot be one, or the weights in the cache are not those that were published.
     """
     repo_id, revision = split_id(name)
+    reason = None
+    if quick:
+        try:
+            ask_config(name)
+        except FileNotFoundError as error:
+            reason = error
     try:
-        if quick:
-            HfApi().model_info(repo_id, revision=revision, timeout=3.)
-        config = Path(hf_hub_download(repo_id, FILES[0], revision=revision))
-        weights = Path(hf_hub_download(repo_id, FILES[1], revision=config.parent.name))  # of the same commit
+        kept = dict(local_files_only=reason is not None)
+        config = Path(hf_hub_download(repo_id, FILES[0], revision=revision, **kept))
+        # of the same commit
+        weights = Path(hf_hub_download(repo_id, FILES[1], revision=config.parent.name, **kept))
     except HUB_ERRORS as error:
-        kept = [try_to_load_from_cache(repo_id, file, revision=revision) for file in FILES]
-        if not all(isinstance(path, str) for path in kept):
-            raise FileNotFoundError(f'hf-hub:{name} could not be had: {explain(error).words}.') from error
-        config, weights = map(Path, kept)
+        if reason is not None:
+            raise reason from error
+        raise FileNotFoundError(f'hf-hub:{name} could not be had: {explain(error).words}.') from error
     # the client names what it keeps by the sha256 that the Hub announced, and compares but the size
     announced = weights.resolve().name
     if re.fullmatch('[0-9a-f]{64}', announced) and file_sha256(weights) != announced:
@@ -108,6 +144,8 @@ def explain(error: BaseException) -> HubFailure:
         return HubFailure('no_token', 'no token was found: give one by `hf auth login` or HF_TOKEN')
     if isinstance(error, HfHubHTTPError):
         return _explain_answer(error)
+    if isinstance(error, HFValidationError):
+        return HubFailure('missing', 'that is no name the Hub can have')
     if isinstance(error, FileMetadataError):
         return HubFailure('network', f'{constants.ENDPOINT} does not answer as a Hub does: is HF_ENDPOINT right')
     if isinstance(error, OSError) and str(error).startswith('Consistency check failed'):

@@ -92,8 +92,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     _add_trackers(folder, args)
     trainer.image_folder = folder.path if args.save_images and primary else None
     wrap(trainer, args, device)
-    record = {'experts': list(trainer.task.experts), 'data': data.describe(_test_counts(data))}
-    metrics = fit(trainer, folder, args, record, start_epoch)
+    metrics = fit(trainer, folder, args, _record(trainer, args, data, device), start_epoch)
     result = plain_json(run_result(
         args, data, trainer, folder, metrics, teacher, teacher_metrics, time.perf_counter() - start))
     folder.save_metrics(result)
@@ -198,7 +197,7 @@ def resolve_teacher(args: argparse.Namespace, data: Data) -> Teacher | None:
     if args.teacher_checkpoint or args.teacher_source == 'hub':
         return from_file(args, settings, data, create)
     device = local_device(args)
-    precision = choose_precision(settings, device)[2].split(' on ')[0]
+    precision = _precision(settings, device)
     images = create(settings).pretrained_cfg
     key = cache_key(settings, data.train.fingerprint, data.train.class_names, images, precision)
     return cached_or_trained(
@@ -219,7 +218,7 @@ def train_teacher(settings: argparse.Namespace, data: Data, path: Path, device: 
         folder.rewind(start_epoch)
         _logger.info(f'Going on with epoch {start_epoch} of the teacher')
     folder.write('args.yaml', args_to_yaml(settings))
-    record = {'experts': list(trainer.task.experts), 'data': data.describe(_test_counts(data))}
+    record = _record(trainer, settings, data, device)
     metrics = fit(trainer, folder, settings, record, start_epoch, title='teacher')
     folder.save_metrics(plain_json(run_result(
         settings, data, trainer, folder, metrics, None, None, time.perf_counter() - start)))
@@ -252,6 +251,18 @@ def wrap(trainer: Trainer, args: argparse.Namespace, device: torch.device) -> No
             device_ids=[device] if device.type == 'cuda' else None,
             **(dict(broadcast_buffers=False) if args.no_ddp_bb else {}),
         )
+
+
+def _precision(args: argparse.Namespace, device: torch.device) -> str:
+    """Words for the precision of a training, the same on every device."""
+    return choose_precision(args, device)[2].split(' on ')[0]
+
+
+def _record(trainer: Trainer, args: argparse.Namespace, data: Data, device: torch.device) -> dict[str, Any]:
+    """What a checkpoint says beside the state of training."""
+    return {
+        'experts': list(trainer.task.experts), 'data': data.describe(_test_counts(data)),
+        'precision': _precision(args, device)}
 
 
 def _add_trackers(folder: RunFolder, args: argparse.Namespace) -> None:

@@ -10,8 +10,16 @@ import torch
 from torch import nn
 
 from .benchmarks import TAGS, hub_id, published_id
-from .checkpoint import CONFIG, exported_settings, load_checkpoint, load_config, load_safetensors, load_weights
-from .hub import model_folder
+from .checkpoint import (
+    CONFIG,
+    exported_settings,
+    load_checkpoint,
+    load_config,
+    load_safetensors,
+    load_weights,
+    weights_sha256,
+)
+from .hub import ask_config, model_folder
 from .teachers import NO_WEIGHTS, RECORD, Teacher, benchmark_tag, key_sha256, read_record, split_name
 
 _logger = logging.getLogger(__name__)
@@ -31,23 +39,34 @@ def hub_name(args: argparse.Namespace) -> str | None:
     return f'{architecture}.{tag}' + ('' if kind == 'plain' else f'_{kind}')
 
 
-def from_hub(args: argparse.Namespace, key: dict[str, Any]) -> dict[str, torch.Tensor] | None:
-    """Weights of the published teacher, if it is just the one that would be trained; None where there is no such."""
+def from_hub(args: argparse.Namespace, key: dict[str, Any]) -> tuple[dict[str, torch.Tensor], str] | None:
+    """Weights of the published teacher and its id, if it is just the one that would be trained.
+
+    Its config.json is asked for once, for three seconds; what its weights must be follows from that.
+
+    Returns:
+        None where no such teacher is published, or it cannot be had.
+    """
     name = published_id(hub_name(args) or '')
     if name is None:
         return None
     try:
-        folder = model_folder(name, quick=True)
-    except FileNotFoundError as error:
+        config, commit = ask_config(name)
+        about = config.get('timm_deitlt') or {}
+        if (about.get('training') or {}).get('key') != key_sha256(key):
+            _logger.info(
+                f'The teacher of {HUB}{name} was trained otherwise (by its seed, images or settings), so one is '
+                'trained now; --teacher-source hub takes it as it is.')
+            return None
+        folder = model_folder(f'{name}@{commit}')
+        weights = load_safetensors(folder, f'Delete {folder} to have it downloaded again.')
+        if weights_sha256(weights) != about.get('weights_sha256'):
+            raise ValueError(f'The weights of {HUB}{name} are not those that its config.json was written for.')
+    except (AttributeError, FileNotFoundError, ValueError) as error:
         _logger.warning(f'{error} The teacher is trained now.')
         return None
-    if (load_config(folder)['about'].get('training') or {}).get('key') != key_sha256(key):
-        _logger.info(
-            f'The teacher of {HUB}{name} was trained otherwise (by its seed, images or settings), so one is trained '
-            'now; --teacher-source hub takes it as it is.')
-        return None
     _logger.info(f'The teacher is {HUB}{name}, trained just as it would be now.')
-    return load_safetensors(folder, f'Delete {folder} to have it downloaded again.')
+    return weights, HUB + name
 
 
 def from_file(

@@ -61,7 +61,7 @@ IRRELEVANT_SETTINGS = {
     'kd_token_distill_type', 'teacher_source', 'task_loss_weight', 'distill_loss_weight', 'data_dir',
     'dataset_download', 'device', 'device_modules', 'amp', 'amp_dtype', 'val_split', 'val_num_samples', 'sources',
     'config', 'dataset', 'crop_pct', 'imbalance_factor', 'imbalance_profile', 'n_max', 'split_seed', 'val_fraction',
-    'class_counts', 'list_dir', 'dry_run', 'dry_run_world_size',
+    'class_counts', 'list_dir', 'dry_run', 'dry_run_world_size', 'distributed', 'local_rank', 'rank', 'world_size',
 }
 
 
@@ -190,7 +190,7 @@ def cached_or_trained(
         settings: argparse.Namespace,
         key: dict,
         create: Callable[[], nn.Module],
-        fetch: Callable[[], dict[str, torch.Tensor] | None],
+        fetch: Callable[[], tuple[dict[str, torch.Tensor], str] | None],
         train: Callable[[Path], nn.Module],
 ) -> Teacher:
     """The teacher of a key from the cache, else fetched or trained now by one process under a lock.
@@ -200,19 +200,22 @@ def cached_or_trained(
         settings: The teacher's settings.
         key: Its key, see `cache_key`.
         create: Makes the untrained network.
-        fetch: Gets its weights from where they are published, or None.
+        fetch: Gets its weights and their id from where they are published, or None.
         train: Trains it in a folder, going on with a checkpoint that lies there, and returns the network.
     """
     folder = cache_folder(args, key)
-    source = 'cache'
+    source, path = 'cache', folder / WEIGHTS
     while world_info_from_env()[0] and not (folder / RECORD).is_file():
         time.sleep(.5)  # the first rank of a machine trains, and shows how far it is
     if not (folder / RECORD).is_file():
         with _one_process(folder, args.teacher):
             if not (folder / RECORD).is_file():
                 fetched = fetch()
-                source = 'trained' if fetched is None else 'hub'
-                weights = weights_file(train(folder / 'train').state_dict() if fetched is None else fetched)
+                if fetched is None:
+                    source, weights = 'trained', weights_file(train(folder / 'train').state_dict())
+                else:
+                    source, path = 'hub', fetched[1]
+                    weights = weights_file(fetched[0])
                 atomic_write(folder / WEIGHTS, lambda path: path.write_bytes(weights))
                 write_text(folder / RECORD, json.dumps(key, indent=2) + '\n')
     mend = f'Delete the folder {folder} to have the teacher trained anew, or give another --teacher-cache.'
@@ -223,7 +226,7 @@ def cached_or_trained(
     # read back even if trained just now, so that a teacher is the same, memory layout included, wherever it comes from
     model = create()
     load_weights(model, load_safetensors(folder / WEIGHTS, mend), str(folder / WEIGHTS))
-    return Teacher(model.eval(), args.teacher, source, folder / WEIGHTS, settings)
+    return Teacher(model.eval(), args.teacher, source, path, settings)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from .checkpoint import (
     weights_sha256,
     write_text,
 )
-from .config import model_kind, recipes_for, resolve
+from .config import model_kind, recipes_for, resolve, with_defaults
 from .engine import evaluate
 from .evaluation import ShotEvaluator
 from .hub import model_folder
@@ -61,7 +61,8 @@ def _validate_run(file: Path, overrides: dict[str, Any]) -> dict[str, Any]:
     checkpoint = load_checkpoint(file)
     if 'args' not in checkpoint or 'experts' not in checkpoint:
         raise ValueError(f'{file} was not written by this train.py: it names no settings and no experts.')
-    args = argparse.Namespace(**{**vars(checkpoint['args']), **NO_WEIGHTS, 'device': None, **overrides})
+    args = with_defaults(checkpoint['args'])
+    args = argparse.Namespace(**{**vars(args), **NO_WEIGHTS, 'device': None, **overrides})
     choose_device(args)
     data = build_data(args, evaluate_split=overrides.get('val_split'))
     check_checkpoint(checkpoint, str(file), args.model, data.train.fingerprint)

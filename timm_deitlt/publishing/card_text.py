@@ -251,7 +251,9 @@ def _teacher(facts: Facts) -> str:
         'cache': 'trained earlier on the same training images, by the recipe of that name',
         'hub': 'taken from the Hub',
         'file': 'given as a file',
-    }.get(teacher['source'], f'from the {_escape(teacher["source"])}')
+    }.get(teacher['source'], 'of which the figures do not say where it came from')
+    if str(teacher.get('path')).startswith('hf-hub:'):
+        origin = f'taken from {_code(teacher["path"])}'
     text = f'{_code(teacher["name"])}, {origin}.'
     if teacher.get('top1') is None:
         return text

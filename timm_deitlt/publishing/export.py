@@ -1,4 +1,5 @@
 """The files that are published, written and loaded back by timm."""
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -9,11 +10,12 @@ import torch
 from timm.models._hub import save_config_for_hf
 from torch import nn
 
-from ..checkpoint import CONFIG, WEIGHTS, weights_file, weights_sha256
+from ..checkpoint import CONFIG, WEIGHTS, weights_file
 from ..models.cosine import CosineLinear
 from ..models.resnet_cifar import ResNetCifar
+from .figures import METRICS
 from .settings import SETTINGS, public_metrics, public_settings
-from .source import METRICS, Model
+from .source import Model
 
 _IMAGES = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')
 
@@ -25,14 +27,17 @@ def write_model(model: Model, out: Path, license_id: str) -> str:
         ValueError: If timm cannot load back what was written, or gives other logits.
     """
     out.mkdir(parents=True, exist_ok=True)
-    (out / WEIGHTS).write_bytes(weights_file(model.network.state_dict()))
+    content = weights_file(model.network.state_dict())
+    (out / WEIGHTS).write_bytes(content)
+    sha256 = hashlib.sha256(content).hexdigest()
     architecture, model_args = _as_registered(model.network)
     cfg = {'architecture': architecture, 'tag': model.config.get('benchmark') or '', 'license': license_id}
+    about = {**model.config, 'weights_sha256': sha256}
     try:
         save_config_for_hf(
             model.network, out / CONFIG, model_args=model_args,
             data_config={name: model.data_config[name] for name in _IMAGES if name in model.data_config},
-            model_config={'pretrained_cfg': cfg, 'label_names': model.class_names, 'timm_deitlt': model.config})
+            model_config={'pretrained_cfg': cfg, 'label_names': model.class_names, 'timm_deitlt': about})
         loaded = load_back(out)
     except Exception as error:  # timm, torch and safetensors raise many kinds
         raise ValueError(f'timm cannot load {architecture} back: {error}') from error
@@ -46,7 +51,7 @@ def write_model(model: Model, out: Path, license_id: str) -> str:
     for path in model.plots:
         (out / 'plots').mkdir(exist_ok=True)
         shutil.copyfile(path, out / 'plots' / path.name)
-    return weights_sha256(model.network.state_dict())
+    return sha256
 
 
 def _as_registered(network: nn.Module) -> tuple[str, dict[str, Any]]:

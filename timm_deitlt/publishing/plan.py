@@ -9,7 +9,8 @@ from pathlib import Path
 # Weights in other forms, of which timm would take one where it cannot get ours, and what this tool wrote before
 _STALE = (
     '*.bin', '*.pt', '*.pth', '*.pth.tar', '*.ckpt', '*.pkl', '*.pickle', '*.msgpack', '*.h5', '*.safetensors',
-    '*.safetensors.index.json', '*.bin.index.json', 'config.json', 'metrics.json', 'args.yaml', 'plots/*.png')
+    '*.safetensors.index.json', '*.bin.index.json')
+_OURS = ('config.json', 'metrics.json', 'args.yaml', 'plots/*.png')
 
 
 class Exit(IntEnum):
@@ -27,7 +28,16 @@ class Exit(IntEnum):
     NETWORK = 11
     UNVERIFIED = 12
     REFUSED = 13
+    NOT_TAGGED = 14
     INTERRUPTED = 130
+
+
+# By the kinds of `hub.HubFailure`
+EXITS = {
+    'offline': Exit.NETWORK, 'network': Exit.NETWORK, 'no_token': Exit.NO_TOKEN, 'bad_token': Exit.BAD_TOKEN,
+    'forbidden': Exit.FORBIDDEN, 'gated': Exit.FORBIDDEN, 'missing': Exit.FORBIDDEN, 'stale': Exit.CHANGED,
+    'quota': Exit.QUOTA, 'rate': Exit.RATE, 'server': Exit.SERVER, 'refused': Exit.REFUSED, 'other': Exit.BAD_INPUT,
+}
 
 
 class PublishError(Exception):
@@ -71,7 +81,9 @@ class Plan:
     @classmethod
     def between(cls, remote: Remote, local: Mapping[str, LocalFile]) -> 'Plan':
         """What makes `remote` hold `local`, and no weights but those; other files are kept."""
-        stale = {name for name in remote.files if name not in local and any(fnmatch(name, p) for p in _STALE)}
+        stale = {
+            name for name in remote.files
+            if name not in local and (is_weights(name) or any(fnmatch(name, pattern) for pattern in _OURS))}
         return cls(
             add=[name for name, file in local.items() if not file.is_same(remote.files.get(name))],
             delete=sorted(stale),
@@ -81,14 +93,6 @@ class Plan:
     def empty(self) -> bool:
         """Whether there is nothing to do."""
         return not self.add and not self.delete
-
-
-@dataclass(frozen=True)
-class Published:
-    """Where a version is: the commit, the revision to download it by, and its page."""
-    oid: str
-    revision: str
-    url: str
 
 
 def local_files(folder: Path) -> dict[str, LocalFile]:
@@ -102,6 +106,6 @@ def local_files(folder: Path) -> dict[str, LocalFile]:
     return files
 
 
-def holds(remote: Remote, local: Mapping[str, LocalFile]) -> bool:
-    """Whether a version holds all of the files as they are here."""
-    return all(file.is_same(remote.files.get(name)) for name, file in local.items())
+def is_weights(name: str) -> bool:
+    """Whether a file is weights of the model of the repository; those in folders are somebody else's affair."""
+    return '/' not in name and any(fnmatch(name, pattern) for pattern in _STALE)

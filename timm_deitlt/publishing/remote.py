@@ -26,19 +26,15 @@ from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundErro
 from ..checkpoint import CONFIG, WEIGHTS
 from ..hub import HUB_ERRORS, UPLOAD_ERRORS, HubFailure, explain, file_sha256
 from .export import fixed_images, load_back, logits
-from .plan import Exit, LocalFile, Plan, PublishError, Remote, holds
-from .source import METRICS, headline
+from .figures import METRICS, better_figures
+from .plan import EXITS, Exit, LocalFile, Plan, PublishError, Remote, is_weights
 
 _logger = logging.getLogger(__name__)
 _T = TypeVar('_T')
 
+_UNREADABLE = 'The token is damaged, it has characters that no token has: run `hf auth login` again, or set HF_TOKEN.'
 _ATTEMPTS = 5
 _LONGEST_WAIT = 8
-_EXITS = {
-    'offline': Exit.NETWORK, 'network': Exit.NETWORK, 'no_token': Exit.NO_TOKEN, 'bad_token': Exit.BAD_TOKEN,
-    'forbidden': Exit.FORBIDDEN, 'gated': Exit.FORBIDDEN, 'missing': Exit.FORBIDDEN, 'stale': Exit.CHANGED,
-    'quota': Exit.QUOTA, 'rate': Exit.RATE, 'server': Exit.SERVER, 'refused': Exit.REFUSED, 'other': Exit.REFUSED,
-}
 _PASSING = ('server', 'rate', 'network')
 
 
@@ -61,7 +57,10 @@ class Repository:
 
     def __init__(self, repo_id: str, branch: str = 'main', create_pr: bool = False):
         self.repo_id, self.branch, self.create_pr = repo_id, branch, create_pr
-        self.token = get_token()
+        try:
+            self.token = get_token()
+        except UnicodeError as error:
+            raise PublishError(Exit.BAD_TOKEN, _UNREADABLE) from error
         self.api = HfApi(token=self.token)
 
     def check_access(self) -> str:
@@ -75,6 +74,8 @@ class Repository:
         if not self.token:
             raise PublishError(
                 Exit.NO_TOKEN, 'No token was found: run `hf auth login`, or set HF_TOKEN, with a token that may write.')
+        if not re.fullmatch('[!-~]+', self.token):
+            raise PublishError(Exit.BAD_TOKEN, _UNREADABLE)
         user = self._ask(self.api.whoami, at_once=True)
         role = user.get('auth', {}).get('accessToken', {}).get('role')
         if role == 'read':
@@ -87,8 +88,7 @@ class Repository:
         if owner not in owners and not self.create_pr:
             raise PublishError(
                 Exit.FORBIDDEN,
-                f'{user["name"]} cannot publish under {owner}, only under {", ".join(owners)}: give such a name, or '
-                '--create-pr to propose the change.')
+                f'{user["name"]} cannot publish under {owner}, only under {", ".join(owners)}: give such a name.')
         return user['name']
 
     def read(self, revision: str | None = None) -> Remote:
@@ -127,21 +127,20 @@ class Repository:
     def _differences(self, remote: Remote, local: Mapping[str, LocalFile]) -> list[str]:
         found = []
         weights = remote.files.get(WEIGHTS)
-        others = [name for name in remote.files if name.endswith(('.bin', '.pth', '.pt'))]
+        others = [name for name in remote.files if is_weights(name)]
         if weights and not local[WEIGHTS].is_same(weights):
             found.append(f'weights {weights[:12]}, here {local[WEIGHTS].sha256[:12]}')
         elif not weights and others:
             found.append(f'weights in {", ".join(others)}')
-        old, new = (self._json(remote, local, CONFIG), self._json(remote, local, METRICS))
-        for name in ('architecture', 'num_classes', 'label_names'):
-            was, becomes = old[0].get(name), old[1].get(name)
-            if was is not None and was != becomes:
-                found.append(f'{name} {str(was)[:60]}, here {str(becomes)[:60]}')
-        was, becomes = (headline(metrics)['top1'] if metrics else None for metrics in new)
-        if was is not None and (becomes is None or was > becomes):
-            found.append(
-                f'better figures, {was:.1f} % overall, here {"none" if becomes is None else f"{becomes:.1f} %"}')
-        return found
+        elif not weights and 'README.md' in remote.files:
+            found.append('a README.md that was not written for such weights')
+        was, becomes = self._json(remote, local, CONFIG)
+        found += [
+            f'{name} {str(was[name])[:60]}, here {str(becomes.get(name))[:60]}'
+            for name in ('architecture', 'num_classes', 'label_names')
+            if was.get(name) is not None and was[name] != becomes.get(name)]
+        better = better_figures(*self._json(remote, local, METRICS))
+        return found + ([f'better figures: {", ".join(better[:3])}'] if better else [])
 
     def _json(self, remote: Remote, local: Mapping[str, LocalFile], name: str) -> tuple[dict[str, Any], dict[str, Any]]:
         """Content of a file there and here, {} for none."""
@@ -172,6 +171,8 @@ class Repository:
         if not remote.exists:
             self._ask(lambda: self.api.create_repo(self.repo_id, private=private, exist_ok=True))
             remote = self.read()
+        if private and not remote.private:  # made by somebody else meanwhile
+            raise PublishError(Exit.CHANGED, f'{self.repo_id} is public, not --private as asked for: nothing was sent.')
         if remote.exists and remote.head is None and self.branch != 'main':
             self._ask(lambda: self.api.create_branch(self.repo_id, branch=self.branch, exist_ok=True))
             remote = self.read()
@@ -189,14 +190,14 @@ class Repository:
         Raises:
             PublishError: If it could not be made; the repository then holds what it held before.
         """
-        if self.create_pr and (found := self._find(local)):
+        if self.create_pr and (found := self.find(local)):
             _logger.info('A pull request with just these files is there already.')
             return found
         self._upload(self.plan(remote, local, replace), local)
         for attempt in range(_ATTEMPTS):
             plan = self.plan(remote, local, replace)
             if plan.empty:
-                return self._at(remote.head)
+                return self.at(remote.head)
             try:
                 done = self.api.create_commit(
                     self.repo_id, [*_additions(plan, local), *map(CommitOperationDelete, plan.delete)],
@@ -209,7 +210,7 @@ class Repository:
                 last = attempt + 1 == _ATTEMPTS
                 if failure.kind != 'stale' and not last:
                     _wait(error, failure, attempt)
-                if found := self._find(local):
+                if found := self.find(local):
                     _logger.info('The commit is there, only its answer was lost.')
                     return found
                 if last:
@@ -225,19 +226,20 @@ class Repository:
         except UPLOAD_ERRORS as error:
             raise self._stop(explain(error)) from error
 
-    def _find(self, local: Mapping[str, LocalFile]) -> Published | None:
+    def find(self, local: Mapping[str, LocalFile]) -> Published | None:
         """The version that holds these files, if the Hub has it."""
         if not self.create_pr:
             remote = self.read()
-            return self._at(remote.head) if holds(remote, local) else None
+            return self.at(remote.head) if Plan.between(remote, local).empty else None
         refs = self._ask(lambda: self.api.list_repo_refs(self.repo_id, include_pull_requests=True))
         for pull in sorted(refs.pull_requests or [], key=lambda ref: int(ref.ref.rpartition('/')[2]), reverse=True):
-            if holds(self.read(pull.ref), local):
+            if Plan.between(self.read(pull.ref), local).empty:
                 url = f'{constants.ENDPOINT}/{self.repo_id}/discussions/{pull.ref.rpartition("/")[2]}'
                 return Published(pull.target_commit, pull.ref, url)
         return None
 
-    def _at(self, head: str) -> Published:
+    def at(self, head: str) -> Published:
+        """The version of a commit."""
         return Published(head, head, f'{constants.ENDPOINT}/{self.repo_id}/tree/{head}')
 
     def verify(self, published: Published, local: Mapping[str, LocalFile]) -> None:
@@ -247,9 +249,9 @@ class Repository:
             PublishError: If what is there is not what was published, or cannot be downloaded.
         """
         there = self.read(published.revision)
-        for name, file in local.items():
-            if not file.is_same(there.files.get(name)):
-                raise self._unverified(published, f'the Hub lists another {name}')
+        plan = Plan.between(there, local)
+        if not plan.empty:
+            raise self._unverified(published, f'the Hub lists {", ".join(plan.add + plan.delete)} otherwise')
         with tempfile.TemporaryDirectory() as cache:
             for name, file in local.items():
                 path = self._ask(lambda name=name: hf_hub_download(
@@ -296,7 +298,7 @@ class Repository:
         raise AssertionError('unreachable')
 
     def _stop(self, failure: HubFailure) -> PublishError:
-        return PublishError(_EXITS[failure.kind], f'{self.repo_id}: {failure.words}.')
+        return PublishError(EXITS[failure.kind], f'{self.repo_id}: {failure.words}.')
 
 
 def _additions(plan: Plan, local: Mapping[str, LocalFile]) -> list[CommitOperationAdd]:

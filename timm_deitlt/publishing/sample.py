@@ -2,6 +2,7 @@
 import argparse
 import copy
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -38,22 +39,30 @@ def check_sample(model: Model, folder: str, size: int, places: dict[str, Any]) -
         Words for what was compared, or why nothing was.
 
     Raises:
-        ValueError: If an expert is further from its figures than chance explains.
+        ValueError: If an expert is further from its figures than chance explains, or images that were said to be
+            somewhere are not there, or are others.
     """
     metrics = model.metrics
     if metrics is None:
         return 'nothing was evaluated again: there are no figures'
+    args = _settings(model, folder, places)
+    choose_device(args)
+    asked = any(places.get(name) for name in ('data_dir', 'list_dir'))
     try:
-        args = _settings(model, folder, places)
-        choose_device(args)
         data = build_data(args)
     except (FileNotFoundError, ValueError) as error:
+        if asked:
+            raise
         return f'nothing was evaluated again, as the data is not at hand ({error})'
     same = (
         data.evaluation is not None and not isinstance(data.evaluation, IterableDataset)
         and data.train.fingerprint == metrics['data']['fingerprint']
         and data.evaluated_on == metrics['data']['evaluated_on']
         and list(data.train.class_names) == metrics['data']['class_names'])
+    if not same and asked:
+        raise ValueError(
+            f'The images that were given are not those of the figures of {folder} '
+            f'({metrics["data"]["evaluated_on"]} of {metrics["data"]["name"]}): give others, or none.')
     if not same:
         return 'nothing was evaluated again: the images at hand are not those of the figures'
 
@@ -66,8 +75,10 @@ def check_sample(model: Model, folder: str, size: int, places: dict[str, Any]) -
     loader = build_eval_loader(args, data.evaluation.subset(chosen), model.data_config, device)
     evaluator = ShotEvaluator(data.shots, experts=experts, device=device)
     measured = evaluate(network, loader, evaluator, choose_precision(args, device)[0])
+    counts = evaluator.test_counts
     for expert in experts:
-        _compare(expert, measured[expert], metrics[expert], evaluator.test_counts, total, folder)
+        for group, labels in {'all classes': range(len(counts)), **data.shots.groups}.items():
+            _compare(f'{expert} on {group}', labels, measured[expert], metrics[expert], counts, total, folder)
     return f'{len(chosen)} of {total} images evaluated again agree with the figures'
 
 
@@ -85,25 +96,26 @@ def _settings(model: Model, folder: str, places: dict[str, Any]) -> argparse.Nam
 
 
 def _compare(
-        expert: str,
+        what: str,
+        labels: Sequence[int],
         measured: dict[str, Any],
         stated: dict[str, Any],
         counts: list[int],
         total: int,
         folder: str,
 ) -> None:
-    images = sum(counts)
+    images = sum(counts[label] for label in labels)
     expected = variance = right = 0.
-    for count, now, before in zip(counts, measured['per_class'], stated['per_class'], strict=True):
-        if count:
-            chance = before / 100 if before is not None else 0.
-            expected += count * chance
-            variance += count * chance * (1 - chance)
-            right += count * now / 100
-    left_out = 1 - images / total  # of all images the figures leave nothing to chance
+    for label in labels:
+        if counts[label]:
+            chance = stated['per_class'][label] / 100
+            expected += counts[label] * chance
+            variance += counts[label] * chance * (1 - chance)
+            right += counts[label] * measured['per_class'][label] / 100
+    left_out = 1 - sum(counts) / total  # of all images the figures leave nothing to chance
     allowed = _DEVIATIONS * math.sqrt(variance * left_out) + max(_OTHER_ANSWERS, _OTHER_PART * images)
     if abs(right - expected) > allowed:
         raise ValueError(
-            f'The figures of {folder} are not those of its weights: of {images} images evaluated again, {expert} has '
+            f'The figures of {folder} are not those of its weights: of {images} images evaluated again, {what} has '
             f'{right:.0f} right, where its figures say {expected:.0f} (within {allowed:.0f}). Measure it anew: python '
             f'validate.py {folder}')

@@ -1,5 +1,6 @@
 """Settings of a training as others may see and use them."""
 import argparse
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -15,40 +16,48 @@ _PLACES = (
     'class_counts', 'initial_checkpoint', 'pretrained_path',
 )
 # Settings of the machine or of the bookkeeping, which are no part of a command that others run
-_NOT_IN_THE_COMMAND = {
+NOT_THE_TRAINING = {
     'output', 'experiment', 'teacher_cache', 'device', 'workers', 'pin_mem', 'resume', 'log_interval', 'stop_epoch',
-    'log_wandb', 'log_tensorboard', 'wandb_project', 'wandb_tags', 'wandb_resume_id', 'save_images',
+    'log_wandb', 'log_tensorboard', 'wandb_project', 'wandb_tags', 'wandb_resume_id', 'save_images', 'data_dir',
+    'list_dir', 'distributed', 'local_rank', 'rank', 'world_size', 'validation_batch_size', 'branch_from',
 }
 
 
 def public_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
-    """metrics.json without the places of the machine that it was measured on."""
-    metrics = dict(metrics)
-    if metrics.get('teacher'):
-        teacher = dict(metrics['teacher'])
-        if not str(teacher.get('path')).startswith(HUB):
-            teacher.pop('path', None)
-        metrics['teacher'] = teacher
+    """metrics.json without the places of the machine, and without figures of weights that are not published."""
+    metrics = {name: value for name, value in metrics.items() if name != 'ema'}
+    metrics['teacher'] = public_teacher(metrics.get('teacher'))
     metrics['data'] = {**metrics['data'], 'name': public_name(metrics['data']['name'])}
     return metrics
+
+
+def public_teacher(teacher: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What metrics.json says of a teacher, without a place that is not the Hub."""
+    if teacher is None:
+        return None
+    hidden = () if str(teacher.get('path')).startswith(HUB) else ('path',)
+    return {name: value for name, value in teacher.items() if name not in hidden}
 
 
 def public_settings(args: argparse.Namespace) -> str:
     """args.yaml without the places of the machine of the training."""
     values = vars(args)
-    places = {name: public_name(values[name]) for name in _PLACES if isinstance(values.get(name), str)}
+    places = {name: Path(values[name]).name for name in _PLACES if isinstance(values.get(name), str) and values[name]}
     return args_to_yaml(argparse.Namespace(**{**values, **places}))
 
 
 def public_name(name: str) -> str:
     """A name of data as it is, of a path the last part."""
-    return name if name in BENCHMARKS or not Path(name).is_absolute() else Path(name).name
+    if name in BENCHMARKS or re.match(r'(torch|tfds|wds|hfds|hfids)/[^/]', name):
+        return name
+    return Path(name).name or 'own data'
 
 
 def training_command(args: argparse.Namespace) -> str:
     """The command that trains the same: what was typed, else the published settings as a file."""
     sources = getattr(args, 'sources', {})
-    typed = [name for name, source in sources.items() if source == 'command line' and name not in _NOT_IN_THE_COMMAND]
+    hidden = NOT_THE_TRAINING - {'data_dir', 'list_dir'}
+    typed = [name for name, source in sources.items() if source == 'command line' and name not in hidden]
     automatic = {'default', 'command line', *recipes_for(args.dataset, model_kind(args.model))}
     configs = [source for source in dict.fromkeys(sources.values()) if source not in automatic]
     from_recipe = not configs or (configs[-1] in recipe_names() and len(configs) <= 2)

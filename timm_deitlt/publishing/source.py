@@ -1,7 +1,6 @@
 """What is to be published: a finished run, a cached teacher or a converted model, with figures that are its own."""
 import argparse
 import json
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +23,12 @@ from ..checkpoint import (
     load_weights,
     weights_sha256,
 )
-from ..results import EXPERTS
-from ..teachers import NO_WEIGHTS, RECORD, benchmark_tag, cache_key, key_sha256, read_record
+from ..config import with_defaults
+from ..teachers import NO_NETWORK, NO_WEIGHTS, RECORD, benchmark_tag, cache_key, key_sha256, read_record
 from ..version import __version__
-from .settings import public_name
+from .figures import METRICS, VALIDATION, find_figures, headline
+from .settings import public_name, public_teacher
 
-METRICS, VALIDATION = 'metrics.json', 'validation.json'
 _DATA = ('name', 'imbalance_factor', 'split_seed', 'fingerprint', 'evaluated_on')
 
 
@@ -76,14 +75,27 @@ def read_model(folder: Path) -> Model:
         raise ValueError(
             f'{str(folder)!r} holds neither {LAST}, as a run of train.py, nor {CONFIG}, as a model that '
             'hfhub/convert.py wrote: give the folder of one of them.')
-    return _read_run(folder, record)
+    if record is not None and not _has_weights(folder):
+        raise ValueError(f'{folder} holds other weights than the teacher beside it. Have the teacher trained anew.')
+    try:
+        return _read_run(folder, record)
+    except KeyError as error:
+        raise ValueError(
+            f'{folder} lacks {error}: it was written by another version of train.py. Train it again.') from error
+
+
+def _has_weights(folder: Path) -> bool:
+    """Whether the weights of a cached teacher are those of the run inside."""
+    cached = load_safetensors(folder.parent, 'Have the teacher trained anew.')
+    return weights_sha256(cached) == weights_sha256(load_checkpoint(folder / LAST)['state_dict'])
 
 
 def _read_run(folder: Path, record: dict[str, Any] | None) -> Model:
     checkpoint = load_checkpoint(folder / LAST)
     if not {'args', 'experts', 'data'} <= checkpoint.keys():
         raise ValueError(f'{folder / LAST} was not written by this train.py: it names no settings and no data.')
-    args = argparse.Namespace(**vars(checkpoint['args']), sources=checkpoint.get('sources', {}))
+    args = with_defaults(checkpoint['args'])
+    args.sources = checkpoint.get('sources', {})
     data = checkpoint['data']
     if checkpoint['epoch'] + 1 < args.epochs:
         raise ValueError(
@@ -91,13 +103,13 @@ def _read_run(folder: Path, record: dict[str, Any] | None) -> Model:
             'by train.py --resume.')
     weights = checkpoint['state_dict']
     _check_finite(weights, str(folder / LAST))
-    metrics = _find_metrics(folder, weights, (METRICS, VALIDATION))
+    metrics = find_figures(folder, weights_sha256(weights), (METRICS, VALIDATION))
     network = build_model(argparse.Namespace(**{**vars(args), **NO_WEIGHTS}), len(data['class_names']))
     load_weights(network, weights, str(folder / LAST))
-    data_config = network.pretrained_cfg
-    precision = choose_precision(args, torch.device('cpu'))[2].split(' on ')[0]
-    key = record or cache_key(args, data['fingerprint'], data['class_names'], data_config, precision)
     student = isinstance(network, VisionTransformerDistilled)
+    teacher = None
+    if args.teacher not in NO_NETWORK:  # figures that were measured later do not tell
+        teacher = metrics['teacher'] = {'name': args.teacher, 'source': None, **(metrics.get('teacher') or {})}
     config = {
         'kind': 'student' if student else 'teacher',
         'benchmark': benchmark_tag(args),
@@ -105,14 +117,29 @@ def _read_run(folder: Path, record: dict[str, Any] | None) -> Model:
         'class_counts': data['train_counts'],
         'shots': metrics['shots'],
         'experts': list(checkpoint['experts']) if student else ['mean', 'cls'],
-        'training': {
-            'epochs': args.epochs, 'seed': args.seed, 'git': metrics['versions']['git'],
-            **({} if student else {'key': key_sha256(key)})},
+        'teacher': public_teacher(teacher),
+        'training': {'epochs': args.epochs, 'seed': args.seed, 'git': _commit(folder, metrics)},
         'version': __version__,
     }
-    plots = sorted(path for pattern in ('*.png', 'plots/*.png', 'report/*.png') for path in folder.glob(pattern))
+    if not student:
+        precision = checkpoint.get('precision') or choose_precision(args, torch.device('cpu'))[2].split(' on ')[0]
+        key = cache_key(
+            args, data['fingerprint'], data['class_names'], network.pretrained_cfg,
+            record['precision'] if record else precision)
+        if record not in (None, key):
+            raise ValueError(f'{folder} was trained otherwise than {RECORD} beside it says. Have it trained anew.')
+        config['training']['key'] = key_sha256(key)
     return _checked(Model(
-        network.eval(), config, list(data['class_names']), metrics, args, data_config, plots), str(folder))
+        network.eval(), config, list(data['class_names']), metrics, args, network.pretrained_cfg,
+        sorted(folder.glob('plots/*.png'))), str(folder))
+
+
+def _commit(folder: Path, metrics: dict[str, Any]) -> str | None:
+    """Commit that the run was trained by: figures may have been measured by another."""
+    versions = folder / 'versions.json'
+    if versions.is_file():
+        return json.loads(versions.read_text()).get('git')
+    return metrics['versions'].get('git') if metrics.get('train_images_per_second') else None
 
 
 def _public_data(data: dict[str, Any]) -> dict[str, Any]:
@@ -131,15 +158,19 @@ def _read_converted(folder: Path) -> Model:
     config = load_config(folder)
     weights = load_safetensors(folder, 'Convert it again.')
     _check_finite(weights, str(folder / WEIGHTS))
-    network = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+    try:
+        network = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+    except RuntimeError as error:
+        raise ValueError(f'timm cannot load {folder}: {error}. Convert it again.') from error
     metrics = None
     if (folder / VALIDATION).is_file():
-        metrics = _find_metrics(folder, weights, (VALIDATION,))
+        metrics = find_figures(folder, weights_sha256(weights), (VALIDATION,))
     about = dict(config['about'])
     kind = 'student' if isinstance(network, VisionTransformerDistilled) else 'teacher'
     data = metrics and metrics['data']
     about.update(
         kind=kind,
+        released_kind=about.get('kind'),
         data=data and _public_data(data),
         class_counts=data and data['train_counts'],
         shots=metrics and metrics['shots'],
@@ -151,23 +182,6 @@ def _read_converted(folder: Path) -> Model:
     if not names:
         raise ValueError(f'{folder / CONFIG} has no label_names: convert the file again.')
     return _checked(Model(network, about, list(names), metrics, None, config['pretrained_cfg']), str(folder))
-
-
-def _find_metrics(folder: Path, weights: dict[str, torch.Tensor], names: Sequence[str]) -> dict[str, Any]:
-    """The first of the files that was measured with these weights."""
-    own, found = weights_sha256(weights), []
-    for name in names:
-        if (folder / name).is_file():
-            try:
-                metrics = json.loads((folder / name).read_text())
-                if metrics['weights_sha256'] == own:
-                    return metrics
-                found.append(f'{name} is of other weights')
-            except (KeyError, TypeError, ValueError):
-                found.append(f'{name} does not say of which weights it is')
-    raise ValueError(
-        f'The figures in {folder} do not belong to its weights: {"; ".join(found) or f"there is no {names[0]}"}. '
-        f'Measure them: python validate.py {shlex.quote(str(folder))}')
 
 
 def _check_finite(weights: dict[str, torch.Tensor], name: str) -> None:
@@ -191,11 +205,3 @@ def _checked(model: Model, name: str) -> Model:
         found = ', '.join(f'{what} {count}' for what, count in known.items())
         raise ValueError(f'The number of classes in {name} does not add up: {found}. Publish a run as it was written.')
     return model
-
-
-def headline(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Figures of the answer: the mean of the experts."""
-    for expert in EXPERTS:
-        if metrics.get(expert) and metrics[expert].get('top1') is not None:
-            return metrics[expert]
-    raise ValueError('The run was never evaluated: measure it by python validate.py RUN --val-split NAME.')
