@@ -29,6 +29,7 @@ from ..version import __version__
 from .figures import METRICS, VALIDATION, find_figures, headline
 from .settings import public_name, public_teacher
 
+_OF_A_TEACHER = ('name', 'source', 'path', 'top1', 'head', 'mid', 'tail')
 _DATA = ('name', 'imbalance_factor', 'split_seed', 'fingerprint', 'evaluated_on')
 
 
@@ -117,7 +118,8 @@ def _read_run(folder: Path, record: dict[str, Any] | None) -> Model:
         'class_counts': data['train_counts'],
         'shots': metrics['shots'],
         'experts': list(checkpoint['experts']) if student else ['mean', 'cls'],
-        'teacher': public_teacher(teacher),
+        'teacher': teacher and {
+            name: value for name, value in public_teacher(teacher).items() if name in _OF_A_TEACHER},
         'training': {'epochs': args.epochs, 'seed': args.seed, 'git': _commit(folder, metrics)},
         'version': __version__,
     }
