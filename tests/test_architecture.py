@@ -7,12 +7,12 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / 'timm_deitlt'
 FLOORS = [
     ['version', 'benchmarks', 'hub', 'flags', 'config', 'checks'],
-    ['models', 'data', 'optim', 'loss', 'evaluation', 'checkpoint'],
+    ['models', 'data', 'optim', 'loss', 'evaluation', 'checkpoint', 'analysis'],
     ['task', 'paco'],
     ['meter', 'engine', 'progress', 'folder', 'fit'],
-    ['teachers', 'teacher_file'],
-    ['build', 'results', 'dry_run', 'run', 'validation'],
-    ['publishing'],
+    ['teachers', 'teacher_file', 'report'],
+    ['build', 'results', 'dry_run', 'run', 'validation', 'mechanisms'],
+    ['publishing', 'ablation'],
     ['cli'],
 ]
 # modules of one floor that may import each other, downward in this order
@@ -28,6 +28,7 @@ PARTS = {
     'dry_run': {'build'},
     'run': {'build', 'dry_run', 'results'},
     'validation': {'build', 'results'},
+    'mechanisms': {'build', 'results'},
 }
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 

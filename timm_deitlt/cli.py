@@ -6,10 +6,13 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from .ablation import ablate, study_names
 from .config import parse_args
 from .data.long_tail import UnreadableImageError
+from .mechanisms import analyze
 from .meter import NonFiniteLossError
 from .run import train
 from .validation import validate
@@ -86,3 +89,46 @@ def validate_main(argv: list[str] | None = None) -> None:
     path = values.pop('checkpoint')
     overrides = {name: value for name, value in values.items() if value is not None}
     guarded('validate.py', lambda: validate(path, overrides))
+
+
+def ablate_main(argv: list[str] | None = None) -> None:
+    """Entry of ablate.py."""
+    parser = argparse.ArgumentParser(
+        prog='ablate.py', description='Train the arms of a study over seeds; print its table and verdicts.')
+    parser.add_argument('study', help=f'{", ".join(study_names())}, or a YAML file of the same form')
+    parser.add_argument('--arms', nargs='+', metavar='NAME', help='arms to train (default: all)')
+    parser.add_argument('--seeds', nargs='+', type=int, default=[1, 2, 3], metavar='N', help='seeds of the runs')
+    parser.add_argument('--subsets', nargs='+', type=int, default=[0], metavar='N', help='seeds of the images')
+    parser.add_argument('--data-dir', metavar='DIR', help='where the data set is')
+    parser.add_argument('--results', type=Path, default=Path('results'), metavar='DIR', help='folder of results')
+    parser.add_argument('--work', type=Path, default=Path('output/ablate'), metavar='DIR', help='folder of the runs')
+    parser.add_argument('--jobs', type=int, default=1, metavar='N', help='trainings at a time, which share the cores')
+    parser.add_argument('--table', action='store_true', help='train nothing; write verdicts.json and print the table')
+    args = parser.parse_args(argv)
+    guarded('ablate.py', lambda: ablate(**vars(args)))
+
+
+def analyze_main(argv: list[str] | None = None) -> None:
+    """Entry of analyze.py."""
+    parser = argparse.ArgumentParser(
+        prog='analyze.py',
+        description='Measure the mechanisms of a run or an exported model: how local its attention is, how many '
+        'dimensions its tokens fill, how far CLS and DIST part, and what its teacher makes of the training images.')
+    parser.add_argument(
+        'checkpoint', help='folder of a run or of an exported model, checkpoint of a run, or hf-hub:OWNER/NAME')
+    parser.add_argument(
+        '--num-images', type=int, default=1000, metavar='N', help='evaluation images at most (default: 1000)')
+    parser.add_argument('--data-dir', metavar='DIR', help='where the data set is (default: as in training)')
+    parser.add_argument('--dataset', metavar='NAME', help='data set of an exported model')
+    parser.add_argument('--list-dir', metavar='DIR', help='list files of lt/imagenet and lt/inat18')
+    parser.add_argument('--imbalance-factor', type=float, metavar='X', help='of the data set of an exported model')
+    parser.add_argument('--val-split', metavar='NAME', help='split to measure on (default: as in training)')
+    parser.add_argument(
+        '-b', '--batch-size', dest='validation_batch_size', type=int, metavar='N', help='images in a batch')
+    parser.add_argument('-j', '--workers', type=int, metavar='N', help='loader processes')
+    parser.add_argument('--device', help='cuda, cuda:N or cpu (default: cuda if available)')
+    parser.add_argument('--amp', action=argparse.BooleanOptionalAction, help='mixed precision (default: as trained)')
+    values = vars(parser.parse_args(argv))
+    path, num_images = values.pop('checkpoint'), values.pop('num_images')
+    overrides = {name: value for name, value in values.items() if value is not None}
+    guarded('analyze.py', lambda: analyze(path, overrides, num_images))

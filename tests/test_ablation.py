@@ -1,0 +1,136 @@
+"""Studies: what is run, in which order, what the table says, and how claims are judged."""
+import json
+import math
+import statistics
+
+import pytest
+
+from timm_deitlt.ablation.cells import Cell, cell_path, cell_settings, plan, read_results
+from timm_deitlt.ablation.study import load_study, study_names
+from timm_deitlt.ablation.table import FAILS, FEW, HOLDS, OPEN, format_study, value, verdicts
+from timm_deitlt.config import model_kind, recipes_for, resolve
+
+STUDY = '''
+settings: {dataset: lt/digits, model: deit_lt_tiny, epochs: 2, drw_start_epoch: 1}
+arms:
+  plain: {label: Plain, settings: {teacher: none, drw_on: none}}
+  weighted: {label: Weighted, from: plain, settings: {teacher: none, drw_on: cls}}
+  other: {label: Other, settings: {teacher: labels}}
+claims:
+  - {claim: weights help the tail, a: weighted mean tail, b: plain mean tail}
+  - {claim: weights lower the rank, a: weighted cls rank, b: plain cls rank, less: true}
+'''
+
+
+@pytest.fixture
+def study(tmp_path):
+    (tmp_path / 'small.yaml').write_text(STUDY)
+    return load_study(str(tmp_path / 'small.yaml'))
+
+
+def put(root, study, arm, seed, tail, rank=3, subset=0):
+    cell = Cell(subset, seed, arm)
+    path = cell_path(root, study, cell)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({
+        'study': study.name, 'arm': arm, 'subset': subset, 'seed': seed, 'settings': cell_settings(study, cell),
+        'metrics': {'mean': {'top1': 50. + tail, 'head': 90., 'mid': 60., 'tail': tail}, 'cls': None, 'dist': None},
+        'analysis': {'rank_cls': [rank, rank + 2], 'attention_distance_px': [[10, 20], [30, 40], [90, 90]],
+                     'cos_norm': .75}}))
+
+
+@pytest.mark.parametrize('name', study_names())
+def test_every_arm_of_a_packaged_study_is_a_training_that_resolves(name):
+    study = load_study(name)
+    assert study.arms and study.claims
+    for arm in study.arms:
+        settings = cell_settings(study, Cell(0, 1, arm))
+        args = resolve(settings, recipes_for(settings['dataset'], model_kind(settings['model'])), prog=name)
+        assert args.seed == 1 and args.epochs == study.settings['epochs'] and args.drw_start_epoch < args.epochs
+
+
+def test_arms_that_share_a_first_stage_differ_from_it_in_stage_two_alone():
+    study = load_study('fashion_mnist')
+    of_stage_two = {'drw_on', 'keep_mixup_drw', 'cls_loss'}
+    for arm in study.arms.values():
+        if arm.parent:
+            ours, theirs = dict(arm.settings), dict(study.arms[arm.parent].settings)
+            assert {k: v for k, v in ours.items() if k not in of_stage_two} == {
+                k: v for k, v in theirs.items() if k not in of_stage_two}
+            assert ours != theirs
+
+
+def test_what_has_a_file_is_not_planned_again_and_seeds_come_one_after_the_other(study, tmp_path):
+    put(tmp_path, study, 'plain', 1, 5.)
+    cells = plan(study, tmp_path, list(study.arms), [1, 2], [0])
+    assert [(cell.seed, cell.arm) for cell in cells] == [
+        (1, 'weighted'), (1, 'other'), (2, 'plain'), (2, 'weighted'), (2, 'other')]
+    assert plan(study, tmp_path, ['plain'], [1], [0]) == []
+    with pytest.raises(ValueError, match='no arm nothing: the study has plain, weighted, other'):
+        plan(study, tmp_path, ['nothing'], [1], [0])
+
+
+def test_results_of_other_settings_and_damaged_files_are_refused(study, tmp_path):
+    put(tmp_path, study, 'plain', 1, 5.)
+    path = cell_path(tmp_path, study, Cell(0, 1, 'plain'))
+    result = json.loads(path.read_text())
+    path.write_text(json.dumps({**result, 'settings': {**result['settings'], 'epochs': 9}}))
+    with pytest.raises(ValueError, match=r'other settings than the study has \(epochs\)'):
+        read_results(tmp_path, study)
+    path.write_text('{')
+    with pytest.raises(ValueError, match='is damaged'):
+        read_results(tmp_path, study)
+
+
+@pytest.mark.parametrize('change, words', [
+    (('from: plain', 'from: nowhere'), 'goes on from nowhere'), (('mean tail}', 'mean tale}'), 'is no figure'),
+    (('settings: {dataset', 'setings: {dataset'), 'unknown setings'),
+    (('weighted mean', 'wheighted mean'), 'no figure')])
+def test_a_study_with_a_slip_is_refused_naming_it(tmp_path, change, words):
+    assert change[0] in STUDY
+    (tmp_path / 'slip.yaml').write_text(STUDY.replace(*change, 1))
+    with pytest.raises(ValueError, match=words):
+        load_study(str(tmp_path / 'slip.yaml'))
+    with pytest.raises(FileNotFoundError, match='fashion_mnist'):
+        load_study(str(tmp_path / 'missing.yaml'))
+
+
+@pytest.mark.parametrize('differences, verdict', [
+    ([4., 5., 6.], HOLDS), ([-4., -5., -6.], FAILS), ([4., -5., 6.], OPEN), ([4., 5.], FEW), ([], FEW),
+    ([1., 1., 1.], HOLDS), ([0., 0., 0.], OPEN)])
+def test_a_claim_is_judged_by_its_paired_differences(study, tmp_path, differences, verdict):
+    for seed, difference in enumerate(differences, 1):
+        put(tmp_path, study, 'plain', seed, 10. * seed)
+        put(tmp_path, study, 'weighted', seed, 10. * seed + difference)
+    put(tmp_path, study, 'weighted', 99, 0.)  # without a partner
+    found = verdicts(study, read_results(tmp_path, study), 'results')[0]
+    assert (found['verdict'], found['n'], found['figures']['differences']) == (verdict, len(differences), differences)
+    if len(differences) > 1:
+        assert found['figures']['std'] == pytest.approx(statistics.stdev(differences), abs=1e-3)
+        error = statistics.stdev(differences) / math.sqrt(len(differences))
+        assert (verdict in (HOLDS, FAILS)) == (
+            len(differences) > 2 and abs(statistics.fmean(differences)) > 2 * error)
+    assert len(found['files']) == 2 * len(differences)
+    assert all(name.startswith('results/small/') for name in found['files'])
+
+
+def test_a_claim_of_less_counts_downward_and_measures_are_averages(study, tmp_path):
+    for seed in (1, 2, 3):
+        put(tmp_path, study, 'plain', seed, 1., rank=9)
+        put(tmp_path, study, 'weighted', seed, 1., rank=4)
+    results = read_results(tmp_path, study)
+    found = verdicts(study, results)[1]
+    assert found['verdict'] == HOLDS and found['figures']['difference'] == 5
+    some = results[Cell(0, 1, 'plain')]
+    assert value(some, 'cls', 'rank') == 10 and value(some, 'early', 'distance') == 25
+    assert value(some, 'tokens', 'divergence') == .25 and value(some, 'dist', 'rank') is None
+    assert value(some, 'dist', 'overall') is None and value({**some, 'analysis': None}, 'cls', 'rank') is None
+
+
+def test_the_table_has_mean_std_and_n_of_every_arm_and_empty_cells_say_why(study, tmp_path):
+    for seed, tail in ((1, 10.), (2, 14.)):
+        put(tmp_path, study, 'plain', seed, tail)
+    text = format_study(study, read_results(tmp_path, study), missing='Not run: no time.')
+    assert f'| Plain | 2 | 62.0 ± {statistics.stdev([60, 64]):.1f} |' in text
+    assert '| Other | 0 |  |' in text and 'Not run: no time.' in text
+    assert '| weights help the tail | 0 |' in text and f'*{FEW}*' in text

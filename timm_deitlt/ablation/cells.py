@@ -1,0 +1,92 @@
+"""The cells of a study: one training each, its file of results, and in which order they are run."""
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .study import Study
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One training of an arm.
+
+    Attributes:
+        subset: Seed of the images (`--split-seed`).
+        seed: Seed of teacher, initialisation, order and augmentation (`--seed`).
+        arm: Name of the arm.
+    """
+    subset: int
+    seed: int
+    arm: str
+
+    @property
+    def name(self) -> str:
+        """Name of its file and its run."""
+        return f'{self.arm}-subset{self.subset}-seed{self.seed}'
+
+
+def cell_path(root: Path, study: Study, cell: Cell) -> Path:
+    """Where the results of a cell are, or will be."""
+    return Path(root) / study.name / f'{cell.name}.json'
+
+
+def plan(
+        study: Study,
+        root: Path,
+        arms: Sequence[str],
+        seeds: Sequence[int],
+        subsets: Sequence[int],
+) -> list[Cell]:
+    """Cells without a file of results, those that go on from another behind it, seed by seed.
+
+    Raises:
+        ValueError: If an arm is unknown.
+    """
+    if unknown := [arm for arm in arms if arm not in study.arms]:
+        raise ValueError(f'There is no arm {", ".join(unknown)}: the study has {", ".join(study.arms)}.')
+    cells = [Cell(subset, seed, arm) for subset in subsets for seed in seeds for arm in study.arms if arm in arms]
+    return [cell for cell in cells if not cell_path(root, study, cell).is_file()]
+
+
+def read_results(root: Path, study: Study) -> dict[Cell, dict[str, Any]]:
+    """Results of all cells that have a file.
+
+    Raises:
+        ValueError: If a file is damaged or not of this study's settings.
+    """
+    results = {}
+    for path in sorted((Path(root) / study.name).glob('*.json')):
+        if path.name == 'verdicts.json':
+            continue
+        try:
+            result = json.loads(path.read_text())
+            cell = Cell(result['subset'], result['seed'], result['arm'])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f'{path} is damaged ({error!r}): delete it to have it run again.') from error
+        if cell.arm not in study.arms:
+            continue  # of an arm that the study no longer has
+        check_settings(study, cell, result, path)
+        results[cell] = result
+    return results
+
+
+def check_settings(study: Study, cell: Cell, result: Mapping[str, Any], path: Path) -> None:
+    """Refuse results of other settings than the study now has.
+
+    Raises:
+        ValueError: Naming the settings.
+    """
+    wanted = cell_settings(study, cell)
+    wrong = [name for name, value in wanted.items() if result['settings'].get(name) != value]
+    if wrong:
+        raise ValueError(
+            f'{path} was run with other settings than the study has ({", ".join(wrong)}): delete it to have it run '
+            'again, or give the study another name.')
+
+
+def cell_settings(study: Study, cell: Cell) -> dict[str, Any]:
+    """Settings of train.py that make a cell."""
+    return {
+        **study.settings, **study.arms[cell.arm].settings, 'seed': cell.seed, 'split_seed': cell.subset}

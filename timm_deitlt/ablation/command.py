@@ -1,0 +1,68 @@
+"""What ablate.py does."""
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import write_text
+from .cells import plan, read_results
+from .study import load_study
+from .table import format_study, verdicts
+
+_logger = logging.getLogger(__name__)
+
+
+def ablate(
+        study: str,
+        arms: Sequence[str] | None,
+        seeds: Sequence[int],
+        subsets: Sequence[int],
+        data_dir: str | None,
+        results: Path,
+        work: Path,
+        jobs: int,
+        table: bool,
+) -> dict[str, Any]:
+    """Train what has no file of results yet, then write the verdicts and print the table.
+
+    Args:
+        study: Name of a packaged study, or a YAML file.
+        arms: Arms to train; all if None.
+        seeds: Seeds of the runs.
+        subsets: Seeds of the images.
+        data_dir: Where the data set is.
+        results: Folder of results.
+        work: Folder of runs and teachers.
+        jobs: Trainings at a time.
+        table: Train nothing.
+
+    Returns:
+        The verdicts, the cells that are there, and those that failed.
+
+    Raises:
+        ValueError: If the study, an arm or a file of results is not usable.
+        FileNotFoundError: If there is no such study.
+    """
+    asked = load_study(study)
+    if jobs < 1:
+        raise ValueError(f'--jobs must be 1 or more, got {jobs}')
+    read_results(results, asked)  # a file that does not fit is an error before anything is trained
+    failed = []
+    if not table:
+        from .train_cells import train_cells  # the table needs none of what trains
+        cells = plan(asked, results, arms or list(asked.arms), seeds, subsets)
+        _logger.info(f'{len(cells)} trainings are to be done, {jobs} at a time, in {work / asked.name}.')
+        places = {'data_dir': data_dir} if data_dir else {}
+        failed = train_cells(asked, cells, results, work, places, jobs)
+        for cell, reason in failed:
+            _logger.warning(f'{cell.name} failed: {reason}')
+    found = read_results(results, asked)
+    judged = verdicts(asked, found, results.name)
+    if found:
+        write_text(results / asked.name / 'verdicts.json', json.dumps(judged, indent=1) + '\n')
+    _logger.info('\n' + format_study(asked, found))
+    return {
+        'study': asked.name, 'cells': [cell.name for cell in sorted(found)],
+        'failed': {cell.name: reason for cell, reason in failed},
+        'verdicts': {verdict['claim']: verdict['verdict'] for verdict in judged}}

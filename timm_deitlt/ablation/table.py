@@ -1,0 +1,135 @@
+"""Tables of a study and verdicts on its claims, from the files of results alone."""
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .cells import Cell, cell_path
+from .study import GROUPS, Claim, Side, Study
+
+HOLDS, FAILS, OPEN = 'holds', 'does not hold', 'not shown at this scale'
+FEW = 'not measured'
+# Runs below which nothing is judged, and standard errors that a difference must exceed
+_LEAST_PAIRS, _ERRORS = 3, 2.
+_COLUMNS = (*(('mean', group) for group in GROUPS), *((e, g) for e in ('cls', 'dist') for g in ('overall', 'tail')))
+
+
+def value(result: Mapping[str, Any], of: str, measure: str) -> float | None:
+    """A figure of one result, or None where the arm has none.
+
+    Args:
+        result: Content of a file of results.
+        of: An expert, 'teacher', or what a measure is of, see `study.MEASURES`.
+        measure: 'overall', 'head', 'mid' or 'tail' in percent; 'rank', the mean over blocks; 'distance' in px, the mean
+            over the heads of the first two blocks; 'divergence', 1 - cos after the final norm.
+    """
+    if measure in GROUPS:
+        figures = result['metrics'].get(of) or {}
+        return figures.get('top1' if measure == 'overall' else measure)
+    analysis = result.get('analysis') or {}
+    if measure == 'rank':
+        ranks = analysis.get(f'rank_{of}')
+        return statistics.fmean(ranks) if ranks else None
+    if measure == 'distance':
+        early = [px for block in (analysis.get('attention_distance_px') or [])[:2] for px in block]
+        return statistics.fmean(early) if early else None
+    cos = analysis.get('cos_norm')
+    return None if cos is None else 1 - cos
+
+
+def verdicts(study: Study, results: Mapping[Cell, Mapping[str, Any]], root: Any = 'results') -> list[dict[str, Any]]:
+    """Judgement of every claim of a study.
+
+    With d the differences between the two sides of one subset and seed, in the claimed direction, a claim *holds* if
+    mean(d) exceeds twice its standard error, *does not hold* if -mean(d) does, and is else *not shown at this scale*;
+    with fewer than three differences it is *not measured*.
+
+    Returns:
+        For each claim 'claim', 'verdict', 'n', 'figures' (means of both sides, mean and standard deviation of d, all
+        differences) and the 'files' it rests on.
+    """
+    return [_judge(study, claim, results, root) for claim in study.claims]
+
+
+def _judge(study: Study, claim: Claim, results: Mapping[Cell, Mapping[str, Any]], root: Any) -> dict[str, Any]:
+    pairs = [pair for cell in sorted(results) if (pair := _pair(claim, cell, results))]
+    differences = [(b - a if claim.less else a - b) for _, a, b in pairs]
+    mean = statistics.fmean(differences) if differences else None
+    std = statistics.stdev(differences) if len(differences) > 1 else None
+    verdict = FEW
+    if len(differences) >= _LEAST_PAIRS:
+        limit = _ERRORS * std / math.sqrt(len(differences))
+        verdict = HOLDS if mean > limit else FAILS if -mean > limit else OPEN
+    names = sorted({
+        cell_path(root, study, Cell(cell.subset, cell.seed, side.arm)).as_posix()
+        for cell, *_ in pairs for side in (claim.a, claim.b)})
+    return {
+        'claim': claim.text,
+        'verdict': verdict,
+        'n': len(pairs),
+        'figures': {
+            'a': str(claim.a), 'b': str(claim.b), 'claimed': 'a < b' if claim.less else 'a > b',
+            'mean_a': _rounded([a for _, a, _ in pairs]), 'mean_b': _rounded([b for *_, b in pairs]),
+            'difference': None if mean is None else round(mean, 3), 'std': None if std is None else round(std, 3),
+            'differences': [round(d, 3) for d in differences]},
+        'files': names,
+    }
+
+
+def _pair(claim: Claim, cell: Cell, results: Mapping[Cell, Mapping[str, Any]]) -> tuple[Cell, float, float] | None:
+    """Both sides of a claim for one subset and seed, counted once, at the cell of side a."""
+    if cell.arm != claim.a.arm:
+        return None
+    other = results.get(Cell(cell.subset, cell.seed, claim.b.arm))
+    if other is None:
+        return None
+    a, b = _of(results[cell], claim.a), _of(other, claim.b)
+    return None if a is None or b is None else (cell, a, b)
+
+
+def _of(result: Mapping[str, Any], side: Side) -> float | None:
+    return value(result, side.of, side.measure)
+
+
+def _rounded(values: Sequence[float]) -> float | None:
+    return round(statistics.fmean(values), 3) if values else None
+
+
+def format_study(study: Study, results: Mapping[Cell, Mapping[str, Any]], missing: str = '') -> str:
+    """Markdown: a row an arm with mean and standard deviation, then the claims.
+
+    Args:
+        study: The study.
+        results: Its results; an arm without any is an empty row.
+        missing: Why cells are empty, said below.
+    """
+    head = ['arm', 'n', *(f'{of} {group}' for of, group in _COLUMNS)]
+    lines = [_row(head), _row(['---', *['---:'] * (len(head) - 1)])]
+    for name, arm in study.arms.items():
+        runs = [result for cell, result in sorted(results.items()) if cell.arm == name]
+        label = f'&nbsp;&nbsp;{arm.label}' if arm.parent else arm.label
+        figures = (_cell([value(run, *column) for run in runs]) for column in _COLUMNS)
+        lines.append(_row([label, str(len(runs)), *figures]))
+    if missing:
+        lines += ['', missing]
+    lines += ['', _row(['claim', 'n', 'first', 'second', 'difference', 'verdict']), _row(['---', *['---:'] * 4, '---'])]
+    for found in verdicts(study, results):
+        figures = found['figures']
+        difference = '' if figures['difference'] is None else f"{figures['difference']:+.2f}" + (
+            '' if figures['std'] is None else f" ± {figures['std']:.2f}")
+        lines.append(_row([
+            found['claim'], str(found['n']), *(
+                '' if figures[f'mean_{side}'] is None else f"{figures[f'mean_{side}']:.1f}" for side in 'ab'),
+            difference, f"*{found['verdict']}*"]))
+    return '\n'.join(lines)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f'| {" | ".join(cells)} |'
+
+
+def _cell(values: Sequence[float | None]) -> str:
+    known = [v for v in values if v is not None]
+    if not known:
+        return ''
+    return f'{statistics.fmean(known):.1f}' + (f' ± {statistics.stdev(known):.1f}' if len(known) > 1 else '')

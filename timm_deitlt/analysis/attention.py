@@ -1,0 +1,213 @@
+"""Where tokens look: attention of every block, how far it reaches, and what it adds up to over the blocks."""
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from timm.layers.attention import Attention, resolve_self_attn_mask
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+
+@contextmanager
+def watched_attention(model: nn.Module, receive: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """Hand the attention of every block to `receive` while the model runs, one block at a time.
+
+    It is computed once more from the input of each attention module, by timm's own steps, as the fused kernel keeps it
+    to itself. What the model returns is untouched. Dropout is left out.
+
+    Args:
+        model: timm's VisionTransformer or VisionTransformerDistilled.
+        receive: Called with the number of the block and its attention `[B, heads, N, N]`, float32, whose rows
+            (queries) sum to 1; N counts the prefix tokens and then the patches.
+
+    Raises:
+        ValueError: If the model is none, or its blocks have attention of another kind.
+    """
+    modules = _attention_modules(model)
+
+    def hook(block: int) -> Callable:
+        return lambda module, args, kwargs: receive(block, _attention(module, *args, **kwargs).detach())
+
+    handles = [
+        module.register_forward_pre_hook(hook(block), with_kwargs=True) for block, module in enumerate(modules)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _attention_modules(model: nn.Module) -> list[Attention]:
+    modules = [getattr(block, 'attn', None) for block in model.blocks] if isinstance(model, VisionTransformer) else []
+    # another class may compute its attention otherwise
+    if not modules or any(type(module) is not Attention for module in modules):
+        raise ValueError(
+            f'{type(model).__name__} has no blocks with the attention of a plain ViT, of which the mechanisms are '
+            "measured: give a deit_lt model, or another of timm's VisionTransformer with its own Block.")
+    return modules
+
+
+def _attention(module: Attention, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    # the arguments are those of Attention.forward
+    batch, length, _ = x.shape
+    query, key, _ = module.qkv(x).view(batch, length, 3, module.num_heads, module.head_dim).permute(2, 0, 3, 1, 4)
+    scores = (module.q_norm(query) * module.scale) @ module.k_norm(key).mT
+    bias = resolve_self_attn_mask(length, scores, attn_mask, is_causal)
+    # in float32, so that the rows sum to 1 under autocast too
+    return (scores if bias is None else scores + bias).float().softmax(dim=-1)
+
+
+@contextmanager
+def in_evaluation(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; afterwards every module has its own mode again."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@torch.no_grad()
+def attention_maps(
+        model: nn.Module,
+        images: Tensor,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+) -> list[Tensor]:
+    """Attention of each block in evaluation mode, whether the model computes it fused or not.
+
+    Args:
+        model: timm's VisionTransformer or VisionTransformerDistilled; unchanged afterwards.
+        images: Normalised images `[B, C, H, W]`.
+        attn_mask: As of timm's `forward_features`: what may be seen (bool) or is added to the scores.
+        is_causal: Likewise: each token sees those before it only.
+
+    Returns:
+        For each block `[B, heads, N, N]`, float32, rows sum to 1; N counts the prefix tokens and then the patches.
+
+    Raises:
+        ValueError: If the model has no such blocks.
+
+    Example:
+        >>> model = timm.create_model('deit_lt_tiny', num_classes=10, img_size=64)
+        >>> len(attention_maps(model, torch.randn(2, 3, 64, 64)))
+        12
+    """
+    maps: list[Tensor] = []
+    with watched_attention(model, lambda _, attention: maps.append(attention)), in_evaluation(model):
+        model.forward_features(images, attn_mask=attn_mask, is_causal=is_causal)
+    return maps
+
+
+def patch_distances(grid: tuple[int, int], patch_px: int | tuple[int, int]) -> Tensor:
+    """Distances between the centres of all patches in pixels, float64 `[h * w, h * w]`, patches row by row."""
+    height, width = (patch_px, patch_px) if isinstance(patch_px, int) else patch_px
+    centres = torch.cartesian_prod(
+        torch.arange(grid[0], dtype=torch.float64) * height, torch.arange(grid[1], dtype=torch.float64) * width)
+    return torch.linalg.vector_norm(centres[:, None] - centres, dim=-1)
+
+
+def uniform_attention_distance(grid: tuple[int, int], patch_px: int | tuple[int, int]) -> float:
+    """Mean attention distance in pixels of heads that look at all patches alike."""
+    return patch_distances(grid, patch_px).mean().item()
+
+
+def mean_attention_distance(
+        attention: Tensor,
+        grid: tuple[int, int],
+        patch_px: int | tuple[int, int],
+        num_prefix_tokens: int,
+        renormalize: bool = True,
+) -> Tensor:
+    """How far each head of a block looks: distance to the patches, weighted by attention, in pixels.
+
+    Prefix tokens (CLS, DIST, registers) have no place in the image and are dropped as queries and as keys; what a patch
+    has left for patches is brought back to a sum of 1. The mean is over the query patches and the images; a query whose
+    attention to all patches is rounded to 0 has no distance and is left out.
+
+    Args:
+        attention: `[B, heads, N, N]`, as of `attention_maps`.
+        grid: Rows and columns of patches.
+        patch_px: Side, or height and width, of a patch in pixels of the model's input.
+        num_prefix_tokens: Tokens before the patches.
+        renormalize: False leaves the sum below 1, so that attention to prefix tokens counts as a distance of 0.
+
+    Returns:
+        A distance a head, float64 `[heads]`; uniform attention on 14 x 14 patches of 16 px has 116.5 px.
+
+    Raises:
+        ValueError: If N is not prefix tokens and patches.
+
+    Source: Raghu et al. (https://arxiv.org/abs/2108.08810), section 3; Dosovitskiy et al.
+    (https://arxiv.org/abs/2010.11929), figure 7.
+    """
+    length = num_prefix_tokens + grid[0] * grid[1]
+    if attention.ndim != 4 or attention.shape[-2:] != (length, length):
+        raise ValueError(
+            f'Attention of {num_prefix_tokens} prefix tokens and {grid[0]} x {grid[1]} patches is '
+            f'[B, heads, {length}, {length}], got {list(attention.shape)}.')
+    between = attention[:, :, num_prefix_tokens:, num_prefix_tokens:]
+    distances = patch_distances(grid, patch_px).to(attention.device, attention.dtype)
+    distance = (between * distances).sum(dim=-1).cpu().double()
+    left = between.sum(dim=-1).cpu().double()
+    if not renormalize:
+        return distance.mean(dim=(0, 2))
+    seeing = left != 0
+    distance = torch.where(seeing, distance / left, 0.)
+    return distance.sum(dim=(0, 2)) / seeing.sum(dim=(0, 2))
+
+
+def prefix_attention(attention: Tensor, num_prefix_tokens: int) -> Tensor:
+    """Attention of the prefix tokens over the patches, mean of the heads, each row brought to a sum of 1.
+
+    Args:
+        attention: `[B, heads, N, N]`, as of `attention_maps`.
+        num_prefix_tokens: Tokens before the patches.
+
+    Returns:
+        `[B, num_prefix_tokens, h * w]`, the row of CLS first and, in a distilled model, that of DIST second.
+
+    Raises:
+        ValueError: If there is no prefix token.
+    """
+    return _over_patches(attention.mean(dim=1), num_prefix_tokens)
+
+
+def attention_rollout(attentions: Sequence[Tensor], num_prefix_tokens: int) -> Tensor:
+    """How much of each patch reaches the prefix tokens through all blocks.
+
+    The attention of a block is the mean of its heads A; with the residual connection it is (A + I) / 2, its rows
+    brought to a sum of 1; the rollout is the product over the blocks. Nothing is discarded. Of the result the rows of
+    the prefix tokens are taken, over the patches only, and brought to a sum of 1.
+
+    Args:
+        attentions: `[B, heads, N, N]` of each block, first block first, as of `attention_maps`.
+        num_prefix_tokens: Tokens before the patches.
+
+    Returns:
+        `[B, num_prefix_tokens, h * w]`, the row of CLS first and, in a distilled model, that of DIST second.
+
+    Raises:
+        ValueError: If there is no block or no prefix token.
+
+    Source: Abnar and Zuidema (https://arxiv.org/abs/2005.00928), section 3, equation 1.
+    """
+    if not attentions:
+        raise ValueError('A rollout needs the attention of at least one block, got none.')
+    rollout = None
+    for attention in attentions:
+        mixed = (attention.mean(dim=1) + torch.eye(attention.shape[-1], device=attention.device)) / 2
+        mixed = mixed / mixed.sum(dim=-1, keepdim=True)
+        rollout = mixed if rollout is None else mixed @ rollout
+    return _over_patches(rollout, num_prefix_tokens)
+
+
+def _over_patches(attention: Tensor, num_prefix_tokens: int) -> Tensor:
+    if num_prefix_tokens < 1:
+        raise ValueError(
+            f'Maps are those of the prefix tokens, of which there are {num_prefix_tokens}: use a model with a CLS '
+            'token.')
+    rows = attention[:, :num_prefix_tokens, num_prefix_tokens:]
+    return rows / rows.sum(dim=-1, keepdim=True)
