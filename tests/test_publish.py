@@ -182,6 +182,15 @@ def test_no_file_holds_a_place_of_the_machine_or_a_token(bench, runs):
         assert str(runs).encode() not in content and TOKEN.encode() not in content, name
 
 
+def test_settings_that_hold_the_token_are_not_published(bench, runs, tmp_path):
+    def careless(state):
+        state['args'].wandb_project = f'mine {TOKEN}'
+
+    run = rewrite(copy(runs / 'a', tmp_path / 'run'), careless)
+    failed(bench.publish(run), Exit.BAD_INPUT, 'args.yaml would hold your token')
+    assert bench.repo is None
+
+
 # Faults: the version there is the old one or the new one, whole
 
 @pytest.fixture(params=['new', 'existing'])
