@@ -95,10 +95,9 @@ def publish(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     _refuse_token(repository.token, folder)
     repository.check_access()
     remote = repository.read()
-    plan = Plan.between(remote, local)
+    plan = repository.plan(remote, local, args.replace)
     _check_remote(args, remote, plan)
     repository.check_card(card)
-    repository.plan(remote, local, args.replace)
     _logger.info(_describe(args, remote, plan))
     report = {
         'repo': args.repo_id, 'revision': args.revision, 'files': {name: file.size for name, file in local.items()},

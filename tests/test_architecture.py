@@ -28,7 +28,7 @@ PARTS = {
     'dry_run': {'build'},
     'run': {'build', 'dry_run', 'results'},
     'validation': {'build', 'results'},
-    'mechanisms': {'build', 'results'},
+    'mechanisms': {'build', 'results', 'validation'},
 }
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 

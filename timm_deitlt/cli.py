@@ -69,10 +69,9 @@ def train_main(argv: list[str] | None = None) -> None:
     guarded('train.py', lambda: train(parse_args(argv)))
 
 
-def validate_main(argv: list[str] | None = None) -> None:
-    """Entry of validate.py."""
-    parser = argparse.ArgumentParser(
-        prog='validate.py', description='Evaluate a run or an exported model, every expert by shot.')
+def _model_parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """Parser of a script that takes a trained model and the data to evaluate it on."""
+    parser = argparse.ArgumentParser(prog=prog, description=description)
     parser.add_argument(
         'checkpoint', help='folder of a run or of an exported model, checkpoint of a run, or hf-hub:OWNER/NAME')
     parser.add_argument('--data-dir', metavar='DIR', help='where the data set is (default: as in training)')
@@ -85,10 +84,32 @@ def validate_main(argv: list[str] | None = None) -> None:
     parser.add_argument('-j', '--workers', type=int, metavar='N', help='loader processes')
     parser.add_argument('--device', help='cuda, cuda:N or cpu (default: cuda if available)')
     parser.add_argument('--amp', action=argparse.BooleanOptionalAction, help='mixed precision (default: as trained)')
+    return parser
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def validate_main(argv: list[str] | None = None) -> None:
+    """Entry of validate.py."""
+    parser = _model_parser('validate.py', 'Evaluate a run or an exported model, every expert by shot.')
     values = vars(parser.parse_args(argv))
     path = values.pop('checkpoint')
-    overrides = {name: value for name, value in values.items() if value is not None}
-    guarded('validate.py', lambda: validate(path, overrides))
+    guarded('validate.py', lambda: validate(path, _given(values)))
+
+
+def analyze_main(argv: list[str] | None = None) -> None:
+    """Entry of analyze.py."""
+    parser = _model_parser(
+        'analyze.py',
+        'Measure the mechanisms of a run or an exported model: how local its attention is, how many dimensions its '
+        'tokens fill, how far CLS and DIST part, and what its teacher makes of the training images.')
+    parser.add_argument(
+        '--num-images', type=int, default=1000, metavar='N', help='evaluation images at most (default: 1000)')
+    values = vars(parser.parse_args(argv))
+    path, num_images = values.pop('checkpoint'), values.pop('num_images')
+    guarded('analyze.py', lambda: analyze(path, _given(values), num_images))
 
 
 def ablate_main(argv: list[str] | None = None) -> None:
@@ -106,29 +127,3 @@ def ablate_main(argv: list[str] | None = None) -> None:
     parser.add_argument('--table', action='store_true', help='train nothing; write verdicts.json and print the table')
     args = parser.parse_args(argv)
     guarded('ablate.py', lambda: ablate(**vars(args)))
-
-
-def analyze_main(argv: list[str] | None = None) -> None:
-    """Entry of analyze.py."""
-    parser = argparse.ArgumentParser(
-        prog='analyze.py',
-        description='Measure the mechanisms of a run or an exported model: how local its attention is, how many '
-        'dimensions its tokens fill, how far CLS and DIST part, and what its teacher makes of the training images.')
-    parser.add_argument(
-        'checkpoint', help='folder of a run or of an exported model, checkpoint of a run, or hf-hub:OWNER/NAME')
-    parser.add_argument(
-        '--num-images', type=int, default=1000, metavar='N', help='evaluation images at most (default: 1000)')
-    parser.add_argument('--data-dir', metavar='DIR', help='where the data set is (default: as in training)')
-    parser.add_argument('--dataset', metavar='NAME', help='data set of an exported model')
-    parser.add_argument('--list-dir', metavar='DIR', help='list files of lt/imagenet and lt/inat18')
-    parser.add_argument('--imbalance-factor', type=float, metavar='X', help='of the data set of an exported model')
-    parser.add_argument('--val-split', metavar='NAME', help='split to measure on (default: as in training)')
-    parser.add_argument(
-        '-b', '--batch-size', dest='validation_batch_size', type=int, metavar='N', help='images in a batch')
-    parser.add_argument('-j', '--workers', type=int, metavar='N', help='loader processes')
-    parser.add_argument('--device', help='cuda, cuda:N or cpu (default: cuda if available)')
-    parser.add_argument('--amp', action=argparse.BooleanOptionalAction, help='mixed precision (default: as trained)')
-    values = vars(parser.parse_args(argv))
-    path, num_images = values.pop('checkpoint'), values.pop('num_images')
-    overrides = {name: value for name, value in values.items() if value is not None}
-    guarded('analyze.py', lambda: analyze(path, overrides, num_images))

@@ -1,5 +1,4 @@
 """Models from the Hugging Face Hub, whole and unchanged, and the errors of its client in words."""
-import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, validate_repo_id
+from huggingface_hub.utils.sha import sha_fileobj
 
 __all__ = [
     'FILES', 'HUB_ERRORS', 'UPLOAD_ERRORS', 'HubFailure', 'ask_config', 'explain', 'file_sha256', 'model_folder',
@@ -126,11 +126,8 @@ def model_folder(name: str, quick: bool = False) -> Path:
 
 def file_sha256(path: Path) -> str:
     """sha256 of a file's content."""
-    digest = hashlib.sha256()
     with open(path, 'rb') as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return sha_fileobj(file).hex()
 
 
 def explain(error: BaseException) -> HubFailure:

@@ -32,7 +32,6 @@ from .analysis import (
     watched_attention,
 )
 from .build.data import Data, build_data
-from .build.device import choose_device
 from .build.loaders import build_eval_loader, build_mixup, build_train_loader
 from .build.model import build_model, build_task, drw_start
 from .build.trainer import choose_precision
@@ -41,21 +40,20 @@ from .checkpoint import (
     LAST,
     atomic_write,
     check_checkpoint,
-    exported_settings,
     load_checkpoint,
     load_config,
     load_safetensors,
     load_weights,
     write_text,
 )
-from .config import model_kind, recipes_for, resolve
 from .data.augment import BatchAugment
 from .data.loader import seed_everything
 from .engine import expert_logits
 from .hub import model_folder
 from .results import EXPERTS, plain_json, versions
 from .teacher_file import HUB, from_file, reorder_classes
-from .teachers import NO_NETWORK, NO_WEIGHTS, Teacher, teacher_args
+from .teachers import NO_NETWORK, Teacher, teacher_args
+from .validation import run_settings, settings_of_export
 
 _logger = logging.getLogger(__name__)
 
@@ -161,8 +159,7 @@ def _open_run(file: Path, overrides: dict[str, Any]) -> Subject:
     checkpoint = load_checkpoint(file)
     if 'args' not in checkpoint or 'experts' not in checkpoint:
         raise ValueError(f'{file} was not written by this train.py: it names no settings and no experts.')
-    args = argparse.Namespace(**{**vars(checkpoint['args']), **NO_WEIGHTS, 'device': None, **overrides})
-    choose_device(args)
+    args = run_settings(checkpoint, overrides)
     data = build_data(args, evaluate_split=overrides.get('val_split'))
     check_checkpoint(checkpoint, str(file), args.model, data.train.fingerprint)
     model = build_model(args, data.train.num_classes)
@@ -187,13 +184,7 @@ def _history(folder: Path, last_epoch: int) -> list[tuple[int, float]]:
 
 def _open_exported(folder: Path, overrides: dict[str, Any], save: bool = True) -> Subject:
     config = load_config(folder)
-    selection = {} if overrides.get('dataset') else (config['about'].get('data') or {}).get('selection') or {}
-    settings = {**exported_settings(config), **selection, **overrides}
-    dataset = settings.get('dataset')
-    if not dataset and not overrides.get('data_dir'):
-        raise ValueError(f'{folder} does not say on which images to measure it: give --dataset and --data-dir.')
-    args = resolve(settings, recipes_for(dataset or '', model_kind(settings['model'])), prog=str(folder))
-    choose_device(args)
+    args = settings_of_export(folder, config, overrides)
     data = build_data(args, evaluate_split=overrides.get('val_split'))
     model = build_model(args, data.train.num_classes)
     load_weights(model, load_safetensors(folder, 'Convert or download it again.'), str(folder / CONFIG))

@@ -57,13 +57,36 @@ def validate(path: str, overrides: dict[str, Any]) -> dict[str, Any]:
     return _validate_run(file / 'last.pth.tar' if file.is_dir() else file, overrides)
 
 
+def run_settings(checkpoint: dict[str, Any], overrides: dict[str, Any]) -> argparse.Namespace:
+    """Settings to evaluate a checkpoint of a run with, its device chosen."""
+    args = with_defaults(checkpoint['args'])
+    args = argparse.Namespace(**{**vars(args), **NO_WEIGHTS, 'device': None, **overrides})
+    choose_device(args)
+    return args
+
+
+def settings_of_export(folder: Path, config: dict[str, Any], overrides: dict[str, Any]) -> argparse.Namespace:
+    """Settings to evaluate an exported model with, its device chosen.
+
+    Raises:
+        ValueError: If neither its config.json, see `checkpoint.load_config`, nor `overrides` say on which data.
+    """
+    # a published model knows on what it was trained
+    selection = {} if overrides.get('dataset') else (config['about'].get('data') or {}).get('selection') or {}
+    settings = {**exported_settings(config), **selection, **overrides}
+    dataset = settings.get('dataset')
+    if not dataset and not overrides.get('data_dir'):
+        raise ValueError(f'{folder} does not say what to evaluate it on: give --dataset and --data-dir.')
+    args = resolve(settings, recipes_for(dataset or '', model_kind(settings['model'])), prog=str(folder))
+    choose_device(args)
+    return args
+
+
 def _validate_run(file: Path, overrides: dict[str, Any]) -> dict[str, Any]:
     checkpoint = load_checkpoint(file)
     if 'args' not in checkpoint or 'experts' not in checkpoint:
         raise ValueError(f'{file} was not written by this train.py: it names no settings and no experts.')
-    args = with_defaults(checkpoint['args'])
-    args = argparse.Namespace(**{**vars(args), **NO_WEIGHTS, 'device': None, **overrides})
-    choose_device(args)
+    args = run_settings(checkpoint, overrides)
     data = build_data(args, evaluate_split=overrides.get('val_split'))
     check_checkpoint(checkpoint, str(file), args.model, data.train.fingerprint)
     model = build_model(args, data.train.num_classes)
@@ -80,14 +103,7 @@ def _validate_run(file: Path, overrides: dict[str, Any]) -> dict[str, Any]:
 
 def _validate_exported(folder: Path, overrides: dict[str, Any], save: bool = True) -> dict[str, Any]:
     config = load_config(folder)
-    # a published model knows on what it was trained
-    selection = {} if overrides.get('dataset') else (config['about'].get('data') or {}).get('selection') or {}
-    settings = {**exported_settings(config), **selection, **overrides}
-    dataset = settings.get('dataset')
-    if not dataset and not overrides.get('data_dir'):
-        raise ValueError(f'{folder} does not say what to evaluate it on: give --dataset and --data-dir.')
-    args = resolve(settings, recipes_for(dataset or '', model_kind(settings['model'])), prog=str(folder))
-    choose_device(args)
+    args = settings_of_export(folder, config, overrides)
     data = build_data(args, evaluate_split=overrides.get('val_split'))
     model = build_model(args, data.train.num_classes)
     weights = {'experts': load_safetensors(folder, 'Convert or download it again.')}

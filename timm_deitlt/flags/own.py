@@ -5,7 +5,8 @@ OWN_FLAGS = {
     'DeiT-LT': (
         flag('--teacher', 'teacher recipe such as resnet32_sam, timm model, labels, or none for a plain ViT',
              default='none', metavar='NAME'),
-        flag('--teacher-checkpoint', 'weights of the teacher, or hf-hub:OWNER/NAME (default: cached, or trained now)',
+        flag('--teacher-checkpoint',
+             'weights of the teacher, or hf-hub:OWNER/NAME (default: cached, published or trained now)',
              metavar='FILE'),
         flag('--teacher-source', 'hub takes the published teacher whatever its seed and settings',
              default='auto', choices=('auto', 'hub')),

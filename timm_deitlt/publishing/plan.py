@@ -6,6 +6,8 @@ from enum import IntEnum
 from fnmatch import fnmatch
 from pathlib import Path
 
+from huggingface_hub.utils.sha import git_hash
+
 # Weights in other forms, of which timm would take one where it cannot get ours, and what this tool wrote before
 _STALE = (
     '*.bin', '*.pt', '*.pth', '*.pth.tar', '*.ckpt', '*.pkl', '*.pickle', '*.msgpack', '*.h5', '*.safetensors',
@@ -100,9 +102,8 @@ def local_files(folder: Path) -> dict[str, LocalFile]:
     files = {}
     for path in sorted(path for path in folder.rglob('*') if path.is_file()):
         content = path.read_bytes()
-        blob = hashlib.sha1(b'blob %d\0' % len(content) + content).hexdigest()
         files[path.relative_to(folder).as_posix()] = LocalFile(
-            path, len(content), hashlib.sha256(content).hexdigest(), blob)
+            path, len(content), hashlib.sha256(content).hexdigest(), git_hash(content))
     return files
 
 

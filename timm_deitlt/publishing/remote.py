@@ -193,11 +193,12 @@ class Repository:
         if self.create_pr and (found := self.find(local)):
             _logger.info('A pull request with just these files is there already.')
             return found
-        self._upload(self.plan(remote, local, replace), local)
         for attempt in range(_ATTEMPTS):
             plan = self.plan(remote, local, replace)
             if plan.empty:
                 return self.at(remote.head)
+            if not attempt:
+                self._upload(plan, local)
             try:
                 done = self.api.create_commit(
                     self.repo_id, [*_additions(plan, local), *map(CommitOperationDelete, plan.delete)],
