@@ -36,12 +36,13 @@ KINDS = tuple(kind for kind in TEACHER_RECIPES if kind != 'plain')
 ALIASES = {'ldam': 'plain', 'ldam_sam': 'sam'}
 RECORD = 'teacher.json'
 
-# What a teacher takes over from the student's settings: its data, ...
+# What a teacher takes over from the student's settings: its data and how often it is evaluated, ...
 DATA_SETTINGS = (
     'dataset', 'data_dir', 'train_split', 'val_split', 'dataset_download', 'class_map', 'input_img_mode', 'input_key',
     'target_key', 'dataset_trust_remote_code', 'train_num_samples', 'val_num_samples', 'imbalance_factor',
     'imbalance_profile', 'n_max', 'split_seed', 'val_fraction', 'class_counts', 'list_dir', 'skip_bad_images',
-    'in_chans', 'seed', 'device', 'amp', 'amp_dtype', 'pin_mem', 'workers', 'log_interval',
+    'in_chans', 'seed', 'device', 'amp', 'amp_dtype', 'pin_mem', 'workers', 'log_interval', 'val_interval',
+    'validation_batch_size',
 )
 # ... and for an in-distribution teacher its augmentation
 AUGMENTATION_SETTINGS = (

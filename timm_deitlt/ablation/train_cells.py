@@ -72,6 +72,7 @@ def _train_group(
     logging.basicConfig(level=logging.WARNING, format='%(message)s')
     failed = []
     for cell in cells:
+        torch.compiler.reset()  # each has a model of its own: else the later ones would run uncompiled
         try:
             train_cell(study, cell, root, work, places)
         except Exception as error:  # a cell that fails is reported, and the others go on
