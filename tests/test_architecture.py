@@ -7,7 +7,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / 'timm_deitlt'
 FLOORS = [
     ['version', 'benchmarks', 'hub', 'flags', 'config', 'checks'],
-    ['models', 'data', 'optim', 'loss', 'evaluation', 'checkpoint', 'analysis'],
+    ['models', 'data', 'optim', 'loss', 'evaluation', 'checkpoint', 'analysis', 'fusion'],
     ['task', 'paco'],
     ['meter', 'engine', 'progress', 'folder', 'fit'],
     ['teachers', 'teacher_file', 'report'],

@@ -12,6 +12,7 @@ from typing import Any
 from .ablation import ablate, study_names
 from .config import parse_args
 from .data.long_tail import UnreadableImageError
+from .fusion import FUSIONS
 from .mechanisms import analyze
 from .meter import NonFiniteLossError
 from .run import train
@@ -94,9 +95,12 @@ def _given(values: dict[str, Any]) -> dict[str, Any]:
 def validate_main(argv: list[str] | None = None) -> None:
     """Entry of validate.py."""
     parser = _model_parser('validate.py', 'Evaluate a run or an exported model, every expert by shot.')
+    parser.add_argument(
+        '--fusion', default='mean', choices=('mean', *FUSIONS, 'all'),
+        help='further ways to join the experts (default: the mean of their logits alone)')
     values = vars(parser.parse_args(argv))
-    path = values.pop('checkpoint')
-    guarded('validate.py', lambda: validate(path, _given(values)))
+    path, fusion = values.pop('checkpoint'), values.pop('fusion')
+    guarded('validate.py', lambda: validate(path, _given(values), fusion))
 
 
 def analyze_main(argv: list[str] | None = None) -> None:

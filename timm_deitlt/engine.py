@@ -16,6 +16,7 @@ from torchvision.utils import save_image
 from .data.augment import BatchAugment
 from .data.loader import MicroBatch, TrainLoader, seed_everything
 from .evaluation import ShotEvaluator
+from .fusion import fuse
 from .meter import Meter
 from .optim import SAM
 from .progress import Progress
@@ -235,8 +236,9 @@ def evaluate(
         autocast: Callable = nullcontext,
         channels_last: bool = False,
         distributed: bool = False,
+        fusions: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Metrics in percent of every expert of the evaluator over a loader, see `ShotEvaluator.compute`."""
+    """Metrics in percent of every expert of the evaluator, fusions included, over a loader: `ShotEvaluator.compute`."""
     training = model.training
     model.eval()
     for images, target in loader:
@@ -244,6 +246,6 @@ def evaluate(
             images = images.contiguous(memory_format=torch.channels_last)
         with autocast():
             logits = expert_logits(model, images, evaluator.experts)
-        evaluator.update(logits, target)
+        evaluator.update(fuse(logits, fusions, evaluator.shots.class_counts) if fusions else logits, target)
     model.train(training)
     return evaluator.compute(distributed)

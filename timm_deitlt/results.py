@@ -72,6 +72,7 @@ def final_table(result: dict[str, Any], shots: Any) -> str:
     """The table that a run ends with: experts, EMA and teacher by shot."""
     rows = {expert: result[expert] for expert in EXPERTS if result.get(expert)}
     rows.update({f'ema {expert}': values for expert, values in result.get('ema', {}).items()})
+    rows.update(result.get('fusion', {}))
     if result['teacher'] and result['teacher'].get('top1') is not None:
         rows['teacher'] = result['teacher']
     return format_table(rows, shots, result['data']['test_counts'])

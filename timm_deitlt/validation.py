@@ -28,6 +28,7 @@ from .checkpoint import (
 from .config import model_kind, recipes_for, resolve, with_defaults
 from .engine import evaluate
 from .evaluation import ShotEvaluator
+from .fusion import choose_fusions
 from .hub import model_folder
 from .results import EXPERTS, final_table, plain_json, versions
 from .teacher_file import HUB, reorder_classes
@@ -36,7 +37,7 @@ from .teachers import NO_WEIGHTS
 _logger = logging.getLogger(__name__)
 
 
-def validate(path: str, overrides: dict[str, Any]) -> dict[str, Any]:
+def validate(path: str, overrides: dict[str, Any], fusion: str = 'mean') -> dict[str, Any]:
     """Evaluate a run's checkpoint, every expert and the EMA by shot, or an exported model.
 
     Args:
@@ -44,17 +45,19 @@ def validate(path: str, overrides: dict[str, Any]) -> dict[str, Any]:
             'hf-hub:owner/name'.
         overrides: Settings that differ from the run's, such as `data_dir`, `val_split` or `device`; a converted model
             does not say on what data it is to be evaluated, so `dataset` is needed.
+        fusion: Further ways to join the experts, see `fusion.choose_fusions`.
 
     Returns:
-        As metrics.json; what belongs to training is taken from the metrics.json of the run, and None without one. It is
-        saved as validation.json in the folder of the checkpoint, unless that is the Hub's.
+        As metrics.json, with the metrics of each further fusion under 'fusion'; what belongs to training is taken from
+        the metrics.json of the run, and None without one. It is saved as validation.json in the folder of the
+        checkpoint, unless that is the Hub's.
     """
     if path.startswith(HUB):
-        return _validate_exported(model_folder(path.removeprefix(HUB)), overrides, save=False)
+        return _validate_exported(model_folder(path.removeprefix(HUB)), overrides, fusion, save=False)
     file = Path(path)
     if (file / CONFIG).is_file():
-        return _validate_exported(file, overrides)
-    return _validate_run(file / 'last.pth.tar' if file.is_dir() else file, overrides)
+        return _validate_exported(file, overrides, fusion)
+    return _validate_run(file / 'last.pth.tar' if file.is_dir() else file, overrides, fusion)
 
 
 def run_settings(checkpoint: dict[str, Any], overrides: dict[str, Any]) -> argparse.Namespace:
@@ -82,7 +85,7 @@ def settings_of_export(folder: Path, config: dict[str, Any], overrides: dict[str
     return args
 
 
-def _validate_run(file: Path, overrides: dict[str, Any]) -> dict[str, Any]:
+def _validate_run(file: Path, overrides: dict[str, Any], fusion: str) -> dict[str, Any]:
     checkpoint = load_checkpoint(file)
     if 'args' not in checkpoint or 'experts' not in checkpoint:
         raise ValueError(f'{file} was not written by this train.py: it names no settings and no experts.')
@@ -94,14 +97,14 @@ def _validate_run(file: Path, overrides: dict[str, Any]) -> dict[str, Any]:
     trained = file.parent / 'metrics.json'
     trained = json.loads(trained.read_text()) if trained.is_file() else {}
     names = checkpoint['data']['class_names']
-    return _evaluate(args, data, model, weights, names, tuple(checkpoint['experts']), file, {
+    return _evaluate(args, data, model, weights, names, tuple(checkpoint['experts']), fusion, file, {
         'teacher': trained.get('teacher'),
         'epochs_trained': checkpoint['epoch'] + 1,
         **{key: trained.get(key) for key in ('seconds', 'train_images_per_second')},
     }, file.parent)
 
 
-def _validate_exported(folder: Path, overrides: dict[str, Any], save: bool = True) -> dict[str, Any]:
+def _validate_exported(folder: Path, overrides: dict[str, Any], fusion: str, save: bool = True) -> dict[str, Any]:
     config = load_config(folder)
     args = settings_of_export(folder, config, overrides)
     data = build_data(args, evaluate_split=overrides.get('val_split'))
@@ -114,7 +117,7 @@ def _validate_exported(folder: Path, overrides: dict[str, Any], save: bool = Tru
         EXPERTS if isinstance(model.get_classifier(), tuple) else ('mean', 'cls'))
     unknown = dict.fromkeys(('teacher', 'epochs', 'epochs_trained', 'seed', 'seconds', 'train_images_per_second'))
     return _evaluate(
-        args, data, model, weights, names, tuple(experts), folder / CONFIG, unknown, folder if save else None)
+        args, data, model, weights, names, tuple(experts), fusion, folder / CONFIG, unknown, folder if save else None)
 
 
 def _evaluate(
@@ -124,12 +127,14 @@ def _evaluate(
         weights: dict[str, dict[str, torch.Tensor] | None],
         class_names: list[str] | None,
         experts: tuple[str, ...],
+        fusion: str,
         file: Path,
         trained: dict[str, Any],
         folder: Path | None,
 ) -> dict[str, Any]:
     if data.evaluation is None:
         raise ValueError('There are no evaluation images: give --val-split.')
+    fusions = choose_fusions(fusion, experts)
     device = torch.device(args.device)
     model.to(device)
     loader = build_eval_loader(args, data.evaluation, model.pretrained_cfg, device)
@@ -143,12 +148,14 @@ def _evaluate(
         load_weights(model, state_dict, str(file))
         if class_names is not None:
             reorder_classes(model, class_names, data.train.class_names, str(file))
-        evaluator = ShotEvaluator(data.shots, experts=experts, device=device)
-        metrics[name] = evaluate(model, loader, evaluator, autocast)
+        joined = fusions if name == 'experts' else ()
+        evaluator = ShotEvaluator(data.shots, experts=(*experts, *joined), device=device)
+        metrics[name] = evaluate(model, loader, evaluator, autocast, fusions=joined)
     seconds = time.perf_counter() - start
     result = plain_json({
         **{expert: metrics['experts'].get(expert) for expert in EXPERTS},
         **{key: value for key, value in metrics.items() if key == 'ema'},
+        **({'fusion': {name: metrics['experts'][name] for name in fusions}} if fusions else {}),
         'shots': data.shots.describe(evaluator.test_counts),
         'data': {**data.describe(evaluator.test_counts), 'bad_images': data.bad_images},
         'model': args.model,

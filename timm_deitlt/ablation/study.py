@@ -7,8 +7,10 @@ from typing import Any
 
 import yaml
 
+from ..fusion import FUSIONS
+
 STUDIES = files(__package__.rpartition('.')[0]) / 'studies'
-EXPERTS = ('mean', 'cls', 'dist', 'teacher')
+EXPERTS = ('mean', 'cls', 'dist', 'teacher', *FUSIONS)
 GROUPS = ('overall', 'head', 'mid', 'tail')
 # Measures of analyze.py that claims may name, by what they are of
 MEASURES = {('dist', 'rank'), ('cls', 'rank'), ('early', 'distance'), ('tokens', 'divergence')}

@@ -19,12 +19,12 @@ def value(result: Mapping[str, Any], of: str, measure: str) -> float | None:
 
     Args:
         result: Content of a file of results.
-        of: An expert, 'teacher', or what a measure is of, see `study.MEASURES`.
+        of: An expert, 'teacher', a fusion, or what a measure is of, see `study.MEASURES`.
         measure: 'overall', 'head', 'mid' or 'tail' in percent; 'rank', the mean over blocks; 'distance' in px, the mean
             over the heads of the first two blocks; 'divergence', 1 - cos after the final norm.
     """
     if measure in GROUPS:
-        figures = result['metrics'].get(of) or {}
+        figures = result['metrics'].get(of) or result.get('fusion', {}).get(of) or {}
         return figures.get('top1' if measure == 'overall' else measure)
     analysis = result.get('analysis') or {}
     if measure == 'rank':

@@ -14,6 +14,7 @@ from ..checkpoint import write_text
 from ..config import model_kind, recipes_for, resolve
 from ..mechanisms import analyze
 from ..run import train
+from ..validation import validate
 from .cells import Cell, cell_path, cell_settings
 from .study import Study
 
@@ -97,6 +98,7 @@ def train_cell(study: Study, cell: Cell, root: Path, work: Path, places: Mapping
         'study': study.name, 'arm': cell.arm, 'label': study.arms[cell.arm].label, 'subset': cell.subset,
         'seed': cell.seed, 'settings': cell_settings(study, cell),
         'metrics': _without_places(metrics),
+        'fusion': validate(str(folder), {}, 'all')['fusion'],
         'analysis': analyze(str(folder), {}),
         'curve': (folder / 'summary.csv').read_text().splitlines(),
         'threads': torch.get_num_threads(), 'versions': metrics['versions'],
