@@ -7,7 +7,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / 'timm_deitlt'
 FLOORS = [
     ['version', 'benchmarks', 'hub', 'flags', 'config', 'checks'],
-    ['models', 'data', 'optim', 'loss', 'evaluation', 'checkpoint', 'analysis', 'fusion'],
+    ['models', 'data', 'optim', 'loss', 'evaluation', 'checkpoint', 'analysis', 'fusion',
+     'signatures'],
     ['task', 'paco'],
     ['meter', 'engine', 'progress', 'folder', 'fit'],
     ['teachers', 'teacher_file', 'report'],

@@ -29,14 +29,16 @@ from timm_deitlt.build.loaders import build_eval_loader
 from timm_deitlt.build.trainer import build_trainer
 from timm_deitlt.config import parse_args
 from timm_deitlt.data.loader import seed_everything
-from timm_deitlt.mechanisms import _choose, analyze
+from timm_deitlt.mechanisms import analyze
+from timm_deitlt.mechanisms.subject import choose
 from timm_deitlt.run import train
 
 SHAPE = dict(embed_dim=48, depth=2, num_heads=3, patch_size=8, img_size=16, num_classes=10)
 KEYS = {
     'model', 'num_images', 'images', 'grid', 'patch_px', 'prefix_tokens', 'attention_distance_px',
     'uniform_attention_distance_px', 'rank_cls', 'rank_dist', 'effective_rank_cls', 'effective_rank_dist',
-    'rank_energy', 'cos', 'divergence', 'cos_norm', 'divergence_over_training', 'ood', 'seconds', 'versions'}
+    'rank_energy', 'cos', 'divergence', 'cos_norm', 'divergence_over_training', 'tail_gap', 'ood', 'seconds',
+    'versions'}
 OF_DIST = ('rank_dist', 'effective_rank_dist', 'cos', 'divergence', 'cos_norm')
 
 
@@ -118,6 +120,38 @@ def test_divergence_over_training_is_read_from_the_summary(analyzed):
     expected = [[epoch, 1 - float(row['train_cosine'])] for epoch, row in enumerate(summary(folder))]
     assert len(expected) == 3
     assert last_json(done)['divergence_over_training'] == expected
+
+
+def test_the_tail_is_measured_at_the_start_of_stage_two_and_at_the_end(copy):
+    tail = build_data(parse_args(TINY)).shots.groups['tail']
+    for name, label in (('milestone-2.pth.tar', tail[0]), ('last.pth.tar', 0)):  # that says one class of all images
+        checkpoint = torch.load(copy / name, weights_only=False)
+        for head in ('head', 'head_dist'):
+            checkpoint['state_dict'][f'{head}.bias'][label] += 1000.
+        torch.save(checkpoint, copy / name)
+    for num_images in (1000, 10):
+        gap = analyze(str(copy), {}, num_images)['tail_gap']
+        assert gap['epochs'] == [2, 3]
+        assert gap['train'] == gap['test'] == [pytest.approx(100 / len(tail)), 0.]
+
+
+def test_the_tail_at_the_end_is_that_of_the_run_and_of_its_training_images(analyzed):
+    folder, done = analyzed
+    gap, args = last_json(done)['tail_gap'], parse_args(TINY)
+    assert gap['test'][-1] == json.loads((folder / 'metrics.json').read_text())['mean']['tail']
+    assert gap['test'][0] == pytest.approx(float(summary(folder)[1]['eval_mean_tail']))
+    data, model = build_data(args), network(folder)
+    config = {
+        **model.pretrained_cfg, 'input_size': (3, 16, 16), 'interpolation': 'bicubic', 'crop_pct': 1.,
+        'mean': args.mean, 'std': args.std}
+    right = {label: [] for label in data.shots.groups['tail']}
+    for images, target in build_eval_loader(args, data.train, config, torch.device('cpu')):
+        with torch.no_grad():
+            said = model(images).argmax(dim=-1)
+        for label, answer in zip(target.tolist(), said.tolist(), strict=True):
+            if label in right:
+                right[label].append(label == answer)
+    assert gap['train'][-1] == pytest.approx(100 * np.mean([np.mean(answers) for answers in right.values()]))
 
 
 def test_the_teacher_sees_the_very_views_of_the_first_epoch(analyzed):
@@ -273,9 +307,9 @@ def test_bad_input_is_one_line(args, message):
 
 def test_images_are_chosen_class_by_class():
     labels = [0] * 5 + [1] * 2 + [2] + [3] * 2
-    assert sorted(_choose(labels, [0, 1, 2, 3], 4)) == [0, 5, 7, 8], 'the first of each class'
-    assert sorted(_choose(labels, [0, 1, 2, 3], 7)) == [0, 1, 5, 6, 7, 8, 9]
-    assert sorted(_choose(labels, [0, 1, 2, 3], 99)) == list(range(10))
-    assert sorted(_choose(labels, [0, 1, 2, 3], 2)) == [0, 7], 'classes spread from the most to the least frequent'
-    assert _choose(labels, [3, 0], 3) == [8, 0, 9]
-    assert _choose(labels, [7], 3) == []
+    assert sorted(choose(labels, [0, 1, 2, 3], 4)) == [0, 5, 7, 8], 'the first of each class'
+    assert sorted(choose(labels, [0, 1, 2, 3], 7)) == [0, 1, 5, 6, 7, 8, 9]
+    assert sorted(choose(labels, [0, 1, 2, 3], 99)) == list(range(10))
+    assert sorted(choose(labels, [0, 1, 2, 3], 2)) == [0, 7], 'classes spread from the most to the least frequent'
+    assert choose(labels, [3, 0], 3) == [8, 0, 9]
+    assert choose(labels, [7], 3) == []

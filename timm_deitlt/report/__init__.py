@@ -1,8 +1,8 @@
-"""Plots and a self-contained HTML page of a run."""
+"""Plots and a self-contained HTML page of a run, and of a study."""
 from importlib.util import find_spec
 from pathlib import Path
 
-__all__ = ['write_report']
+__all__ = ['write_report', 'write_study_report']
 
 
 def write_report(folder: Path) -> Path:

@@ -59,8 +59,9 @@ th,td{padding:.3rem .6rem;text-align:right;white-space:nowrap;border-bottom:1px 
 th{font-weight:600}
 th:first-child,td:first-child{text-align:left;padding-left:0;position:sticky;left:0;background:var(--bg)}
 tbody th{font-weight:400}
+.wordy tbody th{white-space:normal;min-width:17rem}
 .key{display:inline-block;width:1.3em}
-.of-mean{color:var(--mean)}.of-cls{color:var(--cls)}.of-dist{color:var(--dist)}.of-teacher{color:var(--teacher)}
+.of-sub{color:var(--muted)}.of-mean{color:var(--mean)}.of-cls{color:var(--cls)}.of-dist{color:var(--dist)}.of-teacher{color:var(--teacher)}
 code{font:.9em ui-monospace,SFMono-Regular,Consolas,monospace;background:var(--box);padding:.1em .3em}
 details{margin:.75rem 0}
 summary{cursor:pointer;font-weight:600}
@@ -76,7 +77,7 @@ table{font-size:.875rem}
 th,td{padding:.3rem .4rem}
 th{white-space:normal}
 thead th{vertical-align:bottom}
-tbody th{min-width:7.5rem}
+tbody th,.wordy tbody th{min-width:7.5rem}
 }
 @media print{
 :root{color-scheme:light}
@@ -92,8 +93,8 @@ details::details-content{content-visibility:visible;block-size:auto}
 .of-cls,.of-dist,.of-teacher,.note,code,svg{print-color-adjust:exact;-webkit-print-color-adjust:exact}
 }
 '''
-# beside the words, so that a row of a table is found in the figures without its colour too
-_KEYS = {'mean': '◆', 'cls': '●', 'dist': '■', 'teacher': '▲'}
+# beside the words, so that a row of a table is found in the figures without its colour too; and below its parent
+_KEYS = {'mean': '◆', 'cls': '●', 'dist': '■', 'teacher': '▲', 'sub': '↳'}
 
 
 @dataclass(frozen=True)
@@ -185,14 +186,22 @@ def figures(plots: Iterable[Plot | None]) -> str:
     return '<div class="figures">\n' + '\n'.join(shown) + '\n</div>' if shown else ''
 
 
-def table(caption: str, head: Sequence[Any], rows: Iterable[Sequence[Any]], keys: Sequence[str | None] = ()) -> str:
+def table(
+        caption: str,
+        head: Sequence[Any],
+        rows: Iterable[Sequence[Any]],
+        keys: Sequence[str | None] = (),
+        wordy: bool = False,
+) -> str:
     """A table that scrolls inside its box where the page is narrow.
 
     Args:
         caption: Plain text.
         head: Of the columns; the first one names the rows.
         rows: Plain cells.
-        keys: 'mean', 'cls', 'dist' or 'teacher' of the rows that are shown in the figures.
+        keys: 'mean', 'cls', 'dist' or 'teacher' of the rows that are shown in the figures; 'sub' of one that belongs to
+            the row above.
+        wordy: Whether the names of the rows are sentences, which are broken into lines.
     """
     lines = []
     for index, (name, *cells) in enumerate(rows):
@@ -206,7 +215,7 @@ def table(caption: str, head: Sequence[Any], rows: Iterable[Sequence[Any]], keys
     return (
         f'<p class="small above" id="{anchor}">{text(caption)}</p>\n'
         f'<div class="scroll" role="region" aria-labelledby="{anchor}" tabindex="0">\n'
-        f'<table aria-labelledby="{anchor}">\n<thead><tr>{columns}</tr></thead>\n<tbody>\n' + '\n'.join(lines)
+        f'<table{" class=wordy" if wordy else ""} aria-labelledby="{anchor}">\n<thead><tr>{columns}</tr></thead>\n<tbody>\n' + '\n'.join(lines)
         + '\n</tbody>\n</table>\n</div>')
 
 

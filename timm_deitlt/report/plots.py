@@ -64,10 +64,17 @@ def drawing() -> Iterator[None]:
         yield
 
 
-def new_figure(height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, np.ndarray]:
-    """A figure `WIDTH` wide, `height` inches high, with panels `[rows, columns]` that share the x axis."""
+def new_figure(height: float, rows: int = 1, columns: int = 1, **options) -> tuple[Figure, np.ndarray]:
+    """A figure `WIDTH` wide, `height` inches high, with panels `[rows, columns]` that share the x axis.
+
+    Args:
+        height: In inches.
+        rows: Panels one below the other.
+        columns: Panels side by side.
+        options: Of matplotlib's `Figure.subplots`.
+    """
     figure = Figure(figsize=(WIDTH, height), layout='constrained')
-    return figure, figure.subplots(rows, columns, sharex='col', squeeze=False)
+    return figure, figure.subplots(rows, columns, **{'sharex': 'col', **options}, squeeze=False)
 
 
 def line(axes: Axes, x: np.ndarray, y: np.ndarray, look: Look, label: str | None = None, **options) -> None:
