@@ -12,7 +12,7 @@ FLOORS = [
     ['task', 'paco'],
     ['meter', 'engine', 'progress', 'folder', 'fit'],
     ['teachers', 'teacher_file', 'report'],
-    ['build', 'results', 'dry_run', 'run', 'validation', 'mechanisms'],
+    ['build', 'results', 'dry_run', 'finish', 'run', 'validation', 'mechanisms'],
     ['publishing', 'ablation'],
     ['cli'],
 ]
@@ -27,7 +27,8 @@ PARTS = {
     'results': {'build'},
     'teacher_file': {'teachers'},
     'dry_run': {'build'},
-    'run': {'build', 'dry_run', 'results'},
+    'finish': {'mechanisms'},
+    'run': {'build', 'dry_run', 'finish', 'results'},
     'validation': {'build', 'results'},
     'mechanisms': {'build', 'results', 'validation'},
 }

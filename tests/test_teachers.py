@@ -122,6 +122,13 @@ def test_teacher_epochs_stretch_its_drw_start_and_milestones():
     assert twice.decay_milestones == [2 * (epoch - 1) + 1 for epoch in recipe.decay_milestones]
 
 
+def test_teacher_rho_is_the_radius_of_a_sam_teacher_in_every_epoch():
+    settings = teacher_args(asked('--teacher-rho', '.3', '--rho', '.7'), 568)
+    assert (settings.opt, settings.rho, settings.rho_milestones) == ('samsgd', .3, [])
+    with pytest.raises(ValueError, match='resnet20 is trained by momentum: give --teacher resnet20_sam'):
+        teacher_args(asked('--teacher-rho', '.3', teacher='resnet20'), 568)
+
+
 def test_strong_teacher_is_trained_with_the_augmentation_and_mixing_of_the_student():
     flags = [
         '--aa', 'rand-m7-mstd0.5-inc1', '--scale', '.3', '.9', '--mixup', '.3', '--cutmix', '.7', '--smoothing', '.2']
@@ -169,8 +176,8 @@ def test_settings_of_the_teacher_are_in_the_key(key_of):
 
 @pytest.mark.parametrize('flags', [
     '--seed 1', '--split-seed 1', '--n-max 30', '--imbalance-factor 3', '--imbalance-profile step',
-    '--val-fraction .2', '--in-chans 1', '--teacher-epochs 2', '--teacher resnet20', '--teacher resnet32_sam',
-    '--amp', '--amp --amp-dtype float16 --teacher resnet20'])
+    '--val-fraction .2', '--in-chans 1', '--teacher-epochs 2', '--teacher-rho .3', '--teacher resnet20',
+    '--teacher resnet32_sam', '--amp', '--amp --amp-dtype float16 --teacher resnet20'])
 def test_what_matters_changes_the_key(key_of, flags):
     plain = key_of(*(['--teacher', 'resnet20'] if 'float16' in flags else []))
     assert key_of(*flags.split()) != plain
@@ -208,8 +215,8 @@ def test_data_classes_images_precision_and_format_change_the_key(monkeypatch):
     '--epochs 7 --model-ema', '--model deit_lt_small --drop-path .3', '--teacher-view weak --no-teacher-antialias',
     '--teacher-normalize student', '--opt samadamw --rho .4', '--drw-start-epoch 3 --drw-on both --keep-mixup-drw',
     '--kd-temperature 2 --kd-token-distill-type soft --task-loss-weight .2', '--img-size 32 --batch-size 8',
-    '--teacher-cache c', '--mean .1 --std .2', '--log-interval 3 --log-tensorboard --save-images', '--save-epochs 2',
-    '--classifier linear --loss ce', '--val-interval 2 -vb 7', '--grad-accum-steps 2', '--model-dtype float32'])
+    '--teacher-cache c', '--mean .1 --std .2', '--log-interval 3 --log-tensorboard --save-images --no-report',
+    '--save-epochs 2', '--classifier linear --loss ce', '--val-interval 2 -vb 7', '--grad-accum-steps 2', '--model-dtype float32'])
 def test_what_only_concerns_the_student_leaves_the_key(key_of, flags):
     assert key_of(*flags.split()) == key_of()
 

@@ -12,6 +12,7 @@ from typing import Any
 from .ablation import ablate, study_names
 from .config import parse_args
 from .data.long_tail import UnreadableImageError
+from .finish import describe_run
 from .fusion import FUSIONS
 from .mechanisms import analyze
 from .meter import NonFiniteLossError
@@ -113,7 +114,14 @@ def analyze_main(argv: list[str] | None = None) -> None:
         '--num-images', type=int, default=1000, metavar='N', help='evaluation images at most (default: 1000)')
     values = vars(parser.parse_args(argv))
     path, num_images = values.pop('checkpoint'), values.pop('num_images')
-    guarded('analyze.py', lambda: analyze(path, _given(values), num_images))
+
+    def analyze_and_describe() -> dict[str, Any]:
+        result = analyze(path, _given(values), num_images)
+        if (Path(path) / 'metrics.json').is_file():
+            logging.getLogger(__name__).info(f'Report: {describe_run(Path(path))}')
+        return result
+
+    guarded('analyze.py', analyze_and_describe)
 
 
 def ablate_main(argv: list[str] | None = None) -> None:

@@ -28,6 +28,7 @@ from .config import args_to_yaml, describe_defaults
 from .dry_run import dry_run
 from .engine import Trainer, evaluate
 from .evaluation import ShotEvaluator, format_table
+from .finish import finish_run
 from .fit import fit, restore
 from .folder import RunFolder, tensorboard_tracker, wandb_tracker
 from .results import final_table, plain_json, run_result, versions
@@ -39,7 +40,7 @@ _logger = logging.getLogger(__name__)
 # Settings that may differ when a run goes on, without a word
 NOT_OF_THE_RUN = {
     'experiment', 'branch_from', 'output', 'resume', 'device', 'workers', 'teacher_cache', 'data_dir', 'stop_epoch',
-    'log_interval', 'validation_batch_size', 'log_tensorboard', 'log_wandb', 'save_images', 'pin_mem',
+    'log_interval', 'validation_batch_size', 'log_tensorboard', 'log_wandb', 'save_images', 'pin_mem', 'report',
 }
 
 
@@ -99,9 +100,11 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     _logger.info('\n' + final_table(result, data.shots))
     if data.bad_images:
         _logger.warning(f'{data.bad_images} unreadable image(s) were replaced by others of their class.')
-    _logger.info(f'Everything is in {folder.path}')
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+    if args.report and primary:
+        finish_run(folder.path, args.device)
+    _logger.info(f'Everything is in {folder.path}')
     return result
 
 

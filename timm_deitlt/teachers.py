@@ -58,11 +58,12 @@ IRRELEVANT_SETTINGS = {
     'output', 'experiment', 'resume', 'no_resume_opt', 'branch_from', 'log_interval', 'log_wandb',
     'log_tensorboard', 'wandb_project', 'wandb_tags', 'wandb_resume_id', 'val_interval', 'validation_batch_size',
     'workers', 'pin_mem', 'save_images', 'save_epochs', 'stop_epoch', 'teacher', 'teacher_checkpoint',
-    'teacher_cache', 'teacher_epochs', 'teacher_view', 'teacher_normalize', 'teacher_antialias', 'kd_temperature',
-    'kd_token_distill_type', 'teacher_source', 'task_loss_weight', 'distill_loss_weight', 'data_dir',
+    'teacher_cache', 'teacher_epochs', 'teacher_rho', 'teacher_view', 'teacher_normalize', 'teacher_antialias',
+    'kd_temperature', 'kd_token_distill_type', 'teacher_source', 'task_loss_weight', 'distill_loss_weight', 'data_dir',
     'dataset_download', 'device', 'device_modules', 'amp', 'amp_dtype', 'val_split', 'val_num_samples', 'sources',
     'config', 'dataset', 'crop_pct', 'imbalance_factor', 'imbalance_profile', 'n_max', 'split_seed', 'val_fraction',
-    'class_counts', 'list_dir', 'dry_run', 'dry_run_world_size', 'distributed', 'local_rank', 'rank', 'world_size',
+    'class_counts', 'list_dir', 'report', 'dry_run', 'dry_run_world_size', 'distributed', 'local_rank', 'rank',
+    'world_size',
 }
 
 
@@ -128,7 +129,13 @@ def teacher_args(args: argparse.Namespace, num_images: int) -> argparse.Namespac
         overrides.update((name, getattr(args, name)) for name in AUGMENTATION_SETTINGS)
     if args.teacher_epochs:
         overrides['epochs'] = args.teacher_epochs
+    if args.teacher_rho is not None:
+        overrides.update(rho=args.teacher_rho, rho_milestones=[], rho_values=[])
     settings = resolve(overrides, recipes_for(args.dataset, 'teacher', kind), prog='--teacher')
+    if args.teacher_rho is not None and not settings.opt.startswith('sam'):
+        raise ValueError(
+            f'--teacher-rho is the radius of SAM, but {args.teacher} is trained by {settings.opt}: give --teacher '
+            f'{split_name(args.teacher)[0].removesuffix("_cifar")}_sam, or leave it out.')
     if settings.sources['batch_size'].startswith('default'):
         _scale_batch(settings, num_images)
     return settings

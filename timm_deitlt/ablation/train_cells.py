@@ -119,7 +119,7 @@ def _without_places(metrics: Mapping[str, Any]) -> dict[str, Any]:
 def _args(study: Study, cell: Cell, work: Path, places: Mapping[str, Any]) -> Any:
     settings = {
         **cell_settings(study, cell), **places, 'output': str(work / study.name), 'experiment': cell.name,
-        'teacher_cache': str(work / 'teachers')}
+        'teacher_cache': str(work), 'report': False}
     return resolve(settings, recipes_for(settings['dataset'], model_kind(settings['model'])), prog=study.name)
 
 

@@ -12,6 +12,7 @@ OWN_FLAGS = {
              default='auto', choices=('auto', 'hub')),
         flag('--teacher-cache', 'folder of trained teachers (default: ~/.cache/timm_deitlt)', metavar='DIR'),
         flag('--teacher-epochs', "epochs to train the teacher (default: its recipe's)", type=int),
+        flag('--teacher-rho', "radius of the teacher's SAM (default: its recipe's)", type=float),
         flag('--teacher-view', 'view that the teacher labels', default='student', choices=('student', 'weak')),
         flag('--teacher-normalize', 'whose mean and std normalise what the teacher sees',
              default='own', choices=('own', 'student')),
@@ -53,6 +54,8 @@ OWN_FLAGS = {
         flag('--world-size', 'devices that --dry-run answers for (default: 1)', dest='dry_run_world_size', type=int),
         flag('--branch-from', 'start a new run from this milestone of another (default: none)', metavar='FILE'),
         flag('--log-tensorboard', 'log to TensorBoard', action='store_true'),
+        flag('--report', 'measure the mechanisms and write report.html and plots/ at the end (default: on)',
+             **SWITCH, default=True),
     ),
     'PaCo (--loss paco)': (
         flag('--paco-alpha', 'weight of a positive key beside the true class', type=float, default=0.05),
