@@ -8,7 +8,9 @@ import pytest
 from timm_deitlt.ablation.cells import Cell, cell_path, cell_settings, plan, read_results
 from timm_deitlt.ablation.study import load_study, study_names
 from timm_deitlt.ablation.table import FAILS, FEW, HOLDS, OPEN, format_study, value, verdicts
+from timm_deitlt.checks import validate_args
 from timm_deitlt.config import model_kind, recipes_for, resolve
+from timm_deitlt.teachers import teacher_args
 
 STUDY = '''
 settings: {dataset: lt/digits, model: deit_lt_tiny, epochs: 2, drw_start_epoch: 1}
@@ -42,11 +44,38 @@ def put(root, study, arm, seed, tail, rank=3, subset=0):
 @pytest.mark.parametrize('name', study_names())
 def test_every_arm_of_a_packaged_study_is_a_training_that_resolves(name):
     study = load_study(name)
-    assert study.arms and study.claims
-    for arm in study.arms:
+    assert study.arms and (study.claims or study.sweep)
+    for arm, body in study.arms.items():
+        if body.origin:
+            assert body.origin[1] in load_study(body.origin[0]).arms
+            continue
         settings = cell_settings(study, Cell(0, 1, arm))
         args = resolve(settings, recipes_for(settings['dataset'], model_kind(settings['model'])), prog=name)
-        assert args.seed == 1 and args.epochs == study.settings['epochs'] and args.drw_start_epoch < args.epochs
+        validate_args(args)
+        assert args.seed == 1 and args.drw_start_epoch < args.epochs
+        if args.teacher != 'none':
+            validate_args(teacher_args(args, 2478))
+
+
+def test_the_sweeps_of_a_study_are_on_its_data_and_share_its_settings():
+    base = load_study('fashion_mnist').settings
+    varied = {'epochs', 'drw_start_epoch', 'val_interval', 'teacher', 'drw_on'}
+    for name in set(study_names()) - {'fashion_mnist'}:
+        study = load_study(name)
+        assert {k: v for k, v in study.settings.items() if k not in varied} == {
+            k: v for k, v in base.items() if k not in varied}
+        assert {arm for level in study.sweep['levels'] for arm in level['arms'].values()} == set(study.arms)
+        assert study.seeds == (1,)
+
+
+def test_an_arm_of_another_study_is_read_there_and_never_trained(tmp_path):
+    main, sweep = load_study('fashion_mnist'), load_study('fashion_mnist_rho')
+    put(tmp_path, main, 'sam_drw', 1, 5.)
+    found = read_results(tmp_path, sweep)
+    assert set(found) == {Cell(0, 1, 'rho_01')} and found[Cell(0, 1, 'rho_01')]['metrics']['mean']['tail'] == 5.
+    assert [cell.arm for cell in plan(sweep, tmp_path, list(sweep.arms), [1], [0])] == ['rho_005', 'rho_02', 'rho_04']
+    assert cell_path('results', sweep, Cell(0, 1, 'rho_0')).as_posix() == (
+        'results/fashion_mnist/lt_drw-subset0-seed1.json')
 
 
 def test_arms_that_share_a_first_stage_differ_from_it_in_stage_two_alone():
@@ -85,6 +114,7 @@ def test_results_of_other_settings_and_damaged_files_are_refused(study, tmp_path
 @pytest.mark.parametrize('change, words', [
     (('from: plain', 'from: nowhere'), 'goes on from nowhere'), (('mean tail}', 'mean tale}'), 'is no figure'),
     (('settings: {dataset', 'setings: {dataset'), 'unknown setings'),
+    (('claims:', 'sweep: {x: y, levels: [{label: z, arms: {A: plane}}]}\nclaims:'), 'level z .* names no arm: plane'),
     (('weighted mean', 'wheighted mean'), 'no figure')])
 def test_a_study_with_a_slip_is_refused_naming_it(tmp_path, change, words):
     assert change[0] in STUDY

@@ -216,7 +216,8 @@ def test_data_classes_images_precision_and_format_change_the_key(monkeypatch):
     '--teacher-normalize student', '--opt samadamw --rho .4', '--drw-start-epoch 3 --drw-on both --keep-mixup-drw',
     '--kd-temperature 2 --kd-token-distill-type soft --task-loss-weight .2', '--img-size 32 --batch-size 8',
     '--teacher-cache c', '--mean .1 --std .2', '--log-interval 3 --log-tensorboard --save-images --no-report',
-    '--save-epochs 2', '--classifier linear --loss ce', '--val-interval 2 -vb 7', '--grad-accum-steps 2', '--model-dtype float32'])
+    '--save-epochs 2', '--classifier linear --loss ce', '--val-interval 2 -vb 7', '--grad-accum-steps 2',
+    '--model-dtype float32'])
 def test_what_only_concerns_the_student_leaves_the_key(key_of, flags):
     assert key_of(*flags.split()) == key_of()
 

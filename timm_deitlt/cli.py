@@ -130,7 +130,7 @@ def ablate_main(argv: list[str] | None = None) -> None:
         prog='ablate.py', description='Train the arms of a study over seeds; print its table and verdicts.')
     parser.add_argument('study', help=f'{", ".join(study_names())}, or a YAML file of the same form')
     parser.add_argument('--arms', nargs='+', metavar='NAME', help='arms to train (default: all)')
-    parser.add_argument('--seeds', nargs='+', type=int, default=[1, 2, 3], metavar='N', help='seeds of the runs')
+    parser.add_argument('--seeds', nargs='+', type=int, metavar='N', help="seeds of the runs (default: the study's)")
     parser.add_argument('--subsets', nargs='+', type=int, default=[0], metavar='N', help='seeds of the images')
     parser.add_argument('--data-dir', metavar='DIR', help='where the data set is')
     parser.add_argument('--results', type=Path, default=Path('results'), metavar='DIR', help='folder of results')

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .study import Study
+from .study import Study, load_study
 
 
 @dataclass(frozen=True, order=True)
@@ -28,8 +28,9 @@ class Cell:
 
 
 def cell_path(root: Path, study: Study, cell: Cell) -> Path:
-    """Where the results of a cell are, or will be."""
-    return Path(root) / study.name / f'{cell.name}.json'
+    """Where the results of a cell are, or will be: of an arm of another study in the folder of that."""
+    folder, arm = study.arms[cell.arm].origin or (study.name, cell.arm)
+    return Path(root) / folder / f'{Cell(cell.subset, cell.seed, arm).name}.json'
 
 
 def plan(
@@ -41,12 +42,15 @@ def plan(
 ) -> list[Cell]:
     """Cells without a file of results, those that go on from another behind it, seed by seed.
 
+    Arms of another study are trained by that study.
+
     Raises:
         ValueError: If an arm is unknown.
     """
     if unknown := [arm for arm in arms if arm not in study.arms]:
         raise ValueError(f'There is no arm {", ".join(unknown)}: the study has {", ".join(study.arms)}.')
-    cells = [Cell(subset, seed, arm) for subset in subsets for seed in seeds for arm in study.arms if arm in arms]
+    ours = [name for name, arm in study.arms.items() if name in arms and not arm.origin]
+    cells = [Cell(subset, seed, arm) for subset in subsets for seed in seeds for arm in ours]
     return [cell for cell in cells if not cell_path(root, study, cell).is_file()]
 
 
@@ -57,6 +61,12 @@ def read_results(root: Path, study: Study) -> dict[Cell, dict[str, Any]]:
         ValueError: If a file is damaged or not of this study's settings.
     """
     results = {}
+    for name, arm in study.arms.items():
+        if arm.origin:
+            folder, theirs = arm.origin
+            results.update({
+                Cell(cell.subset, cell.seed, name): result
+                for cell, result in read_results(root, load_study(folder)).items() if cell.arm == theirs})
     for path in sorted((Path(root) / study.name).glob('*.json')):
         if path.name == 'verdicts.json':
             continue

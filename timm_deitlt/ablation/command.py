@@ -16,7 +16,7 @@ _logger = logging.getLogger(__name__)
 def ablate(
         study: str,
         arms: Sequence[str] | None,
-        seeds: Sequence[int],
+        seeds: Sequence[int] | None,
         subsets: Sequence[int],
         data_dir: str | None,
         results: Path,
@@ -29,7 +29,7 @@ def ablate(
     Args:
         study: Name of a packaged study, or a YAML file.
         arms: Arms to train; all if None.
-        seeds: Seeds of the runs.
+        seeds: Seeds of the runs; the study's own if None.
         subsets: Seeds of the images.
         data_dir: Where the data set is.
         results: Folder of results.
@@ -51,7 +51,7 @@ def ablate(
     failed = []
     if not table:
         from .train_cells import train_cells  # the table needs none of what trains
-        cells = plan(asked, results, arms or list(asked.arms), seeds, subsets)
+        cells = plan(asked, results, arms or list(asked.arms), seeds or asked.seeds, subsets)
         _logger.info(f'{len(cells)} trainings are to be done, {jobs} at a time, in {work / asked.name}.')
         places = {'data_dir': data_dir} if data_dir else {}
         failed = train_cells(asked, cells, results, work, places, jobs)

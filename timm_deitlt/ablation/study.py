@@ -25,11 +25,13 @@ class Arm:
         label: Name in tables.
         settings: What differs from the study's settings.
         parent: Arm whose milestone at the start of stage two it goes on from, or None.
+        origin: Name of another packaged study and of its arm, whose results are shown here too, or None.
     """
     name: str
     label: str
     settings: Mapping[str, Any]
     parent: str | None = None
+    origin: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,23 @@ class Claim:
 
 @dataclass(frozen=True)
 class Study:
-    """A study: see recipes of studies for the meaning of its parts."""
+    """A study.
+
+    Attributes:
+        name: Name of its folder of results.
+        settings: Settings of train.py that all arms share.
+        arms: Its arms by name.
+        claims: Claims to be judged.
+        seeds: Seeds that are run if none are asked for.
+        sweep: None, or what is varied: 'x', the title of the axis, or 'teacher_view' for the teacher's accuracy on the
+            student's images; and 'levels', each with a 'label', the value 'x' and its 'arms' by the name of the method.
+    """
     name: str
     settings: Mapping[str, Any]
     arms: Mapping[str, Arm]
-    claims: tuple[Claim, ...]
+    claims: tuple[Claim, ...] = ()
+    seeds: tuple[int, ...] = (1, 2, 3)
+    sweep: Mapping[str, Any] | None = None
 
 
 def study_names() -> list[str]:
@@ -79,9 +93,10 @@ def load_study(name: str) -> Study:
             f'There is no study {name!r}: give {" or ".join(study_names())}, or a YAML file of the same form.')
     try:
         content = yaml.safe_load(path.read_text(encoding='utf-8'))
-        _known(content, {'settings', 'arms', 'claims'}, 'the study')
+        _known(content, {'settings', 'arms', 'claims', 'seeds', 'sweep'}, 'the study')
         arms = {arm: _arm(arm, body) for arm, body in content['arms'].items()}
         claims = tuple(_claim(body) for body in content.get('claims') or ())
+        sweep = _sweep(content.get('sweep'))
     except (AttributeError, KeyError, TypeError, yaml.YAMLError) as error:
         raise ValueError(f'{path} is not a study ({type(error).__name__}: {error}).') from error
     for arm in arms.values():
@@ -93,7 +108,11 @@ def load_study(name: str) -> Study:
             raise ValueError(
                 f'{path}: {side} is no figure: give ARM EXPERT GROUP, of the experts {", ".join(EXPERTS)} and the '
                 f'groups {", ".join(GROUPS)}, or ARM and {" or ".join(" ".join(m) for m in sorted(MEASURES))}.')
-    return Study(path.name.removesuffix('.yaml'), dict(content['settings']), arms, claims)
+    for level in (sweep or {'levels': ()})['levels']:
+        if unknown := set(level['arms'].values()) - set(arms):
+            raise ValueError(f'{path}: level {level["label"]} of the sweep names no arm: {", ".join(sorted(unknown))}.')
+    seeds = tuple(content.get('seeds') or Study.seeds)
+    return Study(path.name.removesuffix('.yaml'), dict(content['settings']), arms, claims, seeds, sweep)
 
 
 def _known(body: Mapping[str, Any], allowed: set[str], what: str) -> None:
@@ -102,8 +121,21 @@ def _known(body: Mapping[str, Any], allowed: set[str], what: str) -> None:
 
 
 def _arm(name: str, body: Mapping[str, Any]) -> Arm:
+    if 'of' in body:
+        _known(body, {'label', 'of'}, f'arm {name}')
+        origin, arm = body['of'].split()
+        return Arm(name, body['label'], {}, origin=(origin, arm))
     _known(body, {'label', 'settings', 'from'}, f'arm {name}')
     return Arm(name, body['label'], dict(body['settings']), body.get('from'))
+
+
+def _sweep(body: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    if body is None:
+        return None
+    _known(body, {'x', 'levels'}, 'the sweep')
+    for level in body['levels']:
+        _known(level, {'label', 'x', 'arms'}, 'a level of the sweep')
+    return {'x': body['x'], 'levels': [{'x': None, **level, 'label': str(level['label'])} for level in body['levels']]}
 
 
 def _claim(body: Mapping[str, Any]) -> Claim:
