@@ -4,8 +4,10 @@ import math
 import statistics
 
 import pytest
+from conftest import ROOT
 
 from timm_deitlt.ablation.cells import Cell, cell_path, cell_settings, plan, read_results
+from timm_deitlt.ablation.command import add_verdicts, with_table
 from timm_deitlt.ablation.study import load_study, study_names
 from timm_deitlt.ablation.table import FAILS, FEW, HOLDS, OPEN, format_study, value, verdicts
 from timm_deitlt.checks import validate_args
@@ -160,7 +162,34 @@ def test_a_claim_of_less_counts_downward_and_measures_are_averages(study, tmp_pa
 def test_the_table_has_mean_std_and_n_of_every_arm_and_empty_cells_say_why(study, tmp_path):
     for seed, tail in ((1, 10.), (2, 14.)):
         put(tmp_path, study, 'plain', seed, tail)
-    text = format_study(study, read_results(tmp_path, study), missing='Not run: no time.')
+    text = format_study(study, read_results(tmp_path, study))
     assert f'| Plain | 2 | 62.0 ± {statistics.stdev([60, 64]):.1f} |' in text
-    assert '| Other | 0 |  |' in text and 'Not run: no time.' in text
+    assert '| Other | 0 |  |' in text
+    assert 'Not run yet, for want of time: `plain` (seed 3); `weighted`, `other` (seed 1, 2, 3).' in text
     assert '| weights help the tail | 0 |' in text and f'*{FEW}*' in text
+
+
+def test_the_table_is_put_between_its_marks_and_nowhere_else():
+    readme = '# A\n<!-- study s -->\nold\n<!-- end s -->\nrest\n'
+    once = with_table(readme, 's', '| new |')
+    assert once == '# A\n<!-- study s -->\n| new |\n<!-- end s -->\nrest\n' and with_table(once, 's', '| new |') == once
+    with pytest.raises(ValueError, match='no place for the table'):
+        with_table(readme, 'other', '| new |')
+
+
+def test_verdicts_of_one_study_leave_those_of_another(tmp_path):
+    add_verdicts(tmp_path / 'verdicts.json', 'a', [{'claim': 'x'}])
+    add_verdicts(tmp_path / 'verdicts.json', 'b', [])
+    add_verdicts(tmp_path / 'verdicts.json', 'a', [{'claim': 'y'}])
+    assert json.loads((tmp_path / 'verdicts.json').read_text()) == {'a': [{'claim': 'y'}], 'b': []}
+
+
+@pytest.mark.parametrize('name', study_names())
+def test_readme_and_verdicts_say_what_the_committed_results_say(name):
+    study = load_study(name)
+    results = read_results(ROOT / 'results', study)
+    table = format_study(study, results)
+    readme = (ROOT / 'README.md').read_text()
+    assert with_table(readme, name, table) == readme, f'python ablate.py {name} --table --readme README.md'
+    known = json.loads((ROOT / 'results' / 'verdicts.json').read_text())
+    assert known.get(name, []) == verdicts(study, results)

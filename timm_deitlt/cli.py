@@ -137,5 +137,6 @@ def ablate_main(argv: list[str] | None = None) -> None:
     parser.add_argument('--work', type=Path, default=Path('output/ablate'), metavar='DIR', help='folder of the runs')
     parser.add_argument('--jobs', type=int, default=1, metavar='N', help='trainings at a time, which share the cores')
     parser.add_argument('--table', action='store_true', help='train nothing; write verdicts.json and print the table')
+    parser.add_argument('--readme', type=Path, metavar='FILE', help='put the table between its marks in this file too')
     args = parser.parse_args(argv)
     guarded('ablate.py', lambda: ablate(**vars(args)))

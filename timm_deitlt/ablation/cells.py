@@ -68,8 +68,6 @@ def read_results(root: Path, study: Study) -> dict[Cell, dict[str, Any]]:
                 Cell(cell.subset, cell.seed, name): result
                 for cell, result in read_results(root, load_study(folder)).items() if cell.arm == theirs})
     for path in sorted((Path(root) / study.name).glob('*.json')):
-        if path.name == 'verdicts.json':
-            continue
         try:
             result = json.loads(path.read_text())
             cell = Cell(result['subset'], result['seed'], result['arm'])

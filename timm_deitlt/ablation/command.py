@@ -23,8 +23,9 @@ def ablate(
         work: Path,
         jobs: int,
         table: bool,
+        readme: Path | None = None,
 ) -> dict[str, Any]:
-    """Train what has no file of results yet, then write the verdicts and print the table.
+    """Train what has no file of results yet, then write verdicts and page, and print the table.
 
     Args:
         study: Name of a packaged study, or a YAML file.
@@ -36,12 +37,13 @@ def ablate(
         work: Folder of runs and teachers.
         jobs: Trainings at a time.
         table: Train nothing.
+        readme: A file with the lines `<!-- study NAME -->` and `<!-- end NAME -->`, between which the table is put.
 
     Returns:
         The verdicts, the cells that are there, and those that failed.
 
     Raises:
-        ValueError: If the study, an arm or a file of results is not usable.
+        ValueError: If the study, an arm or a file of results is not usable, or the readme has no place for the table.
         FileNotFoundError: If there is no such study.
     """
     asked = load_study(study)
@@ -59,10 +61,33 @@ def ablate(
             _logger.warning(f'{cell.name} failed: {reason}')
     found = read_results(results, asked)
     judged = verdicts(asked, found, results.name)
+    text = format_study(asked, found)
     if found:
-        write_text(results / asked.name / 'verdicts.json', json.dumps(judged, indent=1) + '\n')
-    _logger.info('\n' + format_study(asked, found))
+        add_verdicts(results / 'verdicts.json', asked.name, judged)
+    if readme:
+        write_text(readme, with_table(readme.read_text(encoding='utf-8'), asked.name, text))
+    _logger.info('\n' + text)
     return {
         'study': asked.name, 'cells': [cell.name for cell in sorted(found)],
         'failed': {cell.name: reason for cell, reason in failed},
         'verdicts': {verdict['claim']: verdict['verdict'] for verdict in judged}}
+
+
+def add_verdicts(path: Path, study: str, judged: list[dict[str, Any]]) -> None:
+    """Put the verdicts of a study into verdicts.json, beside those of the others."""
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    write_text(path, json.dumps({**known, study: judged}, indent=1, sort_keys=True) + '\n')
+
+
+def with_table(readme: str, study: str, table: str) -> str:
+    """A text with the table of a study in the place of the one before.
+
+    Raises:
+        ValueError: If it has no such place.
+    """
+    start, end = f'<!-- study {study} -->\n', f'<!-- end {study} -->\n'
+    before, found, rest = readme.partition(start)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f'The file has no place for the table: give it the two lines {start.strip()} {end.strip()}.')
+    return f'{before}{start}{table}\n{end}{after}'

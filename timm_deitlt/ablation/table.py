@@ -95,14 +95,8 @@ def _rounded(values: Sequence[float]) -> float | None:
     return round(statistics.fmean(values), 3) if values else None
 
 
-def format_study(study: Study, results: Mapping[Cell, Mapping[str, Any]], missing: str = '') -> str:
-    """Markdown: a row an arm with mean and standard deviation, then the claims.
-
-    Args:
-        study: The study.
-        results: Its results; an arm without any is an empty row.
-        missing: Why cells are empty, said below.
-    """
+def format_study(study: Study, results: Mapping[Cell, Mapping[str, Any]]) -> str:
+    """Markdown: a row an arm with mean and standard deviation, what was not run, then the claims."""
     head = ['arm', 'n', *(f'{of} {group}' for of, group in _COLUMNS)]
     lines = [_row(head), _row(['---', *['---:'] * (len(head) - 1)])]
     for name, arm in study.arms.items():
@@ -110,8 +104,10 @@ def format_study(study: Study, results: Mapping[Cell, Mapping[str, Any]], missin
         label = f'&nbsp;&nbsp;{arm.label}' if arm.parent else arm.label
         figures = (_cell([value(run, *column) for run in runs]) for column in _COLUMNS)
         lines.append(_row([label, str(len(runs)), *figures]))
-    if missing:
+    if missing := _missing(study, results):
         lines += ['', missing]
+    if not study.claims:
+        return '\n'.join(lines)
     lines += ['', _row(['claim', 'n', 'first', 'second', 'difference', 'verdict']), _row(['---', *['---:'] * 4, '---'])]
     for found in verdicts(study, results):
         figures = found['figures']
@@ -122,6 +118,19 @@ def format_study(study: Study, results: Mapping[Cell, Mapping[str, Any]], missin
                 '' if figures[f'mean_{side}'] is None else f"{figures[f'mean_{side}']:.1f}" for side in 'ab'),
             difference, f"*{found['verdict']}*"]))
     return '\n'.join(lines)
+
+
+def _missing(study: Study, results: Mapping[Cell, Mapping[str, Any]]) -> str:
+    """Words for the seeds of the study that an arm lacks on the first subset."""
+    lacking: dict[str, list[str]] = {}
+    for name in study.arms:
+        seeds = [seed for seed in study.seeds if Cell(0, seed, name) not in results]
+        if seeds:
+            lacking.setdefault(', '.join(map(str, seeds)), []).append(f'`{name}`')
+    if not lacking:
+        return ''
+    parts = [f'{", ".join(names)} (seed {seeds})' for seeds, names in lacking.items()]
+    return f'Not run yet, for want of time: {"; ".join(parts)}.'
 
 
 def _row(cells: Sequence[str]) -> str:
