@@ -75,4 +75,5 @@ def test_quick_start_is_published_loaded_by_name_and_its_teacher_found(tmp_path)
                 assert TOKEN.encode() not in path.read_bytes(), path
         card = hub.repo(STUDENT).files['README.md'].decode()
         assert f"{trained['mean']['tail']:.1f}" in card
+        assert 'plots/accuracy_by_class.png' in card and 'plots/accuracy_by_class.png' in hub.repo(STUDENT).files
         assert json.loads(hub.repo(STUDENT).files['metrics.json'])['weights_sha256'] == trained['weights_sha256']

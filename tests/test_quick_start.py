@@ -18,5 +18,10 @@ def test_quick_start_trains_a_teacher_and_a_student_that_know_the_digits(tmp_pat
     assert result['mean']['top1'] >= 80
     assert result['mean']['tail'] >= 80 or result['dist']['tail'] >= result['cls']['tail'] + 10
 
+    folder = next((tmp_path / 'output' / 'train').iterdir())
+    assert {'report.html', 'analysis.json', 'signatures.json'} <= {path.name for path in folder.iterdir()}
+    assert len(list((folder / 'plots').glob('*.png'))) == 12
+    assert f'Report: {folder.relative_to(tmp_path)}/report.html' in done.stderr
+
     again = run_script(*COMMAND, '--stop-epoch', '1', cwd=tmp_path, env=threads)
     assert last_json(again)['teacher']['source'] == 'cache'

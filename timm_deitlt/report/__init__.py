@@ -19,7 +19,44 @@ def write_report(folder: Path) -> Path:
         FileNotFoundError: If the folder is missing or holds nothing of a run.
         ValueError: If a file cannot be read, or matplotlib is not installed.
     """
-    if not find_spec('matplotlib'):
-        raise ValueError("The report needs matplotlib: pip install 'timm_deitlt[report]'.")
+    _need_matplotlib()
     from .run_page import write  # matplotlib takes a second to import: only who writes a page pays for it
     return write(Path(folder))
+
+
+def write_study_report(
+        folder: Path,
+        name: str,
+        arms: list[dict],
+        results: list[dict],
+        verdicts: list[dict],
+        settings: dict,
+        sweep: dict | None = None,
+) -> Path:
+    """Write report.html into the folder of a study's results, and its figures as plots/*.png.
+
+    Args:
+        folder: Folder of the study's results; it is made if it is not there.
+        name: Name of the study.
+        arms: 'name', 'label' and 'parent' (the arm that it goes on from, or None) of each arm.
+        results: Contents of the files of results; those of other arms are left out.
+        verdicts: As `ablation.table.verdicts` gives them.
+        settings: What the arms have in common.
+        sweep: None, or 'x', the title of an axis or 'teacher_view' (the teacher's accuracy on the student's images,
+            which is read from the results), and 'levels': of each its 'label', 'x' (a number, or None where the levels
+            have no scale) and 'arms', the names of those that stand for 'DeiT-LT' and, if there is one, for 'ViT'.
+
+    Returns:
+        The page.
+
+    Raises:
+        ValueError: If matplotlib is not installed.
+    """
+    _need_matplotlib()
+    from .study_page import write
+    return write(Path(folder), name, arms, results, verdicts, settings, sweep)
+
+
+def _need_matplotlib() -> None:
+    if not find_spec('matplotlib'):
+        raise ValueError("The report needs matplotlib: pip install 'timm_deitlt[report]'.")

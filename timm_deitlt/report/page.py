@@ -48,6 +48,8 @@ margin:.75rem 0}
 .note p{margin:.15rem 0}
 .figures{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,27rem),1fr));gap:2rem 2.5rem;
 margin:1.5rem 0}
+.packed{display:block;columns:27rem 2;column-gap:2.5rem}
+.packed figure{break-inside:avoid;padding-bottom:2rem}
 figure{margin:0;min-width:0}
 figcaption{margin-top:.35rem}
 figure svg{display:block;width:100%;height:auto;font-family:inherit}
@@ -59,9 +61,16 @@ th,td{padding:.3rem .6rem;text-align:right;white-space:nowrap;border-bottom:1px 
 th{font-weight:600}
 th:first-child,td:first-child{text-align:left;padding-left:0;position:sticky;left:0;background:var(--bg)}
 tbody th{font-weight:400}
-.wordy tbody th{white-space:normal;min-width:17rem}
+.wide{font-size:.9rem}
+.wide th,.wide td{padding:.3rem .4rem}
+.wide thead th{white-space:normal;vertical-align:bottom}
+.words tbody th,.words td:last-child{white-space:normal}
+.wide th:first-child{padding-left:0}
+.words tbody th{min-width:15rem}
+.words td:last-child,.words th:last-child{text-align:left;min-width:15rem}
 .key{display:inline-block;width:1.3em}
-.of-sub{color:var(--muted)}.of-mean{color:var(--mean)}.of-cls{color:var(--cls)}.of-dist{color:var(--dist)}.of-teacher{color:var(--teacher)}
+.of-sub{color:var(--muted)}.of-mean{color:var(--mean)}
+.of-cls{color:var(--cls)}.of-dist{color:var(--dist)}.of-teacher{color:var(--teacher)}
 code{font:.9em ui-monospace,SFMono-Regular,Consolas,monospace;background:var(--box);padding:.1em .3em}
 details{margin:.75rem 0}
 summary{cursor:pointer;font-weight:600}
@@ -77,7 +86,8 @@ table{font-size:.875rem}
 th,td{padding:.3rem .4rem}
 th{white-space:normal}
 thead th{vertical-align:bottom}
-tbody th,.wordy tbody th{min-width:7.5rem}
+tbody th,.words tbody th{min-width:7.5rem}
+.words td:nth-child(2){white-space:normal}
 }
 @media print{
 :root{color-scheme:light}
@@ -177,13 +187,18 @@ def document(title: str, about: str, lede: str, sections: dict[str, str], top: s
 '''
 
 
-def figures(plots: Iterable[Plot | None]) -> str:
-    """Figures side by side where there is room; those that are None are left out."""
+def figures(plots: Iterable[Plot | None], packed: bool = False) -> str:
+    """Figures side by side where there is room; those that are None are left out.
+
+    Args:
+        plots: In the order of reading.
+        packed: Whether they fill columns, as is better where they differ much in height.
+    """
     shown = [
         f'<figure id="{plot.name}">\n<h3>{text(plot.title)}</h3>\n{plot.svg}\n'
         f'<figcaption>{text(plot.caption)}</figcaption>\n</figure>'
         for plot in plots if plot is not None]
-    return '<div class="figures">\n' + '\n'.join(shown) + '\n</div>' if shown else ''
+    return f'<div class="figures{" packed" if packed else ""}">\n' + '\n'.join(shown) + '\n</div>' if shown else ''
 
 
 def table(
@@ -191,7 +206,7 @@ def table(
         head: Sequence[Any],
         rows: Iterable[Sequence[Any]],
         keys: Sequence[str | None] = (),
-        wordy: bool = False,
+        kind: str = '',
 ) -> str:
     """A table that scrolls inside its box where the page is narrow.
 
@@ -201,7 +216,7 @@ def table(
         rows: Plain cells.
         keys: 'mean', 'cls', 'dist' or 'teacher' of the rows that are shown in the figures; 'sub' of one that belongs to
             the row above.
-        wordy: Whether the names of the rows are sentences, which are broken into lines.
+        kind: 'wide' for one of many columns, 'wide words' for one whose first and last columns are sentences.
     """
     lines = []
     for index, (name, *cells) in enumerate(rows):
@@ -211,12 +226,12 @@ def table(
             f'<tr><th scope="row">{mark}{text(name)}</th>' + ''.join(f'<td>{text(cell)}</td>' for cell in cells)
             + '</tr>')
     columns = ''.join(f'<th scope="col">{text(cell)}</th>' if cell else '<td></td>' for cell in head)
-    anchor = f'table-{_anchor(caption)}'
+    anchor, named = f'table-{_anchor(caption)}', f' class="{kind}"' if kind else ''
     return (
         f'<p class="small above" id="{anchor}">{text(caption)}</p>\n'
         f'<div class="scroll" role="region" aria-labelledby="{anchor}" tabindex="0">\n'
-        f'<table{" class=wordy" if wordy else ""} aria-labelledby="{anchor}">\n<thead><tr>{columns}</tr></thead>\n<tbody>\n' + '\n'.join(lines)
-        + '\n</tbody>\n</table>\n</div>')
+        f'<table{named} aria-labelledby="{anchor}">\n<thead><tr>{columns}</tr></thead>\n'
+        '<tbody>\n' + '\n'.join(lines) + '\n</tbody>\n</table>\n</div>')
 
 
 def facts(pairs: Iterable[tuple[Any, Any]]) -> str:
