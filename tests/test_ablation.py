@@ -146,6 +146,22 @@ def test_a_claim_is_judged_by_its_paired_differences(study, tmp_path, difference
     assert all(name.startswith('results/small/') for name in found['files'])
 
 
+def test_a_claim_that_other_images_contradict_is_not_shown(study, tmp_path):
+    for subset, differences in ((0, [9., 9.5, 10.]), (1, [-.5, 0., -.7])):
+        for seed, difference in enumerate(differences, 1):
+            put(tmp_path, study, 'plain', seed, 10., subset=subset)
+            put(tmp_path, study, 'weighted', seed, 10. + difference, subset=subset)
+    results = read_results(tmp_path, study)
+    found = verdicts(study, results)[0]
+    assert (found['n'], found['verdict']) == (6, OPEN)
+    assert found['figures']['by_subset'] == {'0': 9.5, '1': -.4}
+    first = {cell: result for cell, result in results.items() if not cell.subset}
+    assert verdicts(study, first)[0]['verdict'] == HOLDS
+    text = format_study(study, results)
+    assert 'Other images of the same classes and counts (`--subsets 1`)' in text
+    assert text.count('| Plain | 3 |') == 2 and text.count('| Other |') == 1
+
+
 def test_a_claim_of_less_counts_downward_and_measures_are_averages(study, tmp_path):
     for seed in (1, 2, 3):
         put(tmp_path, study, 'plain', seed, 1., rank=9)

@@ -41,12 +41,13 @@ def verdicts(study: Study, results: Mapping[Cell, Mapping[str, Any]], root: Any 
     """Judgement of every claim of a study.
 
     With d the differences between the two sides of one subset and seed, in the claimed direction, a claim *holds* if
-    mean(d) exceeds twice its standard error, *does not hold* if -mean(d) does, and is else *not shown at this scale*;
-    with fewer than three differences it is *not measured*.
+    mean(d) exceeds twice its standard error, *does not hold* if -mean(d) does, and is else *not shown at this scale*,
+    as it is where the mean of one subset of the images is of the other sign; with fewer than three differences it is
+    *not measured*.
 
     Returns:
         For each claim 'claim', 'verdict', 'n', 'figures' (means of both sides, mean and standard deviation of d, all
-        differences) and the 'files' it rests on.
+        differences, and their mean by subset) and the 'files' it rests on.
     """
     return [_judge(study, claim, results, root) for claim in study.claims]
 
@@ -56,10 +57,19 @@ def _judge(study: Study, claim: Claim, results: Mapping[Cell, Mapping[str, Any]]
     differences = [(b - a if claim.less else a - b) for _, a, b in pairs]
     mean = statistics.fmean(differences) if differences else None
     std = statistics.stdev(differences) if len(differences) > 1 else None
+    subsets = sorted({cell.subset for cell, *_ in pairs})
+    by_subset = {
+        subset: statistics.fmean([d for (cell, *_), d in zip(pairs, differences, strict=True) if cell.subset == subset])
+        for subset in subsets}
     verdict = FEW
     if len(differences) >= _LEAST_PAIRS:
         limit = _ERRORS * std / math.sqrt(len(differences))
-        verdict = HOLDS if mean > limit else FAILS if -mean > limit else OPEN
+        if mean > limit and min(by_subset.values()) > 0:
+            verdict = HOLDS
+        elif -mean > limit and max(by_subset.values()) < 0:
+            verdict = FAILS
+        else:
+            verdict = OPEN
     names = sorted({
         cell_path(root, study, Cell(cell.subset, cell.seed, side.arm)).as_posix()
         for cell, *_ in pairs for side in (claim.a, claim.b)})
@@ -71,7 +81,8 @@ def _judge(study: Study, claim: Claim, results: Mapping[Cell, Mapping[str, Any]]
             'a': str(claim.a), 'b': str(claim.b), 'claimed': 'a < b' if claim.less else 'a > b',
             'mean_a': _rounded([a for _, a, _ in pairs]), 'mean_b': _rounded([b for *_, b in pairs]),
             'difference': None if mean is None else round(mean, 3), 'std': None if std is None else round(std, 3),
-            'differences': [round(d, 3) for d in differences]},
+            'differences': [round(d, 3) for d in differences],
+            'by_subset': {str(subset): round(d, 3) for subset, d in by_subset.items()}},
         'files': names,
     }
 
@@ -96,14 +107,12 @@ def _rounded(values: Sequence[float]) -> float | None:
 
 
 def format_study(study: Study, results: Mapping[Cell, Mapping[str, Any]]) -> str:
-    """Markdown: a row an arm with mean and standard deviation, what was not run, then the claims."""
-    head = ['arm', 'n', *(f'{of} {group}' for of, group in _COLUMNS)]
-    lines = [_row(head), _row(['---', *['---:'] * (len(head) - 1)])]
-    for name, arm in study.arms.items():
-        runs = [result for cell, result in sorted(results.items()) if cell.arm == name]
-        label = f'&nbsp;&nbsp;{arm.label}' if arm.parent else arm.label
-        figures = (_cell([value(run, *column) for run in runs]) for column in _COLUMNS)
-        lines.append(_row([label, str(len(runs)), *figures]))
+    """Markdown: for each subset a row an arm with mean and standard deviation, what was not run, then the claims."""
+    lines = []
+    for subset in sorted({cell.subset for cell in results} | {0}):
+        if subset:
+            lines += ['', f'Other images of the same classes and counts (`--subsets {subset}`):', '']
+        lines += _arm_rows(study, {cell: result for cell, result in results.items() if cell.subset == subset}, subset)
     if missing := _missing(study, results):
         lines += ['', missing]
     if not study.claims:
@@ -118,6 +127,19 @@ def format_study(study: Study, results: Mapping[Cell, Mapping[str, Any]]) -> str
                 '' if figures[f'mean_{side}'] is None else f"{figures[f'mean_{side}']:.1f}" for side in 'ab'),
             difference, f"*{found['verdict']}*"]))
     return '\n'.join(lines)
+
+
+def _arm_rows(study: Study, results: Mapping[Cell, Mapping[str, Any]], subset: int) -> list[str]:
+    head = ['arm', 'n', *(f'{of} {group}' for of, group in _COLUMNS)]
+    lines = [_row(head), _row(['---', *['---:'] * (len(head) - 1)])]
+    for name, arm in study.arms.items():
+        runs = [result for cell, result in sorted(results.items()) if cell.arm == name]
+        if subset and not runs:
+            continue  # beyond the first one there are the core arms alone
+        label = f'&nbsp;&nbsp;{arm.label}' if arm.parent else arm.label
+        figures = (_cell([value(run, *column) for run in runs]) for column in _COLUMNS)
+        lines.append(_row([label, str(len(runs)), *figures]))
+    return lines
 
 
 def _missing(study: Study, results: Mapping[Cell, Mapping[str, Any]]) -> str:
