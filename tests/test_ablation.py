@@ -129,7 +129,7 @@ def test_a_study_with_a_slip_is_refused_naming_it(tmp_path, change, words):
 
 @pytest.mark.parametrize('differences, verdict', [
     ([4., 5., 6.], HOLDS), ([-4., -5., -6.], FAILS), ([4., -5., 6.], OPEN), ([4., 5.], FEW), ([], FEW),
-    ([1., 1., 1.], HOLDS), ([0., 0., 0.], OPEN)])
+    ([1., 1., 1.], HOLDS), ([0., 0., 0.], OPEN), ([.5, 1.5, 2.5], OPEN), ([.5, 1.5, 2.5] * 2, HOLDS)])
 def test_a_claim_is_judged_by_its_paired_differences(study, tmp_path, differences, verdict):
     for seed, difference in enumerate(differences, 1):
         put(tmp_path, study, 'plain', seed, 10. * seed)
@@ -139,27 +139,30 @@ def test_a_claim_is_judged_by_its_paired_differences(study, tmp_path, difference
     assert (found['verdict'], found['n'], found['figures']['differences']) == (verdict, len(differences), differences)
     if len(differences) > 1:
         assert found['figures']['std'] == pytest.approx(statistics.stdev(differences), abs=1e-3)
+    if len(differences) > 2:
         error = statistics.stdev(differences) / math.sqrt(len(differences))
-        assert (verdict in (HOLDS, FAILS)) == (
-            len(differences) > 2 and abs(statistics.fmean(differences)) > 2 * error)
+        limit = {3: 4.302653, 6: 2.570582}[len(differences)] * error  # the quantiles of a printed table
+        assert found['figures']['half_interval'] == pytest.approx(limit, abs=1e-3)
+        assert (verdict in (HOLDS, FAILS)) == (abs(statistics.fmean(differences)) > limit)
     assert len(found['files']) == 2 * len(differences)
     assert all(name.startswith('results/small/') for name in found['files'])
 
 
 def test_a_claim_that_other_images_contradict_is_not_shown(study, tmp_path):
-    for subset, differences in ((0, [9., 9.5, 10.]), (1, [-.5, 0., -.7])):
+    for subset, differences in ((0, [9., 9.5, 10.] * 3), (1, [-.1, 0., -.1])):
         for seed, difference in enumerate(differences, 1):
             put(tmp_path, study, 'plain', seed, 10., subset=subset)
             put(tmp_path, study, 'weighted', seed, 10. + difference, subset=subset)
     results = read_results(tmp_path, study)
     found = verdicts(study, results)[0]
-    assert (found['n'], found['verdict']) == (6, OPEN)
-    assert found['figures']['by_subset'] == {'0': 9.5, '1': -.4}
+    assert (found['n'], found['verdict']) == (12, OPEN)
+    assert found['figures']['difference'] > found['figures']['half_interval']
+    assert found['figures']['by_subset'] == {'0': 9.5, '1': -.067}
     first = {cell: result for cell, result in results.items() if not cell.subset}
     assert verdicts(study, first)[0]['verdict'] == HOLDS
     text = format_study(study, results)
     assert 'Other images of the same classes and counts (`--subsets 1`)' in text
-    assert text.count('| Plain | 3 |') == 2 and text.count('| Other |') == 1
+    assert text.count('| Plain | 9 |') == text.count('| Plain | 3 |') == 1 and text.count('| Other |') == 1
 
 
 def test_a_claim_of_less_counts_downward_and_measures_are_averages(study, tmp_path):

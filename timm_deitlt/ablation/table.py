@@ -9,8 +9,8 @@ from .study import GROUPS, Claim, Side, Study
 
 HOLDS, FAILS, OPEN = 'holds', 'does not hold', 'not shown at this scale'
 FEW = 'not measured'
-# Runs below which nothing is judged, and standard errors that a difference must exceed
-_LEAST_PAIRS, _ERRORS = 3, 2.
+# Runs below which nothing is judged, and the confidence that a claim needs
+_LEAST_PAIRS, _CONFIDENCE = 3, .95
 _COLUMNS = (*(('mean', group) for group in GROUPS), *((e, g) for e in ('cls', 'dist') for g in ('overall', 'tail')))
 
 
@@ -41,13 +41,13 @@ def verdicts(study: Study, results: Mapping[Cell, Mapping[str, Any]], root: Any 
     """Judgement of every claim of a study.
 
     With d the differences between the two sides of one subset and seed, in the claimed direction, a claim *holds* if
-    mean(d) exceeds twice its standard error, *does not hold* if -mean(d) does, and is else *not shown at this scale*,
-    as it is where the mean of one subset of the images is of the other sign; with fewer than three differences it is
-    *not measured*.
+    the 95 % confidence interval of mean(d) by Student's t lies above zero, *does not hold* if it lies below, and is
+    else *not shown at this scale*, as it is where the mean of one subset of the images is of the other sign; with fewer
+    than three differences it is *not measured*.
 
     Returns:
-        For each claim 'claim', 'verdict', 'n', 'figures' (means of both sides, mean and standard deviation of d, all
-        differences, and their mean by subset) and the 'files' it rests on.
+        For each claim 'claim', 'verdict', 'n', 'figures' (means of both sides; mean, standard deviation and half the
+        confidence interval of d, all differences, and their mean by subset) and the 'files' it rests on.
     """
     return [_judge(study, claim, results, root) for claim in study.claims]
 
@@ -61,9 +61,9 @@ def _judge(study: Study, claim: Claim, results: Mapping[Cell, Mapping[str, Any]]
     by_subset = {
         subset: statistics.fmean([d for (cell, *_), d in zip(pairs, differences, strict=True) if cell.subset == subset])
         for subset in subsets}
-    verdict = FEW
+    verdict, limit = FEW, None
     if len(differences) >= _LEAST_PAIRS:
-        limit = _ERRORS * std / math.sqrt(len(differences))
+        limit = _half_interval(std, len(differences))
         if mean > limit and min(by_subset.values()) > 0:
             verdict = HOLDS
         elif -mean > limit and max(by_subset.values()) < 0:
@@ -81,10 +81,16 @@ def _judge(study: Study, claim: Claim, results: Mapping[Cell, Mapping[str, Any]]
             'a': str(claim.a), 'b': str(claim.b), 'claimed': 'a < b' if claim.less else 'a > b',
             'mean_a': _rounded([a for _, a, _ in pairs]), 'mean_b': _rounded([b for *_, b in pairs]),
             'difference': None if mean is None else round(mean, 3), 'std': None if std is None else round(std, 3),
+            'half_interval': None if limit is None else round(limit, 3),
             'differences': [round(d, 3) for d in differences],
             'by_subset': {str(subset): round(d, 3) for subset, d in by_subset.items()}},
         'files': names,
     }
+
+
+def _half_interval(std: float, count: int) -> float:
+    from scipy.special import stdtrit  # train.py imports this module, and has no time for it
+    return stdtrit(count - 1, (1 + _CONFIDENCE) / 2).item() * std / math.sqrt(count)
 
 
 def _pair(claim: Claim, cell: Cell, results: Mapping[Cell, Mapping[str, Any]]) -> tuple[Cell, float, float] | None:
@@ -117,11 +123,12 @@ def format_study(study: Study, results: Mapping[Cell, Mapping[str, Any]]) -> str
         lines += ['', missing]
     if not study.claims:
         return '\n'.join(lines)
-    lines += ['', _row(['claim', 'n', 'first', 'second', 'difference', 'verdict']), _row(['---', *['---:'] * 4, '---'])]
+    lines += ['', _row(['claim', 'n', 'first', 'second', 'difference (95 %)', 'verdict'])]
+    lines += [_row(['---', *['---:'] * 4, '---'])]
     for found in verdicts(study, results):
         figures = found['figures']
         difference = '' if figures['difference'] is None else f"{figures['difference']:+.2f}" + (
-            '' if figures['std'] is None else f" ± {figures['std']:.2f}")
+            '' if figures['half_interval'] is None else f" ± {figures['half_interval']:.2f}")
         lines.append(_row([
             found['claim'], str(found['n']), *(
                 '' if figures[f'mean_{side}'] is None else f"{figures[f'mean_{side}']:.1f}" for side in 'ab'),
