@@ -95,12 +95,12 @@ NOT_SUPPORTED_1_0_31 = names('''
 --poly-gamma --poly-epsilon --sweep-locks --sweep-attempt
 ''')
 OURS = names('''
---teacher --teacher-checkpoint --teacher-source --teacher-cache --teacher-epochs --teacher-rho --teacher-view --teacher-normalize
---teacher-antialias --no-teacher-antialias --drw-on --drw-start-epoch --drw-beta --keep-mixup-drw --loss --ldam-margin
---ldam-scale --classifier --rho --sam-adaptive --filter-bias-and-bn --no-filter-bias-and-bn --imbalance-factor
---imbalance-profile --n-max --split-seed --val-fraction --class-counts --skip-bad-images --branch-from
---log-tensorboard --global-batch-size --cls-loss --logit-adjust-tau --rho-milestones --rho-values --cutout
---force-color-jitter --list-dir --dry-run --world-size --report --no-report
+--teacher --teacher-checkpoint --teacher-source --teacher-cache --teacher-epochs --teacher-rho --teacher-view
+--teacher-normalize --teacher-antialias --no-teacher-antialias --drw-on --drw-start-epoch --drw-beta --keep-mixup-drw
+--loss --ldam-margin --ldam-scale --classifier --rho --sam-adaptive --filter-bias-and-bn --no-filter-bias-and-bn
+--imbalance-factor --imbalance-profile --n-max --split-seed --val-fraction --class-counts --skip-bad-images
+--branch-from --log-tensorboard --global-batch-size --cls-loss --logit-adjust-tau --rho-milestones --rho-values
+--cutout --force-color-jitter --list-dir --dry-run --world-size --report --no-report
 ''')
 OURS_OF_PACO = names('''
 --paco-alpha --paco-beta --paco-gamma --paco-temperature --paco-queue --paco-dim --paco-momentum --key-scale

@@ -1,4 +1,4 @@
-"""The page of a run in Chromium: nothing leaves it, nothing overflows, and everything on it can be read.
+"""The pages of runs and studies in Chromium: nothing leaves them, nothing overflows, and all on them can be read.
 
 Needs playwright, and Chromium: playwright's own (`playwright install chromium`) or that of the system
 (`apt-get install chromium`), or the one that CHROMIUM names.
@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_report import ALL, ANALYSED, MAPS, inaturalist_counts, make_run
+from test_report_study import FIGURES as OF_A_STUDY
+from test_report_study import make_study
 
-from timm_deitlt.report import write_report
+from timm_deitlt.report import write_report, write_study_report
 
 pytestmark = pytest.mark.browser
 
@@ -31,6 +33,21 @@ FIGURES = {
     'vit': ALL - {'expert_divergence', 'divergence_by_block', 'teacher_agreement'},
     'cnn': ALL - ANALYSED - MAPS - {'expert_divergence', 'teacher_agreement'},
     'not_evaluated': ALL - ANALYSED - MAPS - {'accuracy_by_class', 'accuracy_by_shot', 'accuracy_by_epoch'},
+}
+VIEWS = [('none', 'weak_view', 97.0), ('crop and flip', 'soft', 95.5), ('light', 'lt', 74.0), ('strong', 'sam', 49.0)]
+STUDIES = {
+    'study': dict(),
+    # core arms on a second subset, arms that are not run, and names too long for a line
+    'study_unfinished': dict(subsets=(0, 1), leave_out=('deit_bal', 'deit_bal_drw', 'sam_balanced')),
+    'study_one_seed': dict(seeds=(1,), analysed=False),
+    'study_not_begun': dict(seeds=()),
+}
+FIGURES |= {
+    'study': OF_A_STUDY,
+    'study_unfinished': OF_A_STUDY,
+    'study_one_seed': OF_A_STUDY - {
+        'claims_measures', 'distance_by_arm', 'rank_by_arm', 'divergence_by_arm', 'sweep'},
+    'study_not_begun': set(),
 }
 SCREENS = {'desktop': (1280, 900), 'phone': (390, 844)}
 
@@ -65,7 +82,24 @@ def browser():
 @pytest.fixture(scope='module')
 def pages(tmp_path_factory):
     folder = tmp_path_factory.mktemp('runs')
-    return {name: write_report(make_run(folder / name, **options)) for name, options in RUNS.items()}
+    runs = {name: write_report(make_run(folder / name, **options)) for name, options in RUNS.items()}
+    return {**runs, **{name: write_study_report(folder / name, **study_of(name)) for name in STUDIES}}
+
+
+def study_of(name):
+    values = make_study(**STUDIES[name])
+    seen = {arm: accuracy for _, arm, accuracy in VIEWS}
+    for result in values['results']:
+        if result['arm'] in seen and result['analysis']:
+            result['analysis']['ood']['teacher_top1_train_view'] = seen[result['arm']]
+    levels = [{'label': label, 'x': None, 'arms': {'DeiT-LT': arm, 'ViT + DRW': 'vit_drw'}} for label, arm, _ in VIEWS]
+    if name == 'study_unfinished':
+        values['results'] = [run for run in values['results'] if run['subset'] == 0 or run['arm'] in ('vit', 'sam_drw')]
+        for place, named in enumerate([*values['arms'], *values['verdicts']]):
+            if place % 4 == 0:
+                named |= {key: f'{named[key]} and {"very " * 30} long' for key in ('label', 'claim') if key in named}
+        levels = [{**level, 'x': x} for level, x in zip(levels, (30, 60, 150, 1200), strict=True)]
+    return {**values, 'sweep': {'x': 'epochs' if levels[0]['x'] else 'teacher_view', 'levels': levels}}
 
 
 @pytest.fixture(scope='module')
@@ -87,7 +121,7 @@ def opened(browser, path, screen='desktop', scheme='light', **options):
 
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
 @pytest.mark.parametrize('screen', SCREENS)
-@pytest.mark.parametrize('run', RUNS)
+@pytest.mark.parametrize('run', [*RUNS, *STUDIES])
 def test_page_is_whole_and_legible(browser, pages, shots, run, screen, scheme):
     page, requests = opened(browser, pages[run], screen, scheme)
     page.screenshot(path=shots / f'{run}_{screen}_{scheme}.png', full_page=True)
@@ -125,10 +159,11 @@ def check_texts(figure, run):
             assert width <= 1 or height <= 3, f'{run}, {figure["name"]}: {one["words"]!r} lies on {two["words"]!r}'
 
 
-def test_text_and_ground_change_with_the_colour_scheme_in_figures_too(browser, pages):
+@pytest.mark.parametrize('run', ['student', 'study'])
+def test_text_and_ground_change_with_the_colour_scheme_in_figures_too(browser, pages, run):
     seen = {}
     for scheme in ('light', 'dark'):
-        page, _ = opened(browser, pages['student'], scheme=scheme)
+        page, _ = opened(browser, pages[run], scheme=scheme)
         ground = page.evaluate('getComputedStyle(document.body).backgroundColor')
         letters = {text['color'] for figure in page.evaluate(_MEASURE) for text in figure['texts']}
         seen[scheme] = ground, letters
@@ -136,13 +171,14 @@ def test_text_and_ground_change_with_the_colour_scheme_in_figures_too(browser, p
     assert not seen['light'][1] & seen['dark'][1]
 
 
-def test_links_lead_to_sections_and_details_open_without_a_script(browser, pages):
-    page, _ = opened(browser, pages['student'], java_script_enabled=False)
+@pytest.mark.parametrize(('run', 'sections', 'head'), [('student', 7, 'class'), ('study', 8, 'in files')])
+def test_links_lead_to_sections_and_details_open_without_a_script(browser, pages, run, sections, head):
+    page, _ = opened(browser, pages[run], java_script_enabled=False)
     targets = [link.get_attribute('href') for link in page.locator('nav a').all()]
-    assert len(targets) == 7
+    assert len(targets) == sections
     for target in targets:
         assert page.locator(target).count() == 1
-    row = page.locator('details th', has_text='class').first
+    row = page.locator('details th', has_text=head).first
     assert not row.is_visible()
     page.locator('summary').first.click()
     assert row.is_visible()
@@ -162,21 +198,24 @@ def test_wide_tables_scroll_inside_their_box_by_keyboard_too(browser, pages):
     assert page.evaluate('window.scrollX') == 0
 
 
-def test_phone_shows_the_figures_that_matter_without_scrolling_a_table(browser, pages):
-    page, _ = opened(browser, pages['student'], 'phone')
-    for column in ('tail', "student's view"):
+@pytest.mark.parametrize(('run', 'columns'), [
+    ('student', ('tail', "student's view")), ('study', ('verdict', 'difference', 'mean overall'))])
+def test_phone_shows_the_figures_that_matter_without_scrolling_a_table(browser, pages, run, columns):
+    page, _ = opened(browser, pages[run], 'phone')
+    for column in columns:
         box = page.get_by_role('columnheader', name=column, exact=True).first.bounding_box()
         assert box['x'] + box['width'] <= 390 - 16 + 1, column
 
 
-def test_paper_shows_what_is_folded_and_breaks_no_figure(browser, pages, shots):
-    page, _ = opened(browser, pages['student'], scheme='dark')
+@pytest.mark.parametrize('run', ['student', 'study'])
+def test_paper_shows_what_is_folded_and_breaks_no_figure(browser, pages, shots, run):
+    page, _ = opened(browser, pages[run], scheme='dark')
     page.emulate_media(media='print', color_scheme='dark')
     assert page.evaluate('getComputedStyle(document.body).backgroundColor') == 'rgb(255, 255, 255)'
     assert page.locator('details dl').last.evaluate('dl => dl.getBoundingClientRect().height') > 50
     for figure in page.locator('figure').all():
         assert figure.evaluate('figure => getComputedStyle(figure).breakInside') == 'avoid'
-    pdf = page.pdf(path=shots / 'student.pdf', format='A4')
+    pdf = page.pdf(path=shots / f'{run}.pdf', format='A4')
     assert 3 <= pdf.count(b'/Type /Page\n') <= 12
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import write_text
+from ..report import write_study_report
 from .cells import plan, read_results
 from .study import load_study
 from .table import format_study, verdicts
@@ -64,6 +65,11 @@ def ablate(
     text = format_study(asked, found)
     if found:
         add_verdicts(results / 'verdicts.json', asked.name, judged)
+        arms = [dict(name=arm.name, label=arm.label, parent=arm.parent) for arm in asked.arms.values()]
+        page = write_study_report(
+            results / asked.name, asked.name, arms, [{**result, 'arm': cell.arm} for cell, result in found.items()],
+            judged, dict(asked.settings), asked.sweep)
+        _logger.info(f'Report: {page}')
     if readme:
         write_text(readme, with_table(readme.read_text(encoding='utf-8'), asked.name, text))
     _logger.info('\n' + text)

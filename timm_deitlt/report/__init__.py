@@ -39,12 +39,13 @@ def write_study_report(
         folder: Folder of the study's results; it is made if it is not there.
         name: Name of the study.
         arms: 'name', 'label' and 'parent' (the arm that it goes on from, or None) of each arm.
-        results: Contents of the files of results; those of other arms are left out.
+        results: Contents of the files of results. Their 'arm' is that of this study, also where 'study' says that they
+            are of another one; those of other arms are left out.
         verdicts: As `ablation.table.verdicts` gives them.
         settings: What the arms have in common.
         sweep: None, or 'x', the title of an axis or 'teacher_view' (the teacher's accuracy on the student's images,
             which is read from the results), and 'levels': of each its 'label', 'x' (a number, or None where the levels
-            have no scale) and 'arms', the names of those that stand for 'DeiT-LT' and, if there is one, for 'ViT'.
+            have no scale) and 'arms': that of 'DeiT-LT' and, if there is one, that of a baseline by its name.
 
     Returns:
         The page.
