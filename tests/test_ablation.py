@@ -10,6 +10,7 @@ from timm_deitlt.ablation.cells import Cell, cell_path, cell_settings, plan, rea
 from timm_deitlt.ablation.command import add_verdicts, with_table
 from timm_deitlt.ablation.study import load_study, study_names
 from timm_deitlt.ablation.table import FAILS, FEW, HOLDS, OPEN, format_study, value, verdicts
+from timm_deitlt.build.model import drw_start
 from timm_deitlt.checks import validate_args
 from timm_deitlt.config import model_kind, recipes_for, resolve
 from timm_deitlt.teachers import teacher_args
@@ -54,7 +55,7 @@ def test_every_arm_of_a_packaged_study_is_a_training_that_resolves(name):
         settings = cell_settings(study, Cell(0, 1, arm))
         args = resolve(settings, recipes_for(settings['dataset'], model_kind(settings['model'])), prog=name)
         validate_args(args)
-        assert args.seed == 1 and args.drw_start_epoch < args.epochs
+        assert args.seed == 1 and drw_start(args) < args.epochs
         if args.teacher != 'none':
             validate_args(teacher_args(args, 2478))
 
@@ -62,7 +63,7 @@ def test_every_arm_of_a_packaged_study_is_a_training_that_resolves(name):
 def test_the_sweeps_of_a_study_are_on_its_data_and_share_its_settings():
     base = load_study('fashion_mnist').settings
     varied = {'epochs', 'drw_start_epoch', 'val_interval', 'teacher', 'drw_on'}
-    for name in set(study_names()) - {'fashion_mnist'}:
+    for name in set(study_names()) - {'fashion_mnist', 'digits'}:
         study = load_study(name)
         assert {k: v for k, v in study.settings.items() if k not in varied} == {
             k: v for k, v in base.items() if k not in varied}
@@ -211,4 +212,4 @@ def test_readme_and_verdicts_say_what_the_committed_results_say(name):
     readme = (ROOT / 'README.md').read_text()
     assert with_table(readme, name, table) == readme, f'python ablate.py {name} --table --readme README.md'
     known = json.loads((ROOT / 'results' / 'verdicts.json').read_text())
-    assert known.get(name, []) == verdicts(study, results)
+    assert known.get(name) == (verdicts(study, results) if results else None)
