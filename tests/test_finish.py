@@ -1,5 +1,6 @@
 """The end of train.py: what it adds to the folder of a run, and that nothing it meets can cost the run."""
 import json
+import shutil
 
 import pytest
 from conftest import TINY, TINY_TEACHER, last_json, run_script
@@ -38,13 +39,24 @@ def test_a_run_ends_with_measures_signs_and_a_page(finished):
         assert sign['suggestion'] in done.stderr and sign['name'].replace('_', ' ') in page
 
 
-def test_no_report_leaves_the_run_alone(tmp_path):
-    run_script(*TINY, '--teacher', 'none', '--epochs', '1', '--output', tmp_path, '--experiment', 'run')
-    assert not ADDED & names(tmp_path / 'run')
+def test_without_a_report_known_failures_are_looked_for_all_the_same(tmp_path):
+    settings = [*TINY, '--teacher', 'none', '--epochs', '1', '--output', tmp_path, '--experiment', 'run']
+    run_script(*settings)
+    assert names(tmp_path / 'run') & ADDED == {'signatures.json'}
 
 
-@pytest.mark.parametrize('broken, kept', [('analyze', {'signatures.json', 'report.html', 'plots'}), ('write_report', {
-    'analysis.json', 'attention.npz', 'signatures.json'})])
+def test_a_run_that_goes_on_loses_what_was_found_of_its_earlier_weights(tmp_path):
+    settings = [*TINY, '--teacher', 'none', '--epochs', '2', '--output', tmp_path, '--experiment', 'run']
+    run_script(*settings, '--report', '--stop-epoch', '1')
+    assert names(tmp_path / 'run') >= ADDED
+    run_script(*settings, '--resume', 'auto')
+    assert names(tmp_path / 'run') & ADDED == {'signatures.json'}
+
+
+@pytest.mark.parametrize('broken, kept', [
+    ('analyze', {'signatures.json', 'report.html', 'plots'}),
+    ('write_report', {'analysis.json', 'attention.npz', 'signatures.json'}),
+    ('failure_signatures', ADDED - {'signatures.json'})])
 def test_a_failure_at_the_end_is_a_warning(tmp_path, monkeypatch, caplog, broken, kept):
     def fail(*args):
         raise RuntimeError('disk\nfull')
@@ -54,14 +66,33 @@ def test_a_failure_at_the_end_is_a_warning(tmp_path, monkeypatch, caplog, broken
     result = train(parse_args([*TINY, '--report', '--teacher', 'none', '--epochs', '1', *output]))
     assert result == json.loads((tmp_path / 'run' / 'metrics.json').read_text())
     assert names(tmp_path / 'run') & ADDED == kept
-    assert '(RuntimeError: disk full): analyze.py RUN' in caplog.text
+    assert '(RuntimeError: disk full): analyze.py RUN tries it again' in caplog.text
 
 
-def test_a_cnn_and_a_run_without_evaluation_have_a_page_without_mechanisms(tmp_path):
-    common = [*TINY, '--report', '--epochs', '1', '--output', str(tmp_path)]
-    cnn = [option for option in common if option not in TINY[2:7]]
-    run_script(*cnn, '--model', 'resnet20_cifar', '--experiment', 'cnn')
-    assert names(tmp_path / 'cnn') & ADDED == {'signatures.json', 'report.html', 'plots'}
+@pytest.mark.parametrize('kind', ['cnn', 'not evaluated'])
+def test_a_cnn_and_a_run_without_evaluation_have_a_page_without_mechanisms(finished, tmp_path, kind):
+    folder = tmp_path / 'run'
+    expected = {'signatures.json', 'report.html', 'plots'}
+    if kind == 'cnn':
+        settings = [option for option in TINY if option not in TINY[2:7]] + ['--model', 'resnet20_cifar']
+        run_script(*settings, '--report', '--epochs', '1', '--output', tmp_path, '--experiment', 'run')
+        assert names(folder) & ADDED == expected
+    else:  # as of a stream without a split to evaluate on
+        shutil.copytree(finished[0], folder)
+        metrics = json.loads((folder / 'metrics.json').read_text())
+        (folder / 'metrics.json').write_text(json.dumps({**metrics, 'mean': None, 'cls': None, 'dist': None}))
+    finish.discard_findings(folder)
+    assert not names(folder) & ADDED
+    done = run_script(folder, script='analyze.py')
+    assert last_json(done) == {} and names(folder) & ADDED == expected
+
+
+def test_measures_are_printed_though_the_page_cannot_be_written(finished, tmp_path):
+    copy = shutil.copytree(finished[0], tmp_path / 'copy')
+    shutil.rmtree(copy / 'plots')
+    (copy / 'plots').write_text('in the way')
+    done = run_script(copy / 'last.pth.tar', '--num-images', '20', script='analyze.py')
+    assert last_json(done)['num_images'] == 20 and 'The report was not written' in done.stderr
 
 
 def test_analyze_writes_the_page_again(finished):

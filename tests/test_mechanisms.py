@@ -292,7 +292,8 @@ def test_cnn_is_refused_in_one_line(tmp_path):
     train(parse_args([
         '--model', 'resnet20_cifar', '--epochs', '1', '--n-max', '40', '--imbalance-factor', '4', '--output',
         str(tmp_path), '--experiment', 'run', '--no-amp', '--img-size', '16', '--workers', '0']))
-    done = run_script(tmp_path / 'run', script='analyze.py', check=False)
+    (tmp_path / 'run' / 'last.pth.tar').rename(tmp_path / 'run' / 'cnn.pth.tar')
+    done = run_script(tmp_path / 'run' / 'cnn.pth.tar', script='analyze.py', check=False)
     assert done.returncode == 2 and not done.stdout
     assert 'analyze.py: error: ResNetCifar has no blocks with the attention of a plain ViT' in done.stderr
     assert 'Traceback' not in done.stderr and not (tmp_path / 'run' / 'analysis.json').exists()

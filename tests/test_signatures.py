@@ -12,7 +12,7 @@ def healthy():
         'teacher': group(100., 95.1, 97.9), 'data': {'train_counts': [100, 50, 20, 10]}}
     rows = [{'epoch': '0', 'train_cosine': '.8'}, {'epoch': '1', 'train_cosine': '.9'}]
     analysis = {
-        'cos_norm': .93, 'ood': {'teacher_top1_train_view': 75.5},
+        'cos_norm': .93, 'ood': {'teacher_top1_train_view': 75.5, 'teacher_top1_clean': 97.6},
         'tail_gap': {'epochs': [90, 100], 'train': [60., 70.], 'test': [55., 60.]}}
     return metrics, rows, analysis
 
@@ -50,6 +50,10 @@ def test_a_head_far_below_teacher_or_cls_is_a_sign():
     metrics['mean']['head'] = 89.9
     (found,) = failure_signatures(metrics, rows, analysis)
     assert found['message'] == 'The mean finds 89.9 % of the head, against 100.0 % by its teacher and 100.0 % by CLS.'
+    assert '--drw-start-epoch' in found['suggestion']
+    metrics['mean']['tail'], metrics['dist']['head'] = 2., 0.
+    (found,) = failure_signatures(metrics, rows, analysis)
+    assert found['suggestion'] == 'The tail has not gained from it: train longer.'
 
 
 def test_a_growing_gap_between_training_and_test_images_of_the_tail_is_a_sign():
@@ -72,13 +76,16 @@ def test_experts_that_are_alike_are_a_sign(measured):
         else:
             analysis['cos_norm'], rows[-1]['train_cosine'] = None, str(cosine)
         assert names(metrics, rows, analysis) == expected
+    metrics['teacher'] = None
+    assert names(metrics, rows, analysis) == [], 'without a teacher network both learn the same labels'
 
 
-@pytest.mark.parametrize('right, expected', [
-    (90.1, 'only repeats the labels'), (90., None), (50., None), (49.9, '(4 classes): it guesses')])
-def test_a_teacher_that_repeats_the_labels_or_guesses_is_a_sign(right, expected):
-    metrics, rows, analysis = healthy()
-    analysis['ood']['teacher_top1_train_view'] = right
+@pytest.mark.parametrize('right, clean, expected', [
+    (90.1, 97., 'only repeats the labels'), (90., 97., None), (32.3, 97., None), (32.1, 97., 'there it guesses'),
+    (32.3, 98., 'there it guesses'), (25., 32.4, 'of clean images: it guesses'), (32.4, 32.6, None)])
+def test_a_teacher_that_repeats_the_labels_or_guesses_is_a_sign(right, clean, expected):
+    metrics, rows, analysis = healthy()  # of 4 classes
+    analysis['ood'] = {'teacher_top1_train_view': right, 'teacher_top1_clean': clean}
     found = failure_signatures(metrics, rows, analysis)
     assert [sign['name'] for sign in found] == (['teacher_too_good_or_useless'] if expected else [])
     assert not expected or expected in found[0]['message']

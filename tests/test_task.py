@@ -56,6 +56,32 @@ def test_before_the_drw_start_the_loss_is_timms_bit_for_bit(loss, temperature):
             assert torch.equal(a[key], b[key]), key
 
 
+@pytest.mark.parametrize('loss', ['soft', 'drw_soft', 'hard'])
+def test_a_teacher_trained_with_a_scale_is_as_sure_in_soft_distillation_as_in_its_own_loss(loss):
+    images, target = batch()
+    network = teacher(cosine=True)
+    distillation = create_distillation_loss(loss, class_counts=COUNTS, drw_start_epoch=3, temperature=2.)
+    scaled = DeiTLTTask(
+        student(), network, distillation, nn.CrossEntropyLoss(), verbose=False, teacher_scale=30.).train()
+    plain = task(loss, T=2.)
+    plain.teacher.model = nn.Sequential(network, Times(30.)).eval()
+    plain.train()
+    ours, by_hand = scaled(images, target), plain(images, target)
+    assert torch.allclose(ours['distill_loss'], by_hand['distill_loss'], rtol=1e-5)
+    unscaled = DeiTLTTask(student(), network, distillation, nn.CrossEntropyLoss(), verbose=False).train()
+    same = torch.equal(unscaled(images, target)['distill_loss'], ours['distill_loss'])
+    assert same == (loss == 'hard'), 'a hard label has no scale'
+
+
+class Times(nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return self.factor * x
+
+
 def test_from_the_drw_start_the_distillation_loss_is_weighted():
     images, target = batch()
     ours = task('drw_hard').train()

@@ -561,6 +561,17 @@ def test_teacher_sees_images_of_its_own_size_and_statistics(teacher_folder, digi
     assert torch.allclose(view, torch.full_like(view, (.1 - mean) / std), atol=1e-5)
 
 
+def test_the_scale_of_its_loss_reaches_the_distillation(teacher_folder, tmp_path, monkeypatch):
+    def stop(*args):
+        raise RuntimeError(f'the student is given scale {args[-1]}')
+
+    monkeypatch.setattr(run, 'build_trainer', stop)
+    with pytest.raises(RuntimeError, match='scale 30.0'):
+        run.train(asked('--teacher-cache', teacher_folder.parents[1], '--output', tmp_path, '--ldam-scale', '7'))
+    with pytest.raises(RuntimeError, match='scale 1.0'):
+        run.train(asked('--output', tmp_path, teacher='none'))
+
+
 def test_grey_teacher_and_student_train_on_one_channel(tmp_path):
     flags = ['--in-chans', '1', '--teacher', 'test_resnet_sam', '--teacher-cache', tmp_path]
     result, checkpoint = train_here(tmp_path, *flags)

@@ -1,4 +1,4 @@
-"""What train.py and validate.py share: logging, one clear line for bad input, one JSON object at the end."""
+"""What the scripts share: logging, one clear line for bad input, one JSON object at the end."""
 import argparse
 import json
 import logging
@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from .ablation import ablate, study_names
+from .checkpoint import LAST
 from .config import parse_args
 from .data.long_tail import UnreadableImageError
-from .finish import describe_run
+from .finish import check_run, describe_run, has_mechanisms
 from .fusion import FUSIONS
 from .mechanisms import analyze
 from .meter import NonFiniteLossError
 from .run import train
 from .validation import validate
 
+FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
 
@@ -46,15 +48,18 @@ def _message(error: Exception) -> str | None:
     return text if deliberate else None
 
 
-def guarded(prog: str, run: Callable[[], dict[str, Any]]) -> None:
+_GO_ON = (
+    'the last complete checkpoint, if an epoch was finished, is intact: go on with --resume auto and the --experiment '
+    'name of the run.')
+
+
+def guarded(prog: str, run: Callable[[], dict[str, Any]], go_on: str = _GO_ON) -> dict[str, Any]:
     """Run, print the result as the last line; exit with 2 and one line where the input is at fault."""
     setup_logging()
     try:
         result = run()
     except KeyboardInterrupt:
-        sys.stderr.write(
-            f'\n{prog}: interrupted; the last complete checkpoint, if an epoch was finished, is intact: go on with '
-            '--resume auto and the --experiment name of the run.\n')
+        sys.stderr.write(f'\n{prog}: interrupted; {go_on}\n')
         sys.exit(INTERRUPTED)
     except Exception as error:
         message = _message(error)
@@ -64,6 +69,7 @@ def guarded(prog: str, run: Callable[[], dict[str, Any]]) -> None:
         sys.exit(BAD_INPUT)
     if int(os.environ.get('RANK', 0)) == 0:
         print(json.dumps(result), flush=True)
+    return result
 
 
 def train_main(argv: list[str] | None = None) -> None:
@@ -101,7 +107,7 @@ def validate_main(argv: list[str] | None = None) -> None:
         help='further ways to join the experts (default: the mean of their logits alone)')
     values = vars(parser.parse_args(argv))
     path, fusion = values.pop('checkpoint'), values.pop('fusion')
-    guarded('validate.py', lambda: validate(path, _given(values), fusion))
+    guarded('validate.py', lambda: validate(path, _given(values), fusion), 'run it again.')
 
 
 def analyze_main(argv: list[str] | None = None) -> None:
@@ -116,12 +122,18 @@ def analyze_main(argv: list[str] | None = None) -> None:
     path, num_images = values.pop('checkpoint'), values.pop('num_images')
 
     def analyze_and_describe() -> dict[str, Any]:
-        result = analyze(path, _given(values), num_images)
-        if (Path(path) / 'metrics.json').is_file():
-            logging.getLogger(__name__).info(f'Report: {describe_run(Path(path))}')
+        folder = Path(path).parent if Path(path).name == LAST else Path(path)
+        is_run = (folder / 'metrics.json').is_file() and (folder / LAST).is_file()
+        if is_run and not has_mechanisms(folder):
+            result = {}  # of a CNN, or of a run without evaluation images, there is a page all the same
+        else:
+            result = analyze(path, _given(values), num_images)
+        if is_run:
+            check_run(folder)
+            describe_run(folder)
         return result
 
-    guarded('analyze.py', analyze_and_describe)
+    guarded('analyze.py', analyze_and_describe, 'run it again.')
 
 
 def ablate_main(argv: list[str] | None = None) -> None:
@@ -139,4 +151,8 @@ def ablate_main(argv: list[str] | None = None) -> None:
     parser.add_argument('--table', action='store_true', help='train nothing; write verdicts.json and print the table')
     parser.add_argument('--readme', type=Path, metavar='FILE', help='put the table between its marks in this file too')
     args = parser.parse_args(argv)
-    guarded('ablate.py', lambda: ablate(**vars(args)))
+    result = guarded(
+        'ablate.py', lambda: ablate(**vars(args)),
+        'what is finished is kept: the same command goes on with the rest.')
+    if result['failed']:
+        sys.exit(FAILED)

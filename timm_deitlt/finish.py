@@ -2,6 +2,7 @@
 import csv
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,23 @@ from .signatures import failure_signatures
 
 _logger = logging.getLogger(__name__)
 
+# What is measured of the last weights and made of it, beside metrics.json
+FINDINGS = ('analysis.json', 'attention.npz', 'signatures.json', 'report.html')
+PLOTS = 'plots'
+
+
+def discard_findings(folder: Path) -> None:
+    """Remove what was found of the weights that a run goes on from."""
+    for name in FINDINGS:
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / PLOTS, ignore_errors=True)
+
+
+def has_mechanisms(folder: Path) -> bool:
+    """Whether there is something to measure in a run: a ViT, and images that it was evaluated on."""
+    metrics = _read_json(folder / 'metrics.json')
+    return bool(metrics.get('mean')) and model_kind(metrics['model']) == 'student'
+
 
 def finish_run(folder: Path, device: str | None = None) -> None:
     """Measure, check and describe a finished run; whatever fails here is a warning, and the run stays as it is.
@@ -21,43 +39,42 @@ def finish_run(folder: Path, device: str | None = None) -> None:
         folder: Folder of the run.
         device: Where to measure.
     """
-    metrics = json.loads((folder / 'metrics.json').read_text())
-    if metrics['mean'] and model_kind(metrics['model']) == 'student':
+    if has_mechanisms(folder):
         try:
             analyze(str(folder), {'device': device})
         except Exception as error:
-            _warn('The mechanisms were not measured', error, 'analyze.py RUN measures them')
+            _warn('The mechanisms were not measured', error)
+    check_run(folder)
+    describe_run(folder)
+
+
+def check_run(folder: Path) -> None:
+    """Look for known failures, print them, and keep them as signatures.json."""
     try:
-        _logger.info(f'Report: {describe_run(folder)}')
+        signatures = failure_signatures(
+            _read_json(folder / 'metrics.json'), _read_rows(folder / 'summary.csv'),
+            _read_json(folder / 'analysis.json'))
+        for found in signatures:
+            _logger.warning(f'{found["name"].replace("_", " ")}: {found["message"]}\n    {found["suggestion"]}')
+        write_text(folder / 'signatures.json', json.dumps(signatures, indent=2) + '\n')
     except Exception as error:
-        _warn('The report was not written', error, 'analyze.py RUN writes it')
+        _warn('The run was not checked for known failures', error)
 
 
-def describe_run(folder: Path) -> Path:
-    """Look for known failures, print and keep them as signatures.json, and write report.html and plots/.
-
-    Returns:
-        The page.
-
-    Raises:
-        FileNotFoundError: If the folder holds no finished run.
-        ValueError: If a file cannot be read, or matplotlib is not installed.
-    """
-    signatures = failure_signatures(
-        _read_json(folder / 'metrics.json') or {}, _read_rows(folder / 'summary.csv'),
-        _read_json(folder / 'analysis.json'))
-    for found in signatures:
-        _logger.warning(f'{found["name"].replace("_", " ")}: {found["message"]}\n    {found["suggestion"]}')
-    write_text(folder / 'signatures.json', json.dumps(signatures, indent=2) + '\n')
-    return write_report(folder)
+def describe_run(folder: Path) -> None:
+    """Write report.html and plots/."""
+    try:
+        _logger.info(f'Report: {write_report(folder)}')
+    except Exception as error:
+        _warn('The report was not written', error)
 
 
-def _warn(what: str, error: Exception, how: str) -> None:
-    _logger.warning(f'{what} ({type(error).__name__}: {" ".join(str(error).split())}): {how}.')
+def _warn(what: str, error: Exception) -> None:
+    _logger.warning(f'{what} ({type(error).__name__}: {" ".join(str(error).split())}): analyze.py RUN tries it again.')
 
 
 def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text()) if path.is_file() else None
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def _read_rows(path: Path) -> list[dict[str, str]]:

@@ -28,7 +28,7 @@ from .config import args_to_yaml, describe_defaults
 from .dry_run import dry_run
 from .engine import Trainer, evaluate
 from .evaluation import ShotEvaluator, format_table
-from .finish import finish_run
+from .finish import check_run, discard_findings, finish_run
 from .fit import fit, restore
 from .folder import RunFolder, tensorboard_tracker, wandb_tracker
 from .results import final_table, plain_json, run_result, versions
@@ -80,7 +80,8 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     teacher_metrics = evaluate_teacher(args, teacher, data, device) if teacher else None
 
     trainer = build_trainer(
-        args, data, teacher.model if teacher else None, device, args.world_size, args.rank)
+        args, data, teacher.model if teacher else None, device, args.world_size, args.rank,
+        teacher.logit_scale if teacher else 1.)
     start_epoch = 0
     if checkpoint is not None:
         start_epoch = restore(trainer, checkpoint, source, with_optimizer=not args.no_resume_opt)
@@ -88,6 +89,8 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     if checkpoint is not None:
         folder.rewind(start_epoch if args.resume else 0)
         _logger.info(f'Going on with epoch {start_epoch} from {source}')
+    if primary:
+        discard_findings(folder.path)
     folder.write('args.yaml', args_to_yaml(args))
     folder.write('versions.json', json.dumps(versions(), indent=2) + '\n')
     _add_trackers(folder, args)
@@ -102,8 +105,11 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         _logger.warning(f'{data.bad_images} unreadable image(s) were replaced by others of their class.')
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-    if args.report and primary:
-        finish_run(folder.path, args.device)
+    if primary:
+        if args.report:
+            finish_run(folder.path, args.device)
+        else:
+            check_run(folder.path)
     _logger.info(f'Everything is in {folder.path}')
     return result
 

@@ -6,9 +6,8 @@ from typing import Any
 _FAR = 10.
 # Cosine of CLS and DIST after the final norm from which on they are one expert
 _ALIKE = .97
-# A teacher right on more of the student's images than this, in percent, only repeats the labels; one right on less than
-# this many times what guessing gives has nothing to say
-_TOO_GOOD, _GUESSES = 90., 2.
+# A teacher right on more of the student's images than this, in percent, only repeats the labels
+_TOO_GOOD = 90.
 
 
 def failure_signatures(
@@ -62,14 +61,17 @@ def dist_not_above_cls_on_the_tail(run: _Run) -> tuple[str, str] | None:
 def head_far_below(run: _Run) -> tuple[str, str] | None:
     """The head was given up for the tail."""
     mean, cls, teacher = (run.accuracy(who, 'head') for who in ('mean', 'cls', 'teacher'))
-    if mean is None or not run.accuracy('dist', 'head'):
+    if mean is None or run.accuracy('dist', 'head') is None:
         return None
     others = {'its teacher': teacher, 'CLS': cls}
     above = {name: figure for name, figure in others.items() if figure is not None and figure - mean > _FAR}
     if not above:
         return None
     figures = ' and '.join(f'{figure:.1f} % by {name}' for name, figure in above.items())
-    return f'The mean finds {mean:.1f} % of the head, against {figures}.', (
+    message = f'The mean finds {mean:.1f} % of the head, against {figures}.'
+    if (run.accuracy('mean', 'tail') or 0.) < mean / 2:
+        return message, 'The tail has not gained from it: train longer.'
+    return message, (
         'Stage two weighs the tail too much or too long: a later --drw-start-epoch, a smaller --drw-beta, or --drw-on '
         'dist. Mixing kept on in stage two (--keep-mixup-drw) costs head classes too.')
 
@@ -93,8 +95,8 @@ def experts_alike(run: _Run) -> tuple[str, str] | None:
     """CLS and DIST have become one expert."""
     cosine = run.analysis.get('cos_norm')
     cosine = run.last('train_cosine') if cosine is None else cosine
-    if cosine is None or cosine <= _ALIKE:
-        return None
+    if cosine is None or cosine <= _ALIKE or not run.metrics.get('teacher'):
+        return None  # without a teacher network both learn the same labels
     return f'CLS and DIST are still alike (cosine {cosine:.3f} after the final norm).', (
         "What the teacher says hardly differs from the labels, or training was too short: more epochs, or images that "
         'are further from those of the teacher (stronger --aa, --mixup, --cutmix, --reprob; a teacher trained on weak '
@@ -103,16 +105,23 @@ def experts_alike(run: _Run) -> tuple[str, str] | None:
 
 def teacher_too_good_or_useless(run: _Run) -> tuple[str, str] | None:
     """The teacher repeats the labels of the student's images, or guesses."""
-    right = (run.analysis.get('ood') or {}).get('teacher_top1_train_view')
+    ood = run.analysis.get('ood') or {}
+    right, clean = ood.get('teacher_top1_train_view'), ood.get('teacher_top1_clean')
     classes = len((run.metrics.get('data') or {}).get('train_counts') or ())
-    if right is None or not classes:
+    if right is None or clean is None or not classes:
         return None
+    chance = 100 / classes
+    if clean - chance < (100 - chance) / 10:
+        return f'The teacher is right on {clean:.1f} % of clean images: it guesses among {classes} classes.', (
+            'Train a better one: more --teacher-epochs, or another --teacher.')
     if right > _TOO_GOOD:
         return f"The teacher is right on {right:.1f} % of the student's images: it only repeats the labels.", (
             'Stronger augmentation of the student (--aa, --mixup, --cutmix, --reprob) takes its images out of the '
             "teacher's distribution.")
-    if right < _GUESSES * 100 / classes:
-        return f"The teacher is right on only {right:.1f} % of the student's images ({classes} classes): it guesses.", (
+    if right - chance < (clean - chance) / 10:
+        return (
+            f"The teacher is right on {clean:.1f} % of clean images, but on {right:.1f} % of the student's: there it "
+            f'guesses among {classes} classes.'), (
             'Weaker augmentation of the student, or --teacher-view weak, which lets the teacher see the image before '
             'it.')
     return None

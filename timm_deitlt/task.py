@@ -140,6 +140,8 @@ class DeiTLTTask(_ShotEvaluation, TokenDistillationTask):
         criterion: Loss of (cls_logits, target); cross-entropy if None.
         teacher_normalize: 'own': the teacher's images are normalised as in its training; 'student': as the student's.
         teacher_antialias: Whether shrinking the teacher's images filters them first.
+        teacher_scale: Factor of the teacher's logits, for one whose loss had it: LDAM's of a cosine classifier, without
+            which soft distillation sees an almost uniform teacher. Of no effect on 'hard'.
         shots: Groups of classes for `create_evaluator`.
         kwargs: `task_loss_weight`, `distill_loss_weight`, `device`, `dtype`, `verbose` as in timm.
 
@@ -167,6 +169,7 @@ class DeiTLTTask(_ShotEvaluation, TokenDistillationTask):
             criterion: nn.Module | None = None,
             teacher_normalize: str = 'own',
             teacher_antialias: bool = True,
+            teacher_scale: float = 1.,
             shots: Shots | None = None,
             **kwargs,
     ):
@@ -192,6 +195,7 @@ class DeiTLTTask(_ShotEvaluation, TokenDistillationTask):
         self.distillation_loss = distillation_loss.to(self.device)
         self.teacher_normalize = teacher_normalize
         self.teacher_antialias = teacher_antialias
+        self.teacher_scale = teacher_scale
         self.teacher_size = tuple(network.pretrained_cfg['input_size'][-2:])
         self.shots = shots
         self._tokens = _watch_tokens(student)
@@ -234,6 +238,8 @@ class DeiTLTTask(_ShotEvaluation, TokenDistillationTask):
         task_loss = self.criterion(cls_logits, target)
         with torch.no_grad():
             teacher_logits = self.teacher(self.teacher_view(input if weak is None else weak).detach())
+            if self.teacher_scale != 1.:  # in full precision, in which different logits stay different
+                teacher_logits = teacher_logits.float() * self.teacher_scale
         distill_loss = self.distillation_loss(dist_logits, teacher_logits)
         loss = self.task_loss_weight * task_loss + self.distill_loss_weight * distill_loss
         return {

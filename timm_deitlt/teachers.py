@@ -84,6 +84,11 @@ class Teacher:
     path: Path | str
     args: argparse.Namespace
 
+    @property
+    def logit_scale(self) -> float:
+        """Factor that makes its outputs the logits of its loss: LDAM's scale, which is no part of the network."""
+        return self.args.ldam_scale if self.args.loss == 'ldam' else 1.
+
 
 def split_name(name: str) -> tuple[str, str]:
     """Architecture and recipe of a teacher's name.

@@ -208,7 +208,7 @@ def build_task(
         data: Data,
         device: torch.device,
         dtype: torch.dtype | None,
-        verbose: bool = True,
+        teacher_scale: float = 1.,
 ) -> nn.Module:
     """The task of a run: distillation, or label training without a teacher network."""
     targets = drw_targets(args, teacher is not None)
@@ -249,6 +249,7 @@ def build_task(
         build_label_loss(args, data.train.num_classes, counts, weighted=targets in ('cls', 'both')),
         teacher_normalize=args.teacher_normalize,
         teacher_antialias=args.teacher_antialias,
+        teacher_scale=teacher_scale,
         task_loss_weight=args.task_loss_weight,
         distill_loss_weight=args.distill_loss_weight,
         **common,

@@ -56,8 +56,9 @@ def build_trainer(
         device: torch.device,
         world_size: int = 1,
         rank: int = 0,
+        teacher_scale: float = 1.,
 ) -> Trainer:
-    """Everything a run trains with, on its device and wrapped for its ranks."""
+    """Everything a run trains with, on its device and wrapped for its ranks; `teacher_scale` as in `DeiTLTTask`."""
     seed_everything(args.seed)
     if args.fast_norm:
         set_fast_norm()
@@ -74,7 +75,7 @@ def build_trainer(
         teacher.to(device=device, dtype=dtype)
         if args.channels_last:
             teacher.to(memory_format=torch.channels_last)
-    task = build_task(args, model, teacher, data, device, dtype)
+    task = build_task(args, model, teacher, data, device, dtype, teacher_scale)
     optimizer = build_optimizer(args, task.get_trainable_module(), update_size(args, world_size)[1])
     autocast, scaler, words = choose_precision(args, device)
     _logger.info(f'Precision: {words}')

@@ -48,8 +48,7 @@ def measure_teacher(subject: Subject, images: Any, max_views: int) -> dict[str, 
     args = argparse.Namespace(**{**vars(subject.args), 'grad_accum_steps': 1})
     data, model, device = subject.data, subject.model, subject.device
     task = build_task(args, model, teacher.model.to(device), data, device, torch.float32)
-    scale = teacher.args.ldam_scale if teacher.args.loss == 'ldam' else 1.
-    seen, clean = (TeacherView(data.shots.groups['tail'], scale) for _ in range(2))
+    seen, clean = (TeacherView(data.shots.groups['tail'], teacher.logit_scale) for _ in range(2))
     loader = build_train_loader(args, data, model.pretrained_cfg, device, 1, 0, '', torch.float32)
     erasing = 0. if args.no_aug else args.reprob
     augment = BatchAugment(build_mixup(args, data.train.num_classes), erasing, args.remode, args.recount, device)
