@@ -567,7 +567,9 @@ def test_the_scale_of_its_loss_reaches_the_distillation(teacher_folder, tmp_path
 
     monkeypatch.setattr(run, 'build_trainer', stop)
     with pytest.raises(RuntimeError, match='scale 30.0'):
-        run.train(asked('--teacher-cache', teacher_folder.parents[1], '--output', tmp_path, '--ldam-scale', '7'))
+        run.train(asked(
+            '--teacher-epochs', '1', '--teacher-cache', teacher_folder.parents[1], '--output', tmp_path,
+            '--ldam-scale', '7'))
     with pytest.raises(RuntimeError, match='scale 1.0'):
         run.train(asked('--output', tmp_path, teacher='none'))
 
