@@ -6,7 +6,7 @@ import statistics
 import pytest
 from conftest import ROOT
 
-from timm_deitlt.ablation.cells import Cell, cell_path, cell_settings, plan, read_results
+from timm_deitlt.ablation.cells import Cell, cell_args, cell_path, cell_settings, plan, read_results, resolved_settings
 from timm_deitlt.ablation.command import add_verdicts, with_table
 from timm_deitlt.ablation.study import load_study, study_names
 from timm_deitlt.ablation.table import FAILS, FEW, HOLDS, OPEN, format_study, value, verdicts
@@ -39,6 +39,7 @@ def put(root, study, arm, seed, tail, rank=3, subset=0):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({
         'study': study.name, 'arm': arm, 'subset': subset, 'seed': seed, 'settings': cell_settings(study, cell),
+        'resolved': resolved_settings(cell_args(study, cell)), 'fusion': {}, 'curve': [], 'versions': {},
         'metrics': {'mean': {'top1': 50. + tail, 'head': 90., 'mid': 60., 'tail': tail}, 'cls': None, 'dist': None},
         'analysis': {'rank_cls': [rank, rank + 2], 'attention_distance_px': [[10, 20], [30, 40], [90, 90]],
                      'cos_norm': .75}}))
@@ -76,7 +77,8 @@ def test_an_arm_of_another_study_is_read_there_and_never_trained(tmp_path):
     put(tmp_path, main, 'sam_drw', 1, 5.)
     found = read_results(tmp_path, sweep)
     assert set(found) == {Cell(0, 1, 'rho_01')} and found[Cell(0, 1, 'rho_01')]['metrics']['mean']['tail'] == 5.
-    assert [cell.arm for cell in plan(sweep, tmp_path, list(sweep.arms), [1], [0])] == ['rho_005', 'rho_02', 'rho_04']
+    assert [cell.arm for cell in plan(sweep, tmp_path, list(sweep.arms), [1], [0])] == [
+        'rho_005', 'rho_02', 'rho_04', 'rho_08']
     assert cell_path('results', sweep, Cell(0, 1, 'rho_0')).as_posix() == (
         'results/fashion_mnist/lt_drw-subset0-seed1.json')
 
@@ -109,9 +111,11 @@ def test_results_of_other_settings_and_damaged_files_are_refused(study, tmp_path
     path.write_text(json.dumps({**result, 'settings': {**result['settings'], 'epochs': 9}}))
     with pytest.raises(ValueError, match=r'other settings than the study has \(epochs\)'):
         read_results(tmp_path, study)
-    path.write_text('{')
-    with pytest.raises(ValueError, match='is damaged'):
-        read_results(tmp_path, study)
+    without = {name: value for name, value in result.items() if name != 'metrics'}
+    for damaged in ('{', '[]', json.dumps(without), json.dumps({**result, 'seed': 2})):
+        path.write_text(damaged)
+        with pytest.raises(ValueError, match='is damaged'):
+            read_results(tmp_path, study)
 
 
 @pytest.mark.parametrize('change, words', [
@@ -185,7 +189,7 @@ def test_the_table_has_mean_std_and_n_of_every_arm_and_empty_cells_say_why(study
     text = format_study(study, read_results(tmp_path, study))
     assert f'| Plain | 2 | 62.0 ± {statistics.stdev([60, 64]):.1f} |' in text
     assert '| Other | 0 |  |' in text
-    assert 'Not run yet, for want of time: `plain` (seed 3); `weighted`, `other` (seed 1, 2, 3).' in text
+    assert 'Not run yet: `plain` (seed 3); `weighted`, `other` (seed 1, 2, 3).' in text
     assert '| weights help the tail | 0 |' in text and f'*{FEW}*' in text
 
 

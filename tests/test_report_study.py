@@ -20,6 +20,7 @@ TEACHERS = {
     'none': ((53.8, 93.1, 37.2, 36.7), None, None),
     'resnet32_strong': ((55.0, 93.4, 41.0, 35.3), (58.1, 93.0, 44.0, 42.0), (69.1, 96.0, 61.7, 52.1)),
     'resnet32_strong_drw': ((54.6, 93.4, 40.1, 35.2), (66.0, 84.0, 50.0, 69.3), (77.0, 82.8, 66.4, 85.5)),
+    'resnet32_weak_drw': ((54.6, 93.4, 40.1, 35.2), (67.0, 84.0, 51.0, 70.3), (80.0, 86.8, 69.4, 87.5)),
     'resnet32': ((53.3, 93.7, 42.1, 27.8), (68.3, 87.1, 57.0, 64.7), (84.7, 92.2, 74.4, 90.8)),
     'resnet32_sam': ((51.0, 93.5, 40.6, 22.0), (69.0, 86.0, 56.2, 69.0), (83.4, 93.1, 70.0, 91.6)),
 }
@@ -252,14 +253,14 @@ def test_sentence_on_top_counts_the_verdicts(page, study):
             ('not shown at this scale', 'is not shown at this scale', 'are not shown at this scale')):
         count = found.count(verdict)
         assert (f'{count} {one if count == 1 else more}' in lede) == (count > 0), verdict
-    assert 'not measured' not in lede
+    assert 'too few runs' not in lede
 
 
 def test_every_kind_of_verdict_has_its_words_on_top(study, written):
-    kinds = ['holds', 'holds', 'does not hold', 'not shown at this scale', 'not shown at this scale', 'not measured']
+    kinds = ['holds', 'holds', 'does not hold', 'not shown at this scale', 'not shown at this scale', 'too few runs']
     claims = [{**claim, 'verdict': verdict} for claim, verdict in zip(study['verdicts'], kinds, strict=True)]
     page = written({**study, 'verdicts': claims})
-    assert 'Of 6 claims, 2 hold, 1 does not hold, 2 are not shown at this scale and 1 is not measured.' in page.text
+    assert 'Of 6 claims, 2 hold, 1 does not hold, 2 are not shown at this scale and 1 has too few runs.' in page.text
 
 
 def test_table_of_arms_holds_mean_std_and_n_of_every_expert_and_of_the_teacher(page, study):
@@ -364,19 +365,19 @@ def test_claims_are_drawn_run_by_run_and_measures_on_scales_of_their_own(drawn, 
 
 
 def test_a_claim_of_two_pairs_shows_them_without_an_interval(study, written, drawn):
-    two = {**study['verdicts'][1], 'n': 2, 'verdict': 'not measured'}
+    two = {**study['verdicts'][1], 'n': 2, 'verdict': 'too few runs'}
     two['figures'] = {**two['figures'], 'differences': [1.0, 3.0], 'difference': 2.0, 'half_interval': None}
-    none = {**study['verdicts'][2], 'n': 0, 'verdict': 'not measured'}
+    none = {**study['verdicts'][2], 'n': 0, 'verdict': 'too few runs'}
     none['figures'] = {**none['figures'], 'differences': [], **dict.fromkeys(
         ('difference', 'half_interval', 'mean_a', 'mean_b'))}
     axes, = drawn('claims_overall', verdicts=[two, none])
     assert points(axes) == [1.0, 3.0]
     page = written({**study, 'verdicts': [two, none]}, 'claims_overall', 'claims_groups', 'claims_measures')
     alt = page.figures['claims_overall']['alt']
-    assert 'DeiT-LT is better than ViT: not measured, n = 2, +2.00.' in alt
-    assert 'The student passes its teacher: not measured, n = 0.' in alt
+    assert 'DeiT-LT is better than ViT: too few runs, n = 2, +2.00.' in alt
+    assert 'The student passes its teacher: too few runs, n = 0.' in alt
     assert 'no runs' in page.figures['claims_overall']['words']
-    assert row(page, 'The student passes its teacher', ['claim'])[:5] == ['not measured', '0', '–', '–', '–']
+    assert row(page, 'The student passes its teacher', ['claim'])[:5] == ['too few runs', '0', '–', '–', '–']
     assert not {'claims_groups', 'claims_measures'} & set(page.figures)
 
 
@@ -611,7 +612,7 @@ def test_a_study_that_was_not_begun_has_a_page_without_figures(source, tmp_path)
     names = [arm.name for arm in load_study(str(source)).arms.values()]
     page = Page(write_study_report(tmp_path / 'results' / 'small', **small(source, leave_out=names)))
     assert not page.figures and 'No arm has been run.' in page.text
-    assert 'Of 6 claims, 6 are not measured.' in page.text
+    assert 'Of 6 claims, 6 have too few runs.' in page.text
     assert '0 of the 3 levels of the sweep' in page.text
 
 

@@ -80,7 +80,7 @@ def image_folder(path, classes=('ant', 'bee', 'cat'), images=6):
     ('resnet32', ('resnet32_cifar', 'plain')),
     ('resnet32_sam', ('resnet32_cifar', 'sam')),
     ('resnet32_strong', ('resnet32_cifar', 'strong')),
-    ('resnet32_strong_drw', ('resnet32_cifar', 'strong_drw')),
+    ('resnet32_strong_drw', ('resnet32_cifar', 'strong_drw')), ('resnet32_weak_drw', ('resnet32_cifar', 'weak_drw')),
     ('resnet32_cifar_sam', ('resnet32_cifar', 'sam')),
     ('resnet18_sam', ('resnet18', 'sam')),
     ('resnet18.a1_in1k', ('resnet18.a1_in1k', 'plain')),

@@ -33,6 +33,7 @@ TEACHER_RECIPES = {
     'sam': ('sam',),
     'strong': ('strong',),
     'strong_drw': ('strong_drw',),
+    'weak_drw': ('weak_drw',),
     'paco': ('paco',),
     'paco_sam': ('paco', 'paco_sam'),
 }

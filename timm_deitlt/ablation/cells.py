@@ -1,11 +1,21 @@
 """The cells of a study: one training each, its file of results, and in which order they are run."""
+import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from ..config import args_to_yaml, model_kind, recipes_for, resolve
 from .study import Study, load_study
+
+# Settings that may differ between two trainings of the same cell: where things are, and how often something is said
+_PLACES = {
+    'experiment', 'branch_from', 'output', 'resume', 'device', 'workers', 'teacher_cache', 'data_dir', 'stop_epoch',
+    'log_interval', 'validation_batch_size', 'report',
+}
 
 
 @dataclass(frozen=True, order=True)
@@ -40,7 +50,7 @@ def plan(
         seeds: Sequence[int],
         subsets: Sequence[int],
 ) -> list[Cell]:
-    """Cells without a file of results, those that go on from another behind it, seed by seed.
+    """Cells without a file of results, subset by subset and seed by seed, in the order of the study.
 
     Arms of another study are trained by that study.
 
@@ -71,6 +81,10 @@ def read_results(root: Path, study: Study) -> dict[Cell, dict[str, Any]]:
         try:
             result = json.loads(path.read_text())
             cell = Cell(result['subset'], result['seed'], result['arm'])
+            if missing := {'settings', 'resolved', 'metrics', 'fusion', 'analysis', 'curve', 'versions'} - set(result):
+                raise KeyError(', '.join(sorted(missing)))
+            if path.stem != cell.name:
+                raise ValueError(f'it is of {cell.name}')
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f'{path} is damaged ({error!r}): delete it to have it run again.') from error
         if cell.arm not in study.arms:
@@ -81,17 +95,38 @@ def read_results(root: Path, study: Study) -> dict[Cell, dict[str, Any]]:
 
 
 def check_settings(study: Study, cell: Cell, result: Mapping[str, Any], path: Path) -> None:
-    """Refuse results of other settings than the study now has.
+    """Refuse results of other settings than the study and the recipes under it now have.
 
     Raises:
         ValueError: Naming the settings.
     """
     wanted = cell_settings(study, cell)
-    wrong = [name for name, value in wanted.items() if result['settings'].get(name) != value]
+    wrong = {name for name, value in wanted.items() if result['settings'].get(name) != value}
+    if not wrong:
+        ours, theirs = resolved_settings(cell_args(study, cell)), result['resolved']
+        wrong = {name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name]}
     if wrong:
         raise ValueError(
-            f'{path} was run with other settings than the study has ({", ".join(wrong)}): delete it to have it run '
-            'again, or give the study another name.')
+            f'{path} was run with other settings than the study has ({", ".join(sorted(wrong))}): delete it, and its '
+            'run in --work, to have it run again, or give the study another name.')
+
+
+def cell_args(study: Study, cell: Cell, more: Mapping[str, Any] | None = None) -> argparse.Namespace:
+    """All settings of a cell, those of the recipes included, and with `more`.
+
+    Raises:
+        ValueError: If a setting is unknown or not allowed, or there is no data set.
+    """
+    settings = {**cell_settings(study, cell), **(more or {})}
+    if 'dataset' not in settings:
+        raise ValueError(f'The study {study.name} names no dataset in its settings.')
+    kind = model_kind(settings.get('model', ''))
+    return resolve(settings, recipes_for(settings['dataset'], kind), prog=f'{study.name} {cell.arm}')
+
+
+def resolved_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Settings that decide a training, as plain values."""
+    return {name: value for name, value in yaml.safe_load(args_to_yaml(args)).items() if name not in _PLACES}
 
 
 def cell_settings(study: Study, cell: Cell) -> dict[str, Any]:

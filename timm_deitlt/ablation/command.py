@@ -1,14 +1,14 @@
 """What ablate.py does."""
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint import write_text
 from ..report import write_study_report
-from .cells import plan, read_results
-from .study import load_study
+from .cells import Cell, plan, read_results
+from .study import Study, load_study
 from .table import format_study, verdicts
 
 _logger = logging.getLogger(__name__)
@@ -52,31 +52,38 @@ def ablate(
         raise ValueError(f'--jobs must be 1 or more, got {jobs}')
     read_results(results, asked)  # a file that does not fit is an error before anything is trained
     failed = []
+    cells = plan(asked, results, arms or list(asked.arms), seeds or asked.seeds, subsets)
     if not table:
-        from .train_cells import train_cells  # the table needs none of what trains
-        cells = plan(asked, results, arms or list(asked.arms), seeds or asked.seeds, subsets)
-        _logger.info(f'{len(cells)} trainings are to be done, {jobs} at a time, in {work / asked.name}.')
+        from .train_cells import check_cells, train_cells  # the table needs none of what trains
         places = {'data_dir': data_dir} if data_dir else {}
+        check_cells(asked, cells, places)
+        _logger.info(f'{len(cells)} trainings are to be done, {jobs} at a time, in {work / asked.name}.')
         failed = train_cells(asked, cells, results, work, places, jobs)
-        for cell, reason in failed:
-            _logger.warning(f'{cell.name} failed: {reason}')
     found = read_results(results, asked)
     judged = verdicts(asked, found, results.name)
     text = format_study(asked, found)
+    if failed:
+        text += '\n\nFailed: ' + '; '.join(f'`{cell.name}` ({reason})' for cell, reason in failed) + '.'
     if found:
         add_verdicts(results / 'verdicts.json', asked.name, judged)
-        arms = [dict(name=arm.name, label=arm.label, parent=arm.parent) for arm in asked.arms.values()]
-        page = write_study_report(
-            results / asked.name, asked.name, arms, [{**result, 'arm': cell.arm} for cell, result in found.items()],
-            judged, dict(asked.settings), asked.sweep)
-        _logger.info(f'Report: {page}')
+        _write_page(asked, results / asked.name, found, judged)
     if readme:
-        write_text(readme, with_table(readme.read_text(encoding='utf-8'), asked.name, text))
+        write_text(readme, with_table(readme.read_text(encoding='utf-8'), asked.name, format_study(asked, found)))
     _logger.info('\n' + text)
     return {
         'study': asked.name, 'cells': [cell.name for cell in sorted(found)],
         'failed': {cell.name: reason for cell, reason in failed},
         'verdicts': {verdict['claim']: verdict['verdict'] for verdict in judged}}
+
+
+def _write_page(study: Study, folder: Path, found: Mapping[Cell, Any], judged: list[dict[str, Any]]) -> None:
+    arms = [dict(name=arm.name, label=arm.label, parent=arm.parent) for arm in study.arms.values()]
+    results = [{**result, 'arm': cell.arm} for cell, result in found.items()]
+    try:
+        page = write_study_report(folder, study.name, arms, results, judged, dict(study.settings), study.sweep)
+        _logger.info(f'Report: {page}')
+    except Exception as error:  # the table, which says the same, is still to come
+        _logger.warning(f'The page was not written ({type(error).__name__}: {error}): --table tries it again.')
 
 
 def add_verdicts(path: Path, study: str, judged: list[dict[str, Any]]) -> None:

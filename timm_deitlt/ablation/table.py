@@ -8,7 +8,7 @@ from .cells import Cell, cell_path
 from .study import GROUPS, Claim, Side, Study
 
 HOLDS, FAILS, OPEN = 'holds', 'does not hold', 'not shown at this scale'
-FEW = 'not measured'
+FEW = 'too few runs'
 # Runs below which nothing is judged, and the confidence that a claim needs
 _LEAST_PAIRS, _CONFIDENCE = 3, .95
 _COLUMNS = (*(('mean', group) for group in GROUPS), *((e, g) for e in ('cls', 'dist') for g in ('overall', 'tail')))
@@ -43,7 +43,7 @@ def verdicts(study: Study, results: Mapping[Cell, Mapping[str, Any]], root: Any 
     With d the differences between the two sides of one subset and seed, in the claimed direction, a claim *holds* if
     the 95 % confidence interval of mean(d) by Student's t lies above zero, *does not hold* if it lies below, and is
     else *not shown at this scale*, as it is where the mean of one subset of the images is of the other sign; with fewer
-    than three differences it is *not measured*.
+    than three differences it is *too few runs*.
 
     Returns:
         For each claim 'claim', 'verdict', 'n', 'figures' (means of both sides; mean, standard deviation and half the
@@ -159,11 +159,11 @@ def _missing(study: Study, results: Mapping[Cell, Mapping[str, Any]]) -> str:
     if not lacking:
         return ''
     parts = [f'{", ".join(names)} (seed {seeds})' for seeds, names in lacking.items()]
-    return f'Not run yet, for want of time: {"; ".join(parts)}.'
+    return f'Not run yet: {"; ".join(parts)}.'
 
 
 def _row(cells: Sequence[str]) -> str:
-    return f'| {" | ".join(cells)} |'
+    return f'| {" | ".join(cell.replace("|", chr(92) + "|") for cell in cells)} |'
 
 
 def _cell(values: Sequence[float | None]) -> str:

@@ -31,7 +31,7 @@ _FIGURES: dict[str, Callable[[Study], Plot | None]] = {
 _VERDICTS = {
     'holds': ('holds', 'hold'), 'does not hold': ('does not hold', 'do not hold'),
     'not shown at this scale': ('is not shown at this scale', 'are not shown at this scale'),
-    'not measured': ('is not measured', 'are not measured')}
+    'too few runs': ('has too few runs', 'have too few runs')}
 
 
 def write(folder: Path, *values: Any) -> Path:
