@@ -74,7 +74,8 @@ def test_the_sweeps_of_a_study_are_on_its_data_and_share_its_settings():
 
 def test_an_arm_of_another_study_is_read_there_and_never_trained(tmp_path):
     main, sweep = load_study('fashion_mnist'), load_study('fashion_mnist_rho')
-    put(tmp_path, main, 'sam_drw', 1, 5.)
+    for seed, subset in ((1, 0), (2, 0), (1, 1)):  # the sweep is of seed 1
+        put(tmp_path, main, 'sam_drw', seed, 5., subset=subset)
     found = read_results(tmp_path, sweep)
     assert set(found) == {Cell(0, 1, 'rho_01')} and found[Cell(0, 1, 'rho_01')]['metrics']['mean']['tail'] == 5.
     assert [cell.arm for cell in plan(sweep, tmp_path, list(sweep.arms), [1], [0])] == [

@@ -65,7 +65,7 @@ def plan(
 
 
 def read_results(root: Path, study: Study) -> dict[Cell, dict[str, Any]]:
-    """Results of all cells that have a file.
+    """Results of all cells that have a file; of an arm of another study those of the seeds of this one alone.
 
     Raises:
         ValueError: If a file is damaged or not of this study's settings.
@@ -76,7 +76,8 @@ def read_results(root: Path, study: Study) -> dict[Cell, dict[str, Any]]:
             folder, theirs = arm.origin
             results.update({
                 Cell(cell.subset, cell.seed, name): result
-                for cell, result in read_results(root, load_study(folder)).items() if cell.arm == theirs})
+                for cell, result in read_results(root, load_study(folder)).items()
+                if cell.arm == theirs and cell.seed in study.seeds and not cell.subset})
     for path in sorted((Path(root) / study.name).glob('*.json')):
         try:
             result = json.loads(path.read_text())
