@@ -60,4 +60,4 @@ def write_study_report(
 
 def _need_matplotlib() -> None:
     if not find_spec('matplotlib'):
-        raise ValueError("The report needs matplotlib: pip install 'timm_deitlt[report]'.")
+        raise ValueError("The report needs matplotlib: pip install matplotlib.")

@@ -128,9 +128,13 @@ class Plot:
     png: bytes
 
 
+# control characters, those that turn the direction of writing, and what is no character
+_UNSHOWN = r'\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff'
+
+
 def plain(value: Any) -> str:
-    """A text of one line that can be shown: other characters are replaced."""
-    return re.sub(r'[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]', '�', ' '.join(str(value).split()))
+    """A text of one line that can be shown as it is read: other characters, such as bidi controls, are replaced."""
+    return re.sub(f'[{_UNSHOWN}]', '�', ' '.join(str(value).split()))
 
 
 def text(value: Any) -> str:
