@@ -14,7 +14,7 @@ from timm_deitlt.checkpoint import load_checkpoint
 
 TOKEN = 'hf_tokenOfTheTests'
 TEACHER, STUDENT = 'me/resnet20_cifar.digits_if10_sam', 'me/deit_lt_tiny.digits_if10'
-STUDENT_FLAGS = ['--model', 'deit_lt_tiny', '--workers', '0', '--no-amp']
+STUDENT_FLAGS = ['--model', 'deit_lt_tiny', '--workers', '0', '--no-amp', '--no-report']
 TEACHER_FLAGS = [*STUDENT_FLAGS, '--teacher', 'resnet20_sam', '--teacher-epochs', '1']
 # Prints where the teacher of the flags comes from, and a number of its weights
 RESOLVE = '''
