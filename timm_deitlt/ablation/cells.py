@@ -9,13 +9,8 @@ from typing import Any
 import yaml
 
 from ..config import args_to_yaml, model_kind, recipes_for, resolve
+from ..run import NOT_OF_THE_RUN
 from .study import Study, load_study
-
-# Settings that may differ between two trainings of the same cell: where things are, and how often something is said
-_PLACES = {
-    'experiment', 'branch_from', 'output', 'resume', 'device', 'workers', 'teacher_cache', 'data_dir', 'stop_epoch',
-    'log_interval', 'validation_batch_size', 'report',
-}
 
 
 @dataclass(frozen=True, order=True)
@@ -127,7 +122,7 @@ def cell_args(study: Study, cell: Cell, more: Mapping[str, Any] | None = None) -
 
 def resolved_settings(args: argparse.Namespace) -> dict[str, Any]:
     """Settings that decide a training, as plain values."""
-    return {name: value for name, value in yaml.safe_load(args_to_yaml(args)).items() if name not in _PLACES}
+    return {name: value for name, value in yaml.safe_load(args_to_yaml(args)).items() if name not in NOT_OF_THE_RUN}
 
 
 def cell_settings(study: Study, cell: Cell) -> dict[str, Any]:

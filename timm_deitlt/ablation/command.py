@@ -50,7 +50,10 @@ def ablate(
     asked = load_study(study)
     if jobs < 1:
         raise ValueError(f'--jobs must be 1 or more, got {jobs}')
-    read_results(results, asked)  # a file that does not fit is an error before anything is trained
+    # what does not fit is an error before anything is trained
+    read_results(results, asked)
+    if readme:
+        with_table(readme.read_text(encoding='utf-8'), asked.name, '')
     failed = []
     cells = plan(asked, results, arms or list(asked.arms), seeds or asked.seeds, subsets)
     if not table:

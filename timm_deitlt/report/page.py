@@ -100,6 +100,8 @@ figure,tr,.note,.scroll{break-inside:avoid}
 h2,h3,.above{break-after:avoid}
 .scroll{overflow:visible}
 th:first-child,td:first-child{position:static;background:none}
+table{font-size:.8rem;line-height:1.25}
+th,td{padding:.1rem .4rem}
 details::details-content{content-visibility:visible;block-size:auto}
 .of-cls,.of-dist,.of-teacher,.note,code,svg{print-color-adjust:exact;-webkit-print-color-adjust:exact}
 }
