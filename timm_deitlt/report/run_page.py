@@ -50,10 +50,9 @@ def write(folder: Path) -> Path:
     with drawing():
         plots = {name: plot for name, draw in _FIGURES.items() if (plot := draw(run)) is not None}
     write_plots(run.folder / PLOTS, plots, _FIGURES)
-    page = run.folder / PAGE
     html = _html(run, plots).encode('utf-8')
-    atomic_write(page, lambda file: file.write_bytes(html))
-    return page
+    atomic_write(folder / PAGE, lambda file: file.write_bytes(html))
+    return folder / PAGE
 
 
 def _html(run: Run, plots: dict[str, Plot]) -> str:
