@@ -132,15 +132,20 @@ def test_cifar_pickles_train_teacher_and_student_from_the_recipe(tmp_path, recip
     assert sum(result['data']['test_counts']) == 2 * num_classes
 
 
-def test_imagenet_tree_with_lists_trains_teacher_and_student_from_the_recipes(tmp_path):
+@pytest.mark.parametrize('teacher_model', [
+    pytest.param([], marks=pytest.mark.slow, id='resnet50'),  # the recipe's own
+    pytest.param(['--model', 'resnet18'], id='resnet18')])
+def test_imagenet_tree_with_lists_trains_teacher_and_student_from_the_recipes(tmp_path, teacher_model):
     data = imagenet_tree(tmp_path)
     sizes = [*SHORT, '--batch-size', '64', '--global-batch-size', '128']
-    teacher = run('imagenet_lt/teacher_ldam_sam', tmp_path, *data, *sizes)
+    teacher = run('imagenet_lt/teacher_ldam_sam', tmp_path, *data, *teacher_model, *sizes)
     assert teacher['data']['train_counts'][:2] == [3, 1] and sum(teacher['data']['test_counts']) == 1000
     assert stages(tmp_path, 'imagenet_lt/teacher_ldam_sam') == (2, True)
     checkpoint = tmp_path / 'output' / 'imagenet_lt-teacher_ldam_sam' / 'last.pth.tar'
+    name = [] if not teacher_model else ['--teacher', f'{teacher_model[1]}_sam']
     result = run(
-        'imagenet_lt/deit_lt_base_ldam', tmp_path, *data, *sizes, *SMALL_STUDENT, '--teacher-checkpoint', checkpoint)
+        'imagenet_lt/deit_lt_base_ldam', tmp_path, *data, *sizes, *SMALL_STUDENT, *name,
+        '--teacher-checkpoint', checkpoint)
     assert result['teacher']['source'] == 'file' and result['teacher']['per_class'] == teacher['cls']['per_class']
     assert stages(tmp_path, 'imagenet_lt/deit_lt_base_ldam') == (2, True)
     assert result['shots']['head']['classes'] == 390 and result['data']['class_names'][0] == 'n01440764'
