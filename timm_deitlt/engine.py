@@ -144,7 +144,9 @@ class Trainer:
             for batch, images, target in group:
                 # all but the last backward of a pass stay on this rank
                 with nullcontext() if batch.last else self.task.no_sync():
-                    loss = self._accumulate(epoch, batch, images, target, second_pass, meter, picture)
+                    result, loss = self.forward_backward(epoch, batch, images, target, second_pass, picture)
+                if not second_pass:
+                    meter.add(result, len(result['output']) if batch.weight else 0)
                 total = loss if total is None else total + loss
             if self.clip_grad is not None and (second_pass or not sam or self.optimizer.single_pass):
                 self._clip()
@@ -162,16 +164,16 @@ class Trainer:
         self.task.end_update([batch for batch, *_ in group])
         meter.updates.append(loss)
 
-    def _accumulate(
+    def forward_backward(
             self,
             epoch: int,
             batch: MicroBatch,
             images: Tensor,
             target: Tensor,
-            second_pass: bool,
-            meter: Meter,
-            picture: Path | None,
-    ) -> Tensor:
+            second_pass: bool = False,
+            picture: Path | None = None,
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Augment a micro-batch and add its gradients: what the task returned, and its share of the update's loss."""
         # seeded per micro-batch: erasing (in place), mixing, drop path repeat in SAM's second pass and when resumed
         seed_everything(self.seed, epoch, batch.number)
         images, weak, target = self.augment(images, target, self.loader.num_views)
@@ -185,9 +187,7 @@ class Trainer:
         # DDP averages gradients over the ranks, an update sums the shares of its micro-batches
         loss = result['loss'] * (batch.weight * self.world_size)
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
-        if not second_pass:
-            meter.add(result, len(images) if batch.weight else 0)
-        return loss.detach()
+        return result, loss.detach()
 
     def _clip(self) -> None:
         if self.scaler is not None:

@@ -10,6 +10,7 @@ from .checkpoint import load_weights
 from .engine import Trainer
 from .evaluation import format_table
 from .folder import RunFolder
+from .optim import match_layout
 from .progress import Progress
 
 _logger = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ def restore(trainer: Trainer, checkpoint: dict[str, Any], source: str, with_opti
                 'options as they were, or --no-resume-opt to start it anew.') from error
         for group, own in zip(trainer.optimizer.param_groups, options, strict=True):
             group.update(own)
+        match_layout(trainer.optimizer)
         if trainer.scaler is not None and 'amp_scaler' in checkpoint:
             trainer.scaler.load_state_dict(checkpoint['amp_scaler'])
     start_epoch = checkpoint['epoch'] + 1

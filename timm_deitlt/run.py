@@ -21,6 +21,7 @@ from .build.data import Data, build_data
 from .build.device import choose_device, local_device
 from .build.loaders import build_eval_loader, update_size
 from .build.model import build_model, check_student, drw_start, drw_targets
+from .build.speed import choose_speed
 from .build.trainer import build_trainer, choose_precision
 from .checkpoint import check_checkpoint, load_checkpoint, load_weights
 from .checks import validate_args
@@ -41,6 +42,7 @@ _logger = logging.getLogger(__name__)
 NOT_OF_THE_RUN = {
     'experiment', 'branch_from', 'output', 'resume', 'device', 'workers', 'teacher_cache', 'data_dir', 'stop_epoch',
     'log_interval', 'validation_batch_size', 'log_tensorboard', 'log_wandb', 'save_images', 'pin_mem', 'report',
+    'auto_speed',
 }
 
 
@@ -60,7 +62,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     _import_modules(args)
     if args.dry_run:
         return dry_run(args)
-    choose_device(args)
+    choose_device(args, plain=args.auto_speed == 'off')
     _logger.info(describe_defaults(args))
     primary = int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0
     checkpoint, source, path = _starting_point(args)
@@ -85,6 +87,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     start_epoch = 0
     if checkpoint is not None:
         start_epoch = restore(trainer, checkpoint, source, with_optimizer=not args.no_resume_opt)
+    speed = choose_speed(trainer, args, start_epoch, checkpoint.get('speed') if args.resume else None)
     folder = RunFolder(path if args.experiment or not primary else _claim(path), primary)
     if checkpoint is not None:
         folder.rewind(start_epoch if args.resume else 0)
@@ -95,8 +98,9 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     folder.write('versions.json', json.dumps(versions(), indent=2) + '\n')
     _add_trackers(folder, args)
     trainer.image_folder = folder.path if args.save_images and primary else None
-    wrap(trainer, args, device)
-    metrics = fit(trainer, folder, args, _record(trainer, args, data, device), start_epoch)
+    distribute(trainer, args, device)
+    record = {**_record(trainer, args, data, device), 'speed': speed}
+    metrics = fit(trainer, folder, args, record, start_epoch)
     result = plain_json(run_result(
         args, data, trainer, folder, metrics, teacher, teacher_metrics, time.perf_counter() - start))
     folder.save_metrics(result)
@@ -222,12 +226,15 @@ def train_teacher(settings: argparse.Namespace, data: Data, path: Path, device: 
     folder = RunFolder(path)
     trainer = build_trainer(settings, data, None, device)
     start_epoch = 0
+    before = None
     if folder.last.is_file():
-        start_epoch = restore(trainer, load_checkpoint(folder.last), str(folder.last))
+        checkpoint = load_checkpoint(folder.last)
+        start_epoch, before = restore(trainer, checkpoint, str(folder.last)), checkpoint.get('speed')
         folder.rewind(start_epoch)
         _logger.info(f'Going on with epoch {start_epoch} of the teacher')
+    speed = choose_speed(trainer, settings, start_epoch, before)
     folder.write('args.yaml', args_to_yaml(settings))
-    record = _record(trainer, settings, data, device)
+    record = {**_record(trainer, settings, data, device), 'speed': speed}
     metrics = fit(trainer, folder, settings, record, start_epoch, title='teacher')
     folder.save_metrics(plain_json(run_result(
         settings, data, trainer, folder, metrics, None, None, time.perf_counter() - start)))
@@ -249,14 +256,10 @@ def evaluate_teacher(args: argparse.Namespace, teacher: Teacher, data: Data, dev
     return metrics
 
 
-def wrap(trainer: Trainer, args: argparse.Namespace, device: torch.device) -> None:
-    """Compile and distribute the trainable module of a trainer, as asked for."""
-    task = trainer.task
-    if args.torchcompile:
-        _logger.info(f'Compiling with {args.torchcompile}, mode {args.torchcompile_mode}')
-        task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
+def distribute(trainer: Trainer, args: argparse.Namespace, device: torch.device) -> None:
+    """Distribute the trainable module of a trainer over the ranks, where there are several."""
     if args.distributed:
-        task.prepare_distributed(
+        trainer.task.prepare_distributed(
             device_ids=[device] if device.type == 'cuda' else None,
             **(dict(broadcast_buffers=False) if args.no_ddp_bb else {}),
         )

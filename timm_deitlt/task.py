@@ -206,11 +206,11 @@ class DeiTLTTask(_ShotEvaluation, TokenDistillationTask):
 
     def teacher_view(self, images: Tensor) -> Tensor:
         """Bring images `[B, C, H, W]`, normalised for the student, to the teacher's normalisation and size."""
-        if self.teacher_normalize == 'own':
-            images = self.teacher.normalize_input(images, self.student_mean, self.student_std)
         if images.shape[-2:] != self.teacher_size:
             images = F.interpolate(
                 images.float(), self.teacher_size, mode='bicubic', antialias=self.teacher_antialias).to(images.dtype)
+        if self.teacher_normalize == 'own':  # after resizing, with which it commutes, to touch fewer pixels
+            images = self.teacher.normalize_input(images, self.student_mean, self.student_std)
         return images
 
     def forward(

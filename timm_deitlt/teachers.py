@@ -42,7 +42,7 @@ DATA_SETTINGS = (
     'target_key', 'dataset_trust_remote_code', 'train_num_samples', 'val_num_samples', 'imbalance_factor',
     'imbalance_profile', 'n_max', 'split_seed', 'val_fraction', 'class_counts', 'list_dir', 'skip_bad_images',
     'in_chans', 'seed', 'device', 'amp', 'amp_dtype', 'pin_mem', 'workers', 'log_interval', 'val_interval',
-    'validation_batch_size',
+    'validation_batch_size', 'auto_speed',
 )
 # ... and for an in-distribution teacher its augmentation
 AUGMENTATION_SETTINGS = (
@@ -63,7 +63,7 @@ IRRELEVANT_SETTINGS = {
     'dataset_download', 'device', 'device_modules', 'amp', 'amp_dtype', 'val_split', 'val_num_samples', 'sources',
     'config', 'dataset', 'crop_pct', 'imbalance_factor', 'imbalance_profile', 'n_max', 'split_seed', 'val_fraction',
     'class_counts', 'list_dir', 'report', 'dry_run', 'dry_run_world_size', 'distributed', 'local_rank', 'rank',
-    'world_size',
+    'world_size', 'auto_speed',
 }
 
 

@@ -7,8 +7,8 @@ import torch
 from timm.layers import set_fused_attn
 
 
-def choose_device(args: argparse.Namespace) -> None:
-    """Settle on a device, and on what is fastest there.
+def choose_device(args: argparse.Namespace, plain: bool = False) -> None:
+    """Settle on a device, and on what is usually fastest there unless `plain`.
 
     Raises:
         ValueError: If the device cannot be used.
@@ -20,9 +20,9 @@ def choose_device(args: argparse.Namespace) -> None:
         raise ValueError(
             f'--device {args.device} cannot be used ({str(error).splitlines()[0]}): leave it out, or give --device '
             'cpu.') from error
-    # on CPUs plain matrix products are about twice as fast as the fused kernel, forward and backward
-    set_fused_attn(args.device != 'cpu')
-    if args.device == 'cpu':
+    # on CPUs matrix products are about twice as fast as the fused kernel, forward and backward
+    set_fused_attn(plain or args.device != 'cpu')
+    if args.device == 'cpu' and not plain:
         keep_freed_memory()
 
 

@@ -1,0 +1,175 @@
+"""What is fastest on this machine, found by timing the training step itself.
+
+Nothing that is chosen here changes a result by more than rounding. A run that goes on keeps what it began with.
+"""
+import argparse
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from statistics import median
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..engine import Trainer
+from ..optim import match_layout
+from ..task import frozen_statistics
+
+_logger = logging.getLogger(__name__)
+
+# Runs of fewer steps end before a choice pays: they take what is usual on their device
+FEWEST_STEPS = 200
+# Compiling a network takes up to two minutes
+LEAST_SECONDS_TO_COMPILE = 900.
+# Less may be noise, and then two runs of the same settings would differ in rounding
+LEAST_GAIN = .1
+_TIMED_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How a training computes.
+
+    Attributes:
+        fused_attention: Attention by torch's fused kernel, not by matrix products.
+        channels_last: Memory format of a CNN.
+        compile: Backend of torch.compile, '' for none.
+    """
+    fused_attention: bool
+    channels_last: bool
+    compile: str
+
+    def __str__(self) -> str:
+        words = ['fused attention' if self.fused_attention else 'attention by matrix products']
+        words += ['channels last'] * self.channels_last
+        words += [f'compiled by {self.compile}'] * bool(self.compile)
+        return ', '.join(words)
+
+
+def choose_speed(
+        trainer: Trainer,
+        args: argparse.Namespace,
+        start_epoch: int = 0,
+        before: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Choose and apply what makes the training step fastest, and log why; to be called before DDP wraps the task.
+
+    Args:
+        trainer: Weights, statistics and optimizer stay as they are.
+        args: Settings. --auto-speed off takes plain PyTorch; --channels-last and --torchcompile are done in any case.
+        start_epoch: Epoch to be trained first.
+        before: What this function returned to the run that goes on.
+
+    Returns:
+        The choices, for `before`.
+    """
+    speed = Speed(args.auto_speed == 'off' or args.device != 'cpu', args.channels_last, args.torchcompile or '')
+    steps = (trainer.epochs - start_epoch) * trainer.loader.updates_per_epoch * trainer.loader.grad_accum_steps
+    reason = ''
+    if args.auto_speed == 'off':
+        reason = ', as --auto-speed off asks for'
+    elif before is not None:
+        speed = Speed(**before)
+        reason = ', as before'
+    elif steps >= FEWEST_STEPS:
+        speed, reason = _fastest(trainer, args, speed, start_epoch, steps)
+    _logger.info(f'Speed: {speed}{reason}')
+    _apply(trainer, args, speed)
+    return asdict(speed)
+
+
+def _fastest(
+        trainer: Trainer,
+        args: argparse.Namespace,
+        speed: Speed,
+        epoch: int,
+        steps: int,
+) -> tuple[Speed, str]:
+    """The fastest choices, each tried on top of those before, and words for what they gain."""
+    (batch, images, target), *_ = next(iter(trainer.loader.epoch(epoch)))
+
+    def step() -> None:
+        trainer.forward_backward(epoch, batch, images, target)
+
+    first = seconds = _seconds(trainer, args, speed, epoch, step)
+    for name, value in _alternatives(trainer, speed):
+        if name == 'compile' and seconds * steps < LEAST_SECONDS_TO_COMPILE:
+            continue
+        candidate = replace(speed, **{name: value})
+        other = _seconds(trainer, args, candidate, epoch, step)
+        if other < seconds * (1 - LEAST_GAIN):
+            speed, seconds = candidate, other
+    return speed, f' ({1e3 * seconds:.0f} ms a step{f", {1e3 * first:.0f} otherwise" if seconds < first else ""})'
+
+
+def _alternatives(trainer: Trainer, speed: Speed) -> Iterator[tuple[str, Any]]:
+    modules = list(trainer.task.get_trainable_module().modules())
+    if any(hasattr(module, 'fused_attn') for module in modules):
+        yield 'fused_attention', not speed.fused_attention
+    if any(isinstance(module, _BatchNorm) for module in modules) and not speed.channels_last:
+        yield 'channels_last', True
+    if not speed.compile:
+        yield 'compile', 'inductor'
+
+
+def _seconds(
+        trainer: Trainer,
+        args: argparse.Namespace,
+        speed: Speed,
+        epoch: int,
+        step: Callable[[], None],
+) -> float:
+    """Median time of a step under these choices, the slowest rank's; infinite if it fails. It leaves no trace."""
+    task, device = trainer.task, trainer.task.device
+    seconds = []
+    try:
+        _apply(trainer, args, speed)
+        task.train()
+        task.set_epoch(epoch)
+        trainer.augment.mixup_enabled = trainer.mixing(epoch)
+        with frozen_statistics(task):
+            for _ in range(1 + _TIMED_STEPS):
+                began = time.perf_counter()
+                step()
+                if device.type == 'cuda':
+                    torch.cuda.synchronize(device)
+                seconds.append(time.perf_counter() - began)
+        result = median(seconds[1:])
+    except Exception as error:  # no compiler for the backend, no kernel for the type, too little memory
+        _logger.info(f'Speed: not {speed}, which fails: {str(error).splitlines()[0]}')
+        result = math.inf
+    finally:
+        trainer.optimizer.zero_grad()
+        task.set_epoch(epoch)
+    if trainer.world_size > 1:  # all ranks must choose alike
+        slowest = torch.tensor(result, device=device)
+        dist.all_reduce(slowest, dist.ReduceOp.MAX)
+        result = slowest.item()
+    return result
+
+
+def _apply(trainer: Trainer, args: argparse.Namespace, speed: Speed) -> None:
+    task = trainer.task
+    _undo_compile(task)
+    for module in task.modules():
+        if hasattr(module, 'fused_attn'):
+            module.fused_attn = speed.fused_attention
+    if speed.channels_last != trainer.channels_last:
+        task.get_trainable_module().to(
+            memory_format=torch.channels_last if speed.channels_last else torch.contiguous_format)
+        match_layout(trainer.optimizer)
+        trainer.channels_last = speed.channels_last
+    if speed.compile:
+        task.compile(backend=speed.compile, mode=args.torchcompile_mode)
+
+
+def _undo_compile(task: nn.Module) -> None:
+    for parent in list(task.modules()):
+        for name, child in list(parent._modules.items()):  # named_children leaves out a second name of the same module
+            if hasattr(child, '_orig_mod'):
+                setattr(parent, name, child._orig_mod)
