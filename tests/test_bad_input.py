@@ -68,6 +68,8 @@ def refused(tmp_path, capsys, monkeypatch):
     ('--dataset digits', "Unknown data set 'digits'; did you mean lt/digits"),
     ('--dataset torch/cifar11 --data-dir .', "Unknown data set 'torch/cifar11'; did you mean torch/cifar10"),
     ('--opt adamww', "Unknown optimizer 'adamww'; did you mean adamw"),
+    ('--sam-every 2', '--sam-every 2 belongs to SAM; use --opt samsgd'),
+    ('--sam-every 2 --teacher resnet20', '--sam-every belongs to SAM, but resnet20 is trained by momentum'),
     ('--opt samsdg --teacher resnet20_sam', "Unknown optimizer 'samsdg'; did you mean samsgd"),
     # flags
     ('--tta 1', '--tta is not supported: .*--crop-pct'),

@@ -65,8 +65,10 @@ def test_flags_of_augmentation_reach_the_training_transform(flags, holds):
 
 def test_radius_schedule_reaches_the_trainer():
     trainer = made(*TINY, '--opt', 'samadamw', '--rho', '.1', '--rho-milestones', '2', '--rho-values', '.3')
-    assert [trainer.rho(epoch) for epoch in range(3)] == [.1, .3, .3]
+    assert [trainer.rho(epoch, 5) for epoch in range(3)] == [.1, .3, .3]
     assert made(*TINY, '--opt', 'samadamw').rho is None
+    every = made(*TINY, '--opt', 'samadamw', '--rho', '.1', '--sam-every', '3')
+    assert [every.rho(1, update) for update in range(2, 8)] == [0, .1, 0, 0, .1, 0]
 
 
 @pytest.mark.parametrize('flags, tau', [

@@ -292,7 +292,7 @@ def test_ema_follows_the_weights_and_starts_anew_from_them_at_the_drw_start():
 
 
 def test_radius_of_sam_follows_the_epoch_and_is_the_plain_one_without_a_schedule():
-    for schedule, expected in ((None, [.7] * 3), (lambda epoch: [.1, .2, .0][epoch], [.1, .2, .0])):
+    for schedule, expected in ((None, [.7] * 3), (lambda epoch, update: [.1, .2, .0][epoch], [.1, .2, .0])):
         task = classifier(cnn())
         optimizer = SAMSGD(task.trainable_module.parameters(), rho=.7, lr=.1)
         ours, seen = trainer(task, optimizer, rho=schedule), []
@@ -300,6 +300,22 @@ def test_radius_of_sam_follows_the_epoch_and_is_the_plain_one_without_a_schedule
             ours.train_one_epoch(epoch, SILENT)
             seen.append(optimizer.param_groups[0]['rho'])
         assert seen == expected
+
+
+def test_sam_perturbs_in_every_nth_update_of_the_run(monkeypatch):
+    passes = []
+    closure_of = SAMSGD.step
+    monkeypatch.setattr(SAMSGD, 'step', lambda self, closure: closure_of(self, lambda: (
+        passes.append((update[0], self.perturbed)), closure())[1]))
+    task, update = classifier(cnn()), [0]
+    task.end_update = lambda plans: update.__setitem__(0, update[0] + 1)
+    optimizer = SAMSGD(task.trainable_module.parameters(), rho=.1, lr=.1)
+    loader = train_loader(20, batch_size=4, accum=1)
+    ours = trainer(task, optimizer, loader, rho=lambda _, update: 0 if update % 3 else .1)
+    for epoch in range(2):
+        ours.train_one_epoch(epoch, SILENT)
+    twice = [update for update, perturbed in passes if perturbed]
+    assert twice == [0, 3, 6, 9] and len(passes) == 10 + 4
 
 
 def test_task_is_told_of_every_update_once_under_sam_too():

@@ -129,6 +129,15 @@ def test_teacher_rho_is_the_radius_of_a_sam_teacher_in_every_epoch():
         teacher_args(asked('--teacher-rho', '.3', teacher='resnet20'), 568)
 
 
+def test_sam_every_reaches_a_sam_teacher_and_its_key_where_it_is_asked_for(key_of):
+    assert teacher_args(asked('--sam-every', '4'), 568).sam_every == 4
+    assert 'sam_every' not in key_of()['settings'], 'it is younger than the teachers that are cached'
+    assert key_of('--sam-every', '4')['settings']['sam_every'] == 4
+    with pytest.raises(ValueError, match='resnet20 is trained by momentum and the student by adamw: give --teacher'):
+        teacher_args(asked('--sam-every', '4', teacher='resnet20'), 568)
+    assert teacher_args(asked('--sam-every', '4', '--opt', 'samadamw', teacher='resnet20'), 568)
+
+
 def test_strong_teacher_is_trained_with_the_augmentation_and_mixing_of_the_student():
     flags = [
         '--aa', 'rand-m7-mstd0.5-inc1', '--scale', '.3', '.9', '--mixup', '.3', '--cutmix', '.7', '--smoothing', '.2']

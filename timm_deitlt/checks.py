@@ -11,7 +11,7 @@ from .config import flag_of
 _BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ('epochs stop_epoch save_epochs teacher_epochs batch_size validation_batch_size grad_accum_steps global_batch_size '
      'dry_run_world_size imbalance_factor n_max val_interval log_interval img_size in_chans num_classes '
-     'rho_milestones paco_queue paco_dim', lambda x: x >= 1, 'at least 1'),
+     'sam_every rho_milestones paco_queue paco_dim', lambda x: x >= 1, 'at least 1'),
     ('rho rho_values teacher_rho', lambda x: 0 <= x < math.inf, 'at least 0 and finite'),
     ('mixup cutmix cutout workers drw_start_epoch warmup_epochs weight_decay task_loss_weight '
      'distill_loss_weight seed split_seed aug_repeats paco_alpha paco_gamma key_color_jitter',
@@ -86,6 +86,9 @@ def _conflicts(args: argparse.Namespace) -> tuple[tuple[Any, str], ...]:
         (len(args.rho_values) != len(args.rho_milestones) or args.rho_milestones != sorted(args.rho_milestones),
          f'--rho-values has a value for each of the ascending --rho-milestones; got {args.rho_values} for '
          f'{args.rho_milestones}'),
+        (args.sam_every > 1 and args.teacher in ('none', 'labels') and not args.opt.startswith('sam'),
+         f'--sam-every {args.sam_every} belongs to SAM; use --opt samsgd or samadamw, or a SAM '
+         'teacher such as resnet32_sam'),
         (args.dry_run_world_size and not args.dry_run,
          '--world-size belongs to --dry-run; torchrun --nproc-per-node N trains on N devices'),
         (ldam and args.bce_loss, '--loss ldam and --bce-loss exclude each other; give one of them'),

@@ -37,7 +37,8 @@ class Trainer:
         augment: Batch augmentation on the device.
         eval_loader: Evaluation images, or None for none.
         scheduler: timm's scheduler, or None.
-        rho: SAM's radius by 0-based epoch, or None where it does not change.
+        rho: SAM's radius by epoch and update of the run, both from 0, or None where it does not change; an update with
+            radius 0 is the base optimizer's, in one pass.
         epochs: Epochs of the schedule.
         seed: Seed of the run.
         autocast: Makes the context of forward passes.
@@ -60,7 +61,7 @@ class Trainer:
     augment: BatchAugment
     eval_loader: Any = None
     scheduler: Any = None
-    rho: Callable[[int], float] | None = None
+    rho: Callable[[int, int], float] | None = None
     epochs: int = 1
     seed: int = 0
     autocast: Callable = nullcontext
@@ -95,9 +96,6 @@ class Trainer:
         self.task.train()
         self.task.set_epoch(epoch)
         self.augment.mixup_enabled = self.mixing(epoch)
-        if self.rho is not None:
-            for group in self.optimizer.param_groups:
-                group['rho'] = self.rho(epoch)
         if self.task.has_ema() and epoch == self.drw_start_epoch:
             self.task.get_trainable_module(ema=True).set(unwrap_model(self.task.get_trainable_module()))
         meter = Meter(self.task.device, distributed=self.world_size > 1)
@@ -107,6 +105,9 @@ class Trainer:
         for index, group in enumerate(self.loader.epoch(epoch)):
             logged = index + 1 == updates or (index + 1) % self.log_interval == 0
             picture = self.image_folder / f'train-batch-{epoch}-{index}.jpg' if self.image_folder and logged else None
+            if self.rho is not None:
+                for parameters in self.optimizer.param_groups:
+                    parameters['rho'] = self.rho(epoch, num_updates)
             self._update(epoch, group, meter, picture)
             num_updates += 1
             self.task.update_ema(step=num_updates)

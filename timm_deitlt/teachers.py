@@ -67,6 +67,10 @@ IRRELEVANT_SETTINGS = {
 }
 
 
+# Settings younger than the format: with these values they are not in the key, which stays as it was
+YOUNGER_SETTINGS = {'sam_every': 1}
+
+
 @dataclass
 class Teacher:
     """A trained teacher.
@@ -136,7 +140,13 @@ def teacher_args(args: argparse.Namespace, num_images: int) -> argparse.Namespac
         overrides['epochs'] = args.teacher_epochs
     if args.teacher_rho is not None:
         overrides.update(rho=args.teacher_rho, rho_milestones=[], rho_values=[])
+    if args.sam_every > 1:
+        overrides['sam_every'] = args.sam_every
     settings = resolve(overrides, recipes_for(args.dataset, 'teacher', kind), prog='--teacher')
+    if args.sam_every > 1 and not settings.opt.startswith('sam') and not args.opt.startswith('sam'):
+        raise ValueError(
+            f'--sam-every belongs to SAM, but {args.teacher} is trained by {settings.opt} and the student by '
+            f'{args.opt}: give --teacher {split_name(args.teacher)[0].removesuffix("_cifar")}_sam, or leave it out.')
     if args.teacher_rho is not None and not settings.opt.startswith('sam'):
         raise ValueError(
             f'--teacher-rho is the radius of SAM, but {args.teacher} is trained by {settings.opt}: give --teacher '
@@ -181,7 +191,8 @@ def cache_key(
         'images': {name: images[name] for name in ('input_size', 'mean', 'std', 'interpolation')},
         'precision': precision,
         'settings': {
-            name: value for name, value in sorted(vars(settings).items()) if name not in IRRELEVANT_SETTINGS},
+            name: value for name, value in sorted(vars(settings).items())
+            if name not in IRRELEVANT_SETTINGS and (name, value) not in YOUNGER_SETTINGS.items()},
     }))
 
 

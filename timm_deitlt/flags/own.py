@@ -36,6 +36,7 @@ OWN_FLAGS = {
         flag('--rho-milestones', 'epochs, counted from 1, from which the next of --rho-values holds (default: none)',
              type=int, nargs='+', default=[]),
         flag('--rho-values', 'rho from each of --rho-milestones on (default: none)', type=float, nargs='+', default=[]),
+        flag('--sam-every', 'perturb in every Nth update only, of a SAM teacher too', type=int, default=1),
         flag('--sam-adaptive', 'scale the radius by each weight (ASAM)', action='store_true'),
         flag('--filter-bias-and-bn', 'no weight decay on biases and norms (default: on)', **SWITCH, default=True),
         flag('--cutout', 'side in pixels of the black square that is cut out of every image (default: none)', type=int),
