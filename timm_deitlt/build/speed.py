@@ -6,16 +6,18 @@ import argparse
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from timm.utils import unwrap_model
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..data.loader import MicroBatch
 from ..engine import Trainer
 from ..optim import match_layout
 from ..task import frozen_statistics
@@ -44,11 +46,12 @@ class Speed:
     channels_last: bool
     compile: str
 
-    def __str__(self) -> str:
-        words = ['fused attention' if self.fused_attention else 'attention by matrix products']
+    def words(self, attention: bool) -> str:
+        """In words, those of a network with `attention` or without."""
+        words = ['fused attention' if self.fused_attention else 'attention by matrix products'] * attention
         words += ['channels last'] * self.channels_last
         words += [f'compiled by {self.compile}'] * bool(self.compile)
-        return ', '.join(words)
+        return ', '.join(words) or 'plain'
 
 
 def choose_speed(
@@ -78,7 +81,7 @@ def choose_speed(
         reason = ', as before'
     elif steps >= FEWEST_STEPS:
         speed, reason = _fastest(trainer, args, speed, start_epoch, steps)
-    _logger.info(f'Speed: {speed}{reason}')
+    _logger.info(f'Speed: {speed.words(_attends(trainer))}{reason}')
     _apply(trainer, args, speed)
     return asdict(speed)
 
@@ -91,41 +94,36 @@ def _fastest(
         steps: int,
 ) -> tuple[Speed, str]:
     """The fastest choices, each tried on top of those before, and words for what they gain."""
-    (batch, images, target), *_ = next(iter(trainer.loader.epoch(epoch)))
-
-    def step() -> None:
-        trainer.forward_backward(epoch, batch, images, target)
-
-    first = seconds = _seconds(trainer, args, speed, epoch, step)
+    first = seconds = _seconds(trainer, args, speed, epoch)
     for name, value in _alternatives(trainer, speed):
         if name == 'compile' and seconds * steps < LEAST_SECONDS_TO_COMPILE:
             continue
         candidate = replace(speed, **{name: value})
-        other = _seconds(trainer, args, candidate, epoch, step)
+        other = _seconds(trainer, args, candidate, epoch)
         if other < seconds * (1 - LEAST_GAIN):
             speed, seconds = candidate, other
     return speed, f' ({1e3 * seconds:.0f} ms a step{f", {1e3 * first:.0f} otherwise" if seconds < first else ""})'
 
 
 def _alternatives(trainer: Trainer, speed: Speed) -> Iterator[tuple[str, Any]]:
-    modules = list(trainer.task.get_trainable_module().modules())
-    if any(hasattr(module, 'fused_attn') for module in modules):
+    if _attends(trainer):
         yield 'fused_attention', not speed.fused_attention
-    if any(isinstance(module, _BatchNorm) for module in modules) and not speed.channels_last:
+    normalises = any(isinstance(module, _BatchNorm) for module in trainer.task.get_trainable_module().modules())
+    if normalises and not speed.channels_last:
         yield 'channels_last', True
     if not speed.compile:
         yield 'compile', 'inductor'
 
 
-def _seconds(
-        trainer: Trainer,
-        args: argparse.Namespace,
-        speed: Speed,
-        epoch: int,
-        step: Callable[[], None],
-) -> float:
+def _attends(trainer: Trainer) -> bool:
+    return any(hasattr(module, 'fused_attn') for module in trainer.task.get_trainable_module().modules())
+
+
+def _seconds(trainer: Trainer, args: argparse.Namespace, speed: Speed, epoch: int) -> float:
     """Median time of a step under these choices, the slowest rank's; infinite if it fails. It leaves no trace."""
     task, device = trainer.task, trainer.task.device
+    images, target = _noise(trainer)
+    batch = MicroBatch(number=0, indices=(), weight=1., last=True)
     seconds = []
     try:
         _apply(trainer, args, speed)
@@ -135,13 +133,13 @@ def _seconds(
         with frozen_statistics(task):
             for _ in range(1 + _TIMED_STEPS):
                 began = time.perf_counter()
-                step()
+                trainer.forward_backward(epoch, batch, images, target)
                 if device.type == 'cuda':
                     torch.cuda.synchronize(device)
                 seconds.append(time.perf_counter() - began)
         result = median(seconds[1:])
     except Exception as error:  # no compiler for the backend, no kernel for the type, too little memory
-        _logger.info(f'Speed: not {speed}, which fails: {str(error).splitlines()[0]}')
+        _logger.info(f'Speed: not {speed.words(_attends(trainer))}, which fails: {str(error).splitlines()[0]}')
         result = math.inf
     finally:
         trainer.optimizer.zero_grad()
@@ -151,6 +149,15 @@ def _seconds(
         dist.all_reduce(slowest, dist.ReduceOp.MAX)
         result = slowest.item()
     return result
+
+
+def _noise(trainer: Trainer) -> tuple[Tensor, Tensor]:
+    """A micro-batch as the loader gives it: starting its workers for one batch would take longer than the step."""
+    model, loader, device = unwrap_model(trainer.task.get_eval_model()), trainer.loader, trainer.task.device
+    generator = torch.Generator().manual_seed(0)
+    shape = (loader.num_views * loader.batch_size, *model.pretrained_cfg['input_size'])
+    images = torch.randn(shape, generator=generator).to(device, loader.loader.img_dtype)
+    return images, torch.randint(model.num_classes, shape[:1], generator=generator).to(device)
 
 
 def _apply(trainer: Trainer, args: argparse.Namespace, speed: Speed) -> None:

@@ -208,7 +208,7 @@ class TrainLoader:
             global_batch_size: int | None = None,
     ):
         self.num_views = len(transforms)
-        self.grad_accum_steps = grad_accum_steps
+        self.batch_size, self.grad_accum_steps = batch_size, grad_accum_steps
         self.world_size, self.rank, self.seed = world_size, rank, seed
         loader_args = dict(num_workers=workers, collate_fn=fast_collate, pin_memory=pin_memory)
         self.iterable = isinstance(dataset, IterableDataset)
