@@ -1,8 +1,12 @@
 """Flags: which of timm's are supported, which are refused and why, and which are ours."""
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
+from conftest import ROOT
 from timm.loss import LOSS_TYPES
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.scheduler.wsd_lr import _DECAY_FNS
@@ -139,6 +143,17 @@ def test_every_flag_of_timm_is_supported_or_refused():
     assert not refused & options
     short = {'-h', '--help', '-c', '--config', '-b', '-vb', '-j', '--dr', '--no-amp'}
     assert options == supported | OURS | OURS_OF_PACO | short
+
+
+def test_help_of_the_script_needs_no_torch():
+    script = (
+        'import runpy, sys\nsys.argv = ["train.py", "--help"]\n'
+        'try:\n    runpy.run_path("train.py", run_name="__main__")\nfinally:\n'
+        '    print({"torch", "timm"} & set(sys.modules), file=sys.stderr)')
+    env = {**os.environ, 'COLUMNS': '100'}
+    done = subprocess.run([sys.executable, '-c', script], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == 'set()\n'
+    assert '--auto-speed' in done.stdout and '--model' in done.stdout
 
 
 def test_groups_and_defaults_are_timms_but_for_the_listed_ones():

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import yaml
-from timm.utils import ParseKwargs
 
 from .benchmarks import BENCHMARKS
-from .flags import REFUSED, add_flags
+from .flags import REFUSED, KeyValues, add_flags
 
 RECIPES = files(__package__) / 'recipes'
 DEFAULT_DATASET = 'lt/digits'
@@ -179,7 +178,7 @@ def _checked_value(action: argparse.Action, value: Any) -> Any:
     """The value as the flag would have given it, so that a file holds nothing that the command line refuses."""
     if value is None and action.default is None or value == action.default == []:
         return copy.copy(value)
-    if isinstance(action, ParseKwargs):
+    if isinstance(action, KeyValues):
         if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
             raise ValueError(f'expected a mapping such as {{embed_dim: 96}}, got {value!r}')
         return copy.deepcopy(dict(value))

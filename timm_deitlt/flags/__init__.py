@@ -1,6 +1,7 @@
 """The command line as data: timm's flags, ours, and timm's flags that are refused with the reason."""
 import argparse
 
+from ._flag import KeyValues as KeyValues
 from .own import OWN_FLAGS
 from .refused import REFUSED as REFUSED
 from .refused import REFUSED_VALUES as REFUSED_VALUES

@@ -3,11 +3,18 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from timm.utils import ParseKwargs
-
 from .refused import REFUSED_VALUES
 
-MAPPING: dict[str, Any] = {'nargs': '*', 'default': {}, 'action': ParseKwargs, 'metavar': 'K=V'}
+
+class KeyValues(argparse.Action):
+    """timm's `ParseKwargs`, imported when it is used: the help needs neither timm nor torch."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        from timm.utils import ParseKwargs
+        ParseKwargs.__call__(self, *args, **kwargs)
+
+
+MAPPING: dict[str, Any] = {'nargs': '*', 'default': {}, 'action': KeyValues, 'metavar': 'K=V'}
 SWITCH: dict[str, Any] = {'action': argparse.BooleanOptionalAction}
 
 

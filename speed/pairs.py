@@ -1,0 +1,101 @@
+"""Measures variants of a step side by side: each in a process of its own, one step of each in turn.
+
+So the variants share whatever else the machine does at that time, and none sees the other's allocator, threads or
+compiled code.
+"""
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import timm
+import torch
+
+import timm_deitlt
+from timm_deitlt.results import versions
+
+
+@dataclass
+class Measured:
+    """Of a variant: median seconds of a step, of the first one with all that comes before, and peak memory in GiB."""
+    seconds: float
+    first: float
+    memory: float
+
+
+def compare(variants: Sequence[str], rounds: int) -> dict[str, Measured]:
+    """Run this script once for each variant as its `serve`d child, and let them take turns.
+
+    Args:
+        variants: Names that the script knows.
+        rounds: Steps of each that count; two more come before.
+    """
+    command = [sys.executable, *sys.argv, '--child']
+    children = {
+        name: subprocess.Popen([*command, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for name in variants}
+    try:
+        first, seconds = {}, {name: [] for name in variants}
+        for name in variants:  # one after the other, so that none is built or compiled while another is
+            first[name] = _ask(children[name], 'step')
+        for turn in range(rounds + 1):
+            for name in variants:
+                taken = _ask(children[name], 'step')
+                if turn:
+                    seconds[name].append(taken)
+        return {
+            name: Measured(median(seconds[name]), first[name], _ask(children[name], 'memory')) for name in variants}
+    finally:
+        for child in children.values():
+            child.stdin.close()
+            child.wait()
+
+
+def _ask(child: subprocess.Popen, what: str) -> float:
+    child.stdin.write(f'{what}\n')
+    child.stdin.flush()
+    answer = child.stdout.readline()
+    if not answer:
+        raise RuntimeError(f'{" ".join(child.args)} ended with code {child.wait()}')
+    return json.loads(answer)
+
+
+def serve(build: Callable[[], Callable[[], object]]) -> None:
+    """Be a child: build a step and make it whenever the parent asks."""
+    out = sys.stdout
+    sys.stdout = sys.stderr
+    step = None
+    for line in sys.stdin:
+        began = time.perf_counter()
+        if line == 'memory\n':
+            answer = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20
+        else:
+            step = step or build()
+            step()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            answer = time.perf_counter() - began
+        print(json.dumps(answer), file=out, flush=True)
+
+
+def table(measured: dict[str, Measured], images: int, what: str) -> str:
+    """A Markdown table of images/s, with ratios to the first variant, and the machine below."""
+    base = next(iter(measured.values()))
+    lines = [
+        f'| {what} | images/s | ratio | first step, s | peak memory, GiB |', '| --- | ---: | ---: | ---: | ---: |']
+    lines += [
+        f'| {name} | {images / m.seconds:.1f} | {base.seconds / m.seconds:.2f} | {m.first:.1f} | {m.memory:.2f} |'
+        for name, m in measured.items()]
+    return '\n'.join([*lines, '', machine()])
+
+
+def machine() -> str:
+    """Versions and machine in a line."""
+    known = versions()
+    return (
+        f'timm_deitlt {timm_deitlt.__version__} ({known["git"]}), timm {timm.__version__}, torch {torch.__version__}, '
+        f'{torch.get_num_threads()} threads, {known["machine"]}')

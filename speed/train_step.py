@@ -1,0 +1,121 @@
+"""Images/s of a training step: student, teacher, Mixup, loss, clipping and optimizer, on images that are there.
+
+    python speed/train_step.py --model deit_lt_small --batch-size 32
+    python speed/train_step.py --model deit_lt_base --batch-size 16
+
+Beside ours: timm's TokenDistillationTask in a plain loop, as it is (its teacher gets the student's images unresized),
+and given a teacher that gets them at its own size, as ours does.
+"""
+import argparse
+from collections.abc import Callable
+
+import timm
+import torch
+import torch.nn.functional as F
+from pairs import compare, serve, table
+from timm.data import Mixup
+from timm.loss import SoftTargetCrossEntropy
+from timm.optim import create_optimizer_v2
+from timm.task import TokenDistillationTask
+from timm.utils import dispatch_clip_grad
+
+import timm_deitlt  # noqa: F401  registers the models
+from timm_deitlt.build.data import build_data
+from timm_deitlt.build.device import choose_device
+from timm_deitlt.build.speed import choose_speed
+from timm_deitlt.build.trainer import build_trainer
+from timm_deitlt.config import parse_args
+from timm_deitlt.data.loader import MicroBatch
+from timm_deitlt.meter import Meter
+
+CLASSES = 10  # of the digits, whose recipe ours runs
+
+
+def theirs(asked: argparse.Namespace, amp: bool, teacher_size: int | None) -> Callable[[], object]:
+    """A step of timm's task."""
+    student = timm.create_model(asked.model, num_classes=CLASSES, img_size=asked.img_size)
+    teacher = timm.create_model(asked.teacher, num_classes=CLASSES)
+    task = TokenDistillationTask(
+        student, teacher, criterion=SoftTargetCrossEntropy(), distill_type='hard', device=asked.device, verbose=False)
+    if teacher_size:
+        forward = task.teacher.forward
+        task.teacher.forward = lambda x: forward(F.interpolate(x, teacher_size, mode='bicubic', antialias=True))
+    optimizer = create_optimizer_v2(student, opt='adamw', lr=1e-4, weight_decay=.05)
+    mixup = Mixup(.8, 1., label_smoothing=.1, num_classes=CLASSES)
+    images, target = batch(asked)
+    task.train()
+
+    def step() -> None:
+        mixed, labels = mixup(images.clone(), target)
+        with torch.autocast(asked.device, torch.bfloat16, enabled=amp):
+            loss = task(mixed, labels)['loss']
+        optimizer.zero_grad()
+        loss.backward()
+        dispatch_clip_grad(task.get_clip_parameters(), value=1.)
+        optimizer.step()
+        loss.item()
+
+    return step
+
+
+def ours(asked: argparse.Namespace, *flags: str) -> Callable[[], object]:
+    """An update of our trainer."""
+    args = parse_args([
+        '--model', asked.model, '--teacher', 'resnet32', '--img-size', str(asked.img_size), '--batch-size',
+        str(asked.batch_size), '--mixup', '.8', '--cutmix', '1', '--clip-grad', '1', '--reprob', '0', '--opt', 'adamw',
+        '--lr', '1e-4', '--device', asked.device, '--amp', '--workers', '0', '--epochs', '300', *flags])
+    choose_device(args, plain=args.auto_speed == 'off')
+    device = torch.device(asked.device)
+    trainer = build_trainer(args, build_data(args), timm.create_model(asked.teacher, num_classes=CLASSES), device)
+    choose_speed(trainer, args)
+    trainer.task.train()
+    trainer.task.set_epoch(0)
+    images, target = batch(asked)
+    meter = Meter(device)
+    plan = MicroBatch(number=0, indices=(), weight=1., last=True)
+
+    def step() -> None:
+        trainer._update(0, [(plan, images.clone(), target)], meter, None)
+        meter.check_finite(0, 1)
+
+    return step
+
+
+def batch(asked: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same noise for all."""
+    torch.manual_seed(0)
+    images = torch.randn(asked.batch_size, 3, asked.img_size, asked.img_size)
+    return images.to(asked.device), torch.randint(CLASSES, (asked.batch_size,)).to(asked.device)
+
+
+VARIANTS = {
+    "timm's task, bf16": lambda asked: theirs(asked, True, None),
+    "timm's task, fp32": lambda asked: theirs(asked, False, None),
+    "timm's task, bf16, teacher at 32 px": lambda asked: theirs(asked, True, 32),
+    "timm's task, fp32, teacher at 32 px": lambda asked: theirs(asked, False, 32),
+    'ours': ours,
+    'ours, --auto-speed off': lambda asked: ours(asked, '--auto-speed', 'off'),
+    'ours, compiled': lambda asked: ours(asked, '--torchcompile'),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--model', default='deit_lt_small')
+    parser.add_argument('--teacher', default='resnet32_cifar')
+    parser.add_argument('--img-size', type=int, default=224)
+    parser.add_argument('--batch-size', type=int, default=32)
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--rounds', type=int, default=7)
+    parser.add_argument('--variants', nargs='+', choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument('--child', choices=VARIANTS, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.child:
+        serve(lambda: VARIANTS[asked.child](asked))
+    else:
+        measured = compare(asked.variants, asked.rounds)
+        print(table(measured, asked.batch_size, f'{asked.model}, {asked.img_size} px, batch {asked.batch_size}'))
+
+
+if __name__ == '__main__':
+    main()
