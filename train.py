@@ -11,6 +11,7 @@ if __name__ == '__main__':
         # the package without its __init__, which imports torch and timm: the help is there at once
         sys.modules['timm_deitlt'] = module_from_spec(find_spec('timm_deitlt'))
         from timm_deitlt.config import build_parser
-        build_parser('train.py').parse_args()
+        build_parser('train.py').print_help()
+        sys.exit()
     from timm_deitlt.cli import train_main
     train_main()

@@ -21,7 +21,7 @@ from timm_deitlt.results import versions
 
 @dataclass
 class Measured:
-    """Of a variant: median seconds of a step, of the first one with all that comes before, and peak memory in GiB."""
+    """Of a variant: median seconds of a step, those of the first with what comes before, peak host memory in GiB."""
     seconds: float
     first: float
     memory: float
@@ -40,7 +40,7 @@ def compare(variants: Sequence[str], rounds: int) -> dict[str, Measured]:
         for name in variants}
     try:
         first, seconds = {}, {name: [] for name in variants}
-        for name in variants:  # one after the other, so that none is built or compiled while another is
+        for name in variants:  # one after the other: none is built or compiled while another is
             first[name] = _ask(children[name], 'step')
         for turn in range(rounds + 1):
             for name in variants:

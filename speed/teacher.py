@@ -6,6 +6,7 @@ Beside ours: a plain PyTorch loop in fp32 with SGD.
 """
 import argparse
 from collections.abc import Callable
+from itertools import count
 
 import timm
 import torch
@@ -53,13 +54,10 @@ def ours(asked: argparse.Namespace, opt: str, *flags: str) -> Callable[[], objec
     images, target = batch(asked)
     meter = Meter(device)
     plan = MicroBatch(number=0, indices=(), weight=1., last=True)
-    updates = iter(range(10 ** 9))
+    updates = count()
 
     def step() -> None:
-        if trainer.rho is not None:
-            for group in trainer.optimizer.param_groups:
-                group['rho'] = trainer.rho(0, next(updates))
-        trainer._update(0, [(plan, images, target)], meter, None)
+        trainer.update(0, next(updates), [(plan, images, target)], meter)
         meter.check_finite(0, 1)
 
     return step

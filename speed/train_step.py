@@ -47,7 +47,7 @@ def theirs(asked: argparse.Namespace, amp: bool, teacher_size: int | None) -> Ca
 
     def step() -> None:
         mixed, labels = mixup(images.clone(), target)
-        with torch.autocast(asked.device, torch.bfloat16, enabled=amp):
+        with torch.autocast(torch.device(asked.device).type, torch.bfloat16, enabled=amp):
             loss = task(mixed, labels)['loss']
         optimizer.zero_grad()
         loss.backward()
@@ -75,7 +75,7 @@ def ours(asked: argparse.Namespace, *flags: str) -> Callable[[], object]:
     plan = MicroBatch(number=0, indices=(), weight=1., last=True)
 
     def step() -> None:
-        trainer._update(0, [(plan, images.clone(), target)], meter, None)
+        trainer.update(0, 0, [(plan, images.clone(), target)], meter)
         meter.check_finite(0, 1)
 
     return step

@@ -137,7 +137,7 @@ def test_resnet50_ldam_sam_teacher_is_the_published_one(dataset, lr, decay):
     assert (rates[0], args.weight_decay, args.global_batch_size) == (lr, decay, 256) and rates[-1] < .001 * lr
     assert (args.epochs, args.drw_start_epoch, args.ldam_margin, args.ldam_scale) == (90, 60, .3, 30)
     rho = rho_schedule(args)
-    assert [rho(epoch) for epoch in range(90)] == [.05] * 5 + [.1] * 55 + [.5] * 30  # 1-based: to 5, to 60, to 90
+    assert [rho(epoch, 0) for epoch in range(90)] == [.05] * 5 + [.1] * 55 + [.5] * 30  # 1-based: to 5, to 60, to 90
     assert (args.train_crop_mode, args.color_jitter, args.img_size) == ('rrc', .4, 224)
 
 

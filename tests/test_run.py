@@ -224,7 +224,9 @@ def test_nan_loss_stops_names_the_update_and_keeps_the_last_checkpoint(tmp_path)
 
 
 def test_interrupt_leaves_the_last_checkpoint_and_says_how_to_go_on(tmp_path):
-    command = [*TINY, '--teacher', 'none', '--epochs', '500', '--output', str(tmp_path), '--experiment', 'run']
+    command = [
+        *TINY, '--teacher', 'none', '--epochs', '500', '--auto-speed', 'off', '--output', str(tmp_path), '--experiment',
+        'run']
     process = subprocess.Popen(
         [sys.executable, str(ROOT / 'train.py'), *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     last = tmp_path / 'run' / 'last.pth.tar'

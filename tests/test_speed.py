@@ -1,4 +1,5 @@
 """What is chosen for speed: measured, remembered, and without a trace in the results."""
+import argparse
 import copy
 import logging
 import math
@@ -9,13 +10,14 @@ from conftest import TINY, run_script
 
 from timm_deitlt.build import speed
 from timm_deitlt.build.data import build_data
-from timm_deitlt.build.speed import Speed, choose_speed
+from timm_deitlt.build.speed import Speed, choose_speed, speed_before
 from timm_deitlt.build.trainer import build_trainer
 from timm_deitlt.config import parse_args
 from timm_deitlt.fit import checkpoint_state, restore
 from timm_deitlt.progress import Progress
 
 CNN = ['--model', 'resnet20_cifar', '--model-kwargs', '--opt', 'samsgd', '--loss', 'ce', '--lr', '.001']
+PACO = [*CNN, '--loss', 'paco', '--mixup', '0', '--cutmix', '0', '--smoothing', '0', '--drw-on', 'none']
 SILENT = Progress('', 1, 0, 1, 1., enabled=False)
 MATMUL = {'fused_attention': False, 'channels_last': False, 'compile': ''}
 
@@ -28,11 +30,14 @@ def made(*argv):
 
 
 def state(trainer):
-    return copy.deepcopy([trainer.task.state_dict(), trainer.optimizer.state_dict()['state']])
+    moments = trainer.optimizer.state_dict()['state']
+    return copy.deepcopy({
+        **trainer.task.state_dict(),
+        **{f'{number}.{name}': value for number, values in moments.items() for name, value in values.items()}})
 
 
 def same(a, b):
-    return all(torch.equal(value, b[0][name]) for name, value in a[0].items()) and str(a[1]) == str(b[1])
+    return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
 
 
 @pytest.fixture
@@ -72,17 +77,17 @@ def test_each_choice_is_the_faster_one_by_enough(model, epochs, table, chosen, m
 
 
 def test_run_that_goes_on_keeps_its_choices(measured):
-    asked = measured({})
+    asked = measured({('fused_attention', 'compile'): 1.})
     trainer, args = made('--epochs', '100')
     before = {'fused_attention': True, 'channels_last': False, 'compile': 'eager'}
-    assert choose_speed(trainer, args, start_epoch=50, before=before) == before and not asked
+    assert choose_speed(trainer, args, start_epoch=50, before=before) == before and len(asked) == 1, 'tried once'
     assert trainer.task.trainable_module.blocks[0].attn.fused_attn
-    assert choose_speed(trainer, args, before=MATMUL) == MATMUL
-    assert not hasattr(trainer.task.trainable_module, '_orig_mod') and not hasattr(trainer.task.eval_model, '_orig_mod')
+    assert choose_speed(trainer, args, before=MATMUL) == MATMUL and len(asked) == 1
+    assert not any(hasattr(module, '_orig_mod') for module in trainer.task.modules())
     assert not trainer.task.trainable_module.blocks[0].attn.fused_attn
 
 
-@pytest.mark.parametrize('model', [[], CNN])
+@pytest.mark.parametrize('model', [[], CNN, PACO], ids=['vit', 'cnn', 'paco'])
 def test_timing_leaves_no_trace(model, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(speed, 'LEAST_GAIN', 1.)  # nothing is chosen, everything is timed
@@ -92,11 +97,14 @@ def test_timing_leaves_no_trace(model, monkeypatch, caplog):
     plain, args = made(*model, '--epochs', '100')
     choose_speed(plain, args, before=MATMUL)
     timed, _ = made(*model, '--epochs', '100')
+    for trainer in (plain, timed):  # with moments and filled queues
+        trainer.train_one_epoch(0, SILENT)
     before = state(timed)
-    assert choose_speed(timed, args) == MATMUL
+    assert choose_speed(timed, args, start_epoch=1) == MATMUL
     assert same(before, state(timed)) and all(p.grad is None for p in timed.task.parameters())
     assert 'compiled by no such backend, which fails: Invalid backend' in caplog.text
-    rows = [trainer.train_one_epoch(0, SILENT) for trainer in (plain, timed)]
+    assert not any(module._compiled_call_impl for module in timed.task.modules())
+    rows = [trainer.train_one_epoch(1, SILENT) for trainer in (plain, timed)]
     assert rows[0]['loss'] == rows[1]['loss'] and same(state(plain), state(timed))
 
 
@@ -111,23 +119,57 @@ def test_choices_change_results_by_rounding_only():
 
 
 @pytest.mark.parametrize('channels_last', [True, False])
-def test_run_goes_on_from_one_of_the_other_memory_format(channels_last):
+@pytest.mark.parametrize('choose_first', [True, False])
+def test_run_goes_on_from_one_of_the_other_memory_format(channels_last, choose_first):
     # torch's fused SGD takes memory as it comes, whatever the strides
     command = [*CNN, '--opt', 'momentum', '--epochs', '2']
     whole, args = made(*command)
     choose_speed(whole, args, before={**MATMUL, 'channels_last': not channels_last})
     whole.train_one_epoch(0, SILENT)
     whole.end_epoch(0)
+    checkpoint = copy.deepcopy(checkpoint_state(whole, 0, args, {}))
     again, _ = made(*command)
-    choose_speed(again, args, before={**MATMUL, 'channels_last': channels_last})
-    restore(again, copy.deepcopy(checkpoint_state(whole, 0, args, {})), 'last')
+    before = {**MATMUL, 'channels_last': channels_last}
+    if choose_first:
+        choose_speed(again, args, before=before)
+    restore(again, checkpoint, 'last')
+    choose_speed(again, args, before=before)
     expected, loss = (trainer.train_one_epoch(1, SILENT)['loss'] for trainer in (whole, again))
     assert loss == pytest.approx(expected, rel=1e-4)  # 7e-4 away with the momentum of other weights
 
 
+def test_choices_are_kept_only_by_a_run_that_asks_for_the_same_on_the_same_device():
+    _, args = made()
+    checkpoint = {'args': argparse.Namespace(**vars(args)), 'speed': MATMUL}
+    assert speed_before(checkpoint, args) == MATMUL
+    assert speed_before(None, args) is None and speed_before({'args': args}, args) is None
+    for name, value in (
+            ('channels_last', True), ('torchcompile', 'inductor'), ('auto_speed', 'off'), ('device', 'cuda:1')):
+        assert speed_before(checkpoint, argparse.Namespace(**{**vars(args), name: value})) is None, name
+
+
+def test_compilation_that_this_machine_cannot_do_is_left_out_when_a_run_goes_on(caplog):
+    caplog.set_level(logging.INFO)
+    trainer, args = made('--epochs', '100')
+    assert choose_speed(trainer, args, before={**MATMUL, 'compile': 'no such backend'}) == MATMUL
+    assert 'Speed: attention by matrix products, as before' in caplog.text
+
+
+def test_error_without_a_word_is_named_by_its_type(monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    trainer, args = made('--epochs', '100')
+
+    def fail(*_):
+        raise NotImplementedError
+
+    monkeypatch.setattr(trainer, 'forward_backward', fail)
+    assert choose_speed(trainer, args) == MATMUL
+    assert 'which fails: NotImplementedError' in caplog.text and 'inf' not in caplog.text
+
+
 def test_train_script_says_what_it_chose_and_keeps_it(tmp_path):
     command = [*TINY, '--epochs', '2', '--output', tmp_path, '--experiment', 'run']
-    first = run_script(*command, '--stop-epoch', '1')
+    first = run_script(*command, '--stop-epoch', '1', '--resume', 'auto')
     assert 'Speed: attention by matrix products\n' in first.stderr
     assert torch.load(tmp_path / 'run' / 'last.pth.tar', weights_only=False)['speed'] == MATMUL
     again = run_script(*command, '--resume', 'auto')

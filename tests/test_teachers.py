@@ -22,6 +22,7 @@ from torch import nn
 from timm_deitlt import run, teachers
 from timm_deitlt.build.data import build_data
 from timm_deitlt.build.trainer import build_trainer
+from timm_deitlt.checks import validate_args
 from timm_deitlt.config import load_recipe, parse_args
 from timm_deitlt.flags import FLAGS
 from timm_deitlt.models.cosine import CosineLinear
@@ -135,7 +136,9 @@ def test_sam_every_reaches_a_sam_teacher_and_its_key_where_it_is_asked_for(key_o
     assert key_of('--sam-every', '4')['settings']['sam_every'] == 4
     with pytest.raises(ValueError, match='resnet20 is trained by momentum and the student by adamw: give --teacher'):
         teacher_args(asked('--sam-every', '4', teacher='resnet20'), 568)
-    assert teacher_args(asked('--sam-every', '4', '--opt', 'samadamw', teacher='resnet20'), 568)
+    plain = teacher_args(asked('--sam-every', '4', '--opt', 'samadamw', teacher='resnet20'), 568)
+    assert plain.sam_every == 1
+    validate_args(plain)
 
 
 def test_strong_teacher_is_trained_with_the_augmentation_and_mixing_of_the_student():

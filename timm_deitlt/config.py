@@ -195,6 +195,8 @@ def _checked_value(action: argparse.Action, value: Any) -> Any:
 
 def _checked_scalar(action: argparse.Action, value: Any) -> Any:
     convert = action.type or str
+    if isinstance(value, bool) and action.choices is not None and {'on', 'off'} <= set(action.choices):
+        return 'on' if value else 'off'  # which YAML takes for true and false
     expected = {int: 'a whole number', float: 'a number'}.get(convert, 'text')
     if not isinstance(value, str | int | float) or isinstance(value, bool):
         raise ValueError(f'expected {expected}, got {value!r}')

@@ -186,7 +186,7 @@ def _radii(args: argparse.Namespace) -> dict[int, float] | None:
     if not args.opt.startswith('sam'):
         return None
     rho = rho_schedule(args)
-    return {epoch: rho(epoch) for epoch in (0, *(m - 1 for m in args.rho_milestones))} if rho else {0: args.rho}
+    return {epoch: rho(epoch, 0) for epoch in (0, *(m - 1 for m in args.rho_milestones))} if rho else {0: args.rho}
 
 
 def _teacher(args: argparse.Namespace, images: int) -> dict[str, Any] | None:

@@ -105,10 +105,7 @@ class Trainer:
         for index, group in enumerate(self.loader.epoch(epoch)):
             logged = index + 1 == updates or (index + 1) % self.log_interval == 0
             picture = self.image_folder / f'train-batch-{epoch}-{index}.jpg' if self.image_folder and logged else None
-            if self.rho is not None:
-                for parameters in self.optimizer.param_groups:
-                    parameters['rho'] = self.rho(epoch, num_updates)
-            self._update(epoch, group, meter, picture)
+            self.update(epoch, num_updates, group, meter, picture)
             num_updates += 1
             self.task.update_ema(step=num_updates)
             if self.scheduler is not None:
@@ -129,14 +126,19 @@ class Trainer:
         rates = [group['lr'] for group in self.optimizer.param_groups]
         return sum(rates) / len(rates)
 
-    def _update(
+    def update(
             self,
             epoch: int,
+            number: int,
             group: list[tuple[MicroBatch, Tensor, Tensor]],
             meter: Meter,
-            picture: Path | None,
+            picture: Path | None = None,
     ) -> None:
+        """Make an update, the `number`th of the run from 0, of micro-batches as the loader groups them."""
         sam = isinstance(self.optimizer, SAM)
+        if self.rho is not None:
+            for parameters in self.optimizer.param_groups:
+                parameters['rho'] = self.rho(epoch, number)
 
         def closure() -> Tensor:
             second_pass = sam and self.optimizer.perturbed

@@ -21,7 +21,7 @@ from .build.data import Data, build_data
 from .build.device import choose_device, local_device
 from .build.loaders import build_eval_loader, update_size
 from .build.model import build_model, check_student, drw_start, drw_targets
-from .build.speed import choose_speed
+from .build.speed import choose_speed, speed_before
 from .build.trainer import build_trainer, choose_precision
 from .checkpoint import check_checkpoint, load_checkpoint, load_weights
 from .checks import validate_args
@@ -87,7 +87,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     start_epoch = 0
     if checkpoint is not None:
         start_epoch = restore(trainer, checkpoint, source, with_optimizer=not args.no_resume_opt)
-    speed = choose_speed(trainer, args, start_epoch, checkpoint.get('speed') if args.resume else None)
+    speed = choose_speed(trainer, args, start_epoch, speed_before(checkpoint, args) if args.resume else None)
     folder = RunFolder(path if args.experiment or not primary else _claim(path), primary)
     if checkpoint is not None:
         folder.rewind(start_epoch if args.resume else 0)
@@ -229,7 +229,7 @@ def train_teacher(settings: argparse.Namespace, data: Data, path: Path, device: 
     before = None
     if folder.last.is_file():
         checkpoint = load_checkpoint(folder.last)
-        start_epoch, before = restore(trainer, checkpoint, str(folder.last)), checkpoint.get('speed')
+        start_epoch, before = restore(trainer, checkpoint, str(folder.last)), speed_before(checkpoint, settings)
         folder.rewind(start_epoch)
         _logger.info(f'Going on with epoch {start_epoch} of the teacher')
     speed = choose_speed(trainer, settings, start_epoch, before)

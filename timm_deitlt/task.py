@@ -209,7 +209,7 @@ class DeiTLTTask(_ShotEvaluation, TokenDistillationTask):
         if images.shape[-2:] != self.teacher_size:
             images = F.interpolate(
                 images.float(), self.teacher_size, mode='bicubic', antialias=self.teacher_antialias).to(images.dtype)
-        if self.teacher_normalize == 'own':  # after resizing, with which it commutes, to touch fewer pixels
+        if self.teacher_normalize == 'own':  # commutes with resizing, after which there are usually fewer pixels
             images = self.teacher.normalize_input(images, self.student_mean, self.student_std)
         return images
 

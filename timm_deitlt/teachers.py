@@ -1,7 +1,8 @@
 """Teachers by name: from the cache, or trained now; `teacher_file` reads those of a file or of the Hub.
 
 A name is an architecture and a recipe: 'resnet32_sam' is a ResNet-32 trained by recipes/teachers/sam.yaml. The cache is
-keyed by a hash of everything that decides the weights, so a cached teacher is the one that would be trained.
+keyed by a hash of everything that decides the weights but for rounding, so a cached teacher is the one that would be
+trained.
 """
 import argparse
 import hashlib
@@ -140,10 +141,10 @@ def teacher_args(args: argparse.Namespace, num_images: int) -> argparse.Namespac
         overrides['epochs'] = args.teacher_epochs
     if args.teacher_rho is not None:
         overrides.update(rho=args.teacher_rho, rho_milestones=[], rho_values=[])
-    if args.sam_every > 1:
-        overrides['sam_every'] = args.sam_every
     settings = resolve(overrides, recipes_for(args.dataset, 'teacher', kind), prog='--teacher')
-    if args.sam_every > 1 and not settings.opt.startswith('sam') and not args.opt.startswith('sam'):
+    if settings.opt.startswith('sam'):
+        settings.sam_every = args.sam_every
+    elif args.sam_every > 1 and not args.opt.startswith('sam'):
         raise ValueError(
             f'--sam-every belongs to SAM, but {args.teacher} is trained by {settings.opt} and the student by '
             f'{args.opt}: give --teacher {split_name(args.teacher)[0].removesuffix("_cifar")}_sam, or leave it out.')
@@ -192,7 +193,7 @@ def cache_key(
         'precision': precision,
         'settings': {
             name: value for name, value in sorted(vars(settings).items())
-            if name not in IRRELEVANT_SETTINGS and (name, value) not in YOUNGER_SETTINGS.items()},
+            if name not in IRRELEVANT_SETTINGS and not (name in YOUNGER_SETTINGS and value == YOUNGER_SETTINGS[name])},
     }))
 
 

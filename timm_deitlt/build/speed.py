@@ -8,29 +8,29 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from statistics import median
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from timm.layers import Attention
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..data.loader import MicroBatch
 from ..engine import Trainer
-from ..optim import match_layout
+from ..optim import SAM, match_layout
 from ..task import frozen_statistics
 
 _logger = logging.getLogger(__name__)
 
-# Runs of fewer steps end before a choice pays: they take what is usual on their device
+# Runs of fewer micro-batches end before a choice pays: they take what is usual on their device
 FEWEST_STEPS = 200
 # Compiling a network takes up to two minutes
 LEAST_SECONDS_TO_COMPILE = 900.
 # Less may be noise, and then two runs of the same settings would differ in rounding
 LEAST_GAIN = .1
-_TIMED_STEPS = 3
+_TIMED_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Speed:
     """How a training computes.
 
     Attributes:
-        fused_attention: Attention by torch's fused kernel, not by matrix products.
-        channels_last: Memory format of a CNN.
+        fused_attention: timm's attention by torch's fused kernel, not by matrix products.
+        channels_last: Memory format of the networks.
         compile: Backend of torch.compile, '' for none.
     """
     fused_attention: bool
@@ -48,9 +48,13 @@ class Speed:
 
     def words(self, attention: bool) -> str:
         """In words, those of a network with `attention` or without."""
-        words = ['fused attention' if self.fused_attention else 'attention by matrix products'] * attention
-        words += ['channels last'] * self.channels_last
-        words += [f'compiled by {self.compile}'] * bool(self.compile)
+        words = []
+        if attention:
+            words.append('fused attention' if self.fused_attention else 'attention by matrix products')
+        if self.channels_last:
+            words.append('channels last')
+        if self.compile:
+            words.append(f'compiled by {self.compile}')
         return ', '.join(words) or 'plain'
 
 
@@ -64,26 +68,40 @@ def choose_speed(
 
     Args:
         trainer: Weights, statistics and optimizer stay as they are.
-        args: Settings. --auto-speed off takes plain PyTorch; --channels-last and --torchcompile are done in any case.
+        args: Settings. --auto-speed off takes the usual of PyTorch; --channels-last and --torchcompile are done in any
+            case.
         start_epoch: Epoch to be trained first.
-        before: What this function returned to the run that goes on.
+        before: What was chosen for the run that goes on, see `speed_before`.
 
     Returns:
-        The choices, for `before`.
+        The choices, for checkpoints.
     """
-    speed = Speed(args.auto_speed == 'off' or args.device != 'cpu', args.channels_last, args.torchcompile or '')
-    steps = (trainer.epochs - start_epoch) * trainer.loader.updates_per_epoch * trainer.loader.grad_accum_steps
-    reason = ''
+    usual = Speed(args.auto_speed == 'off' or args.device != 'cpu', args.channels_last, args.torchcompile or '')
+    end = min(trainer.epochs, args.stop_epoch or trainer.epochs)
+    steps = (end - start_epoch) * trainer.loader.updates_per_epoch * trainer.loader.grad_accum_steps
+    speed, reason = usual, ''
     if args.auto_speed == 'off':
         reason = ', as --auto-speed off asks for'
     elif before is not None:
-        speed = Speed(**before)
-        reason = ', as before'
+        speed, reason = Speed(**before), ', as before'
+        if speed.compile != usual.compile and math.isinf(_seconds(trainer, args, speed, start_epoch)):
+            speed = replace(speed, compile=usual.compile)  # a machine without a compiler
     elif steps >= FEWEST_STEPS:
-        speed, reason = _fastest(trainer, args, speed, start_epoch, steps)
+        speed, reason = _fastest(trainer, args, usual, start_epoch, steps)
     _logger.info(f'Speed: {speed.words(_attends(trainer))}{reason}')
     _apply(trainer, args, speed)
     return asdict(speed)
+
+
+def speed_before(checkpoint: dict[str, Any] | None, args: argparse.Namespace) -> dict[str, Any] | None:
+    """What was chosen for the run of a checkpoint, or None if it was asked for something else, or on another device."""
+    if checkpoint is None or 'speed' not in checkpoint:
+        return None
+    then = vars(checkpoint['args'])
+    same = all(then.get(name) == getattr(args, name) for name in (
+        'auto_speed', 'channels_last', 'torchcompile', 'torchcompile_mode'))
+    same_device = str(then.get('device')).split(':')[0] == str(args.device).split(':')[0]
+    return checkpoint['speed'] if same and same_device else None
 
 
 def _fastest(
@@ -94,15 +112,19 @@ def _fastest(
         steps: int,
 ) -> tuple[Speed, str]:
     """The fastest choices, each tried on top of those before, and words for what they gain."""
+    passes = 2 if isinstance(trainer.optimizer, SAM) else 1
     first = seconds = _seconds(trainer, args, speed, epoch)
+    if math.isinf(first):
+        return speed, ''  # training will say why
     for name, value in _alternatives(trainer, speed):
-        if name == 'compile' and seconds * steps < LEAST_SECONDS_TO_COMPILE:
+        if name == 'compile' and seconds * steps * passes < LEAST_SECONDS_TO_COMPILE:
             continue
         candidate = replace(speed, **{name: value})
         other = _seconds(trainer, args, candidate, epoch)
         if other < seconds * (1 - LEAST_GAIN):
             speed, seconds = candidate, other
-    return speed, f' ({1e3 * seconds:.0f} ms a step{f", {1e3 * first:.0f} otherwise" if seconds < first else ""})'
+    gain = f', {1e3 * first:.0f} otherwise' if seconds < first else ''
+    return speed, f' ({1e3 * seconds:.0f} ms for a batch forward and back{gain})'
 
 
 def _alternatives(trainer: Trainer, speed: Speed) -> Iterator[tuple[str, Any]]:
@@ -116,11 +138,14 @@ def _alternatives(trainer: Trainer, speed: Speed) -> Iterator[tuple[str, Any]]:
 
 
 def _attends(trainer: Trainer) -> bool:
-    return any(hasattr(module, 'fused_attn') for module in trainer.task.get_trainable_module().modules())
+    return any(isinstance(module, Attention) for module in trainer.task.get_trainable_module().modules())
 
 
 def _seconds(trainer: Trainer, args: argparse.Namespace, speed: Speed, epoch: int) -> float:
-    """Median time of a step under these choices, the slowest rank's; infinite if it fails. It leaves no trace."""
+    """Least time of a micro-batch forward and back under these choices, the slowest rank's; infinite if it fails.
+
+    It leaves no trace in weights, statistics, gradients and queues.
+    """
     task, device = trainer.task, trainer.task.device
     images, target = _noise(trainer)
     batch = MicroBatch(number=0, indices=(), weight=1., last=True)
@@ -134,12 +159,13 @@ def _seconds(trainer: Trainer, args: argparse.Namespace, speed: Speed, epoch: in
             for _ in range(1 + _TIMED_STEPS):
                 began = time.perf_counter()
                 trainer.forward_backward(epoch, batch, images, target)
-                if device.type == 'cuda':
-                    torch.cuda.synchronize(device)
+                if torch.accelerator.is_available():
+                    torch.accelerator.synchronize()
                 seconds.append(time.perf_counter() - began)
-        result = median(seconds[1:])
+        result = min(seconds[1:])
     except Exception as error:  # no compiler for the backend, no kernel for the type, too little memory
-        _logger.info(f'Speed: not {speed.words(_attends(trainer))}, which fails: {str(error).splitlines()[0]}')
+        words = next(iter(str(error).splitlines()), type(error).__name__)
+        _logger.info(f'Speed: not {speed.words(_attends(trainer))}, which fails: {words}')
         result = math.inf
     finally:
         trainer.optimizer.zero_grad()
@@ -164,19 +190,21 @@ def _apply(trainer: Trainer, args: argparse.Namespace, speed: Speed) -> None:
     task = trainer.task
     _undo_compile(task)
     for module in task.modules():
-        if hasattr(module, 'fused_attn'):
+        if isinstance(module, Attention):
             module.fused_attn = speed.fused_attention
     if speed.channels_last != trainer.channels_last:
-        task.get_trainable_module().to(
-            memory_format=torch.channels_last if speed.channels_last else torch.contiguous_format)
+        task.to(memory_format=torch.channels_last if speed.channels_last else torch.contiguous_format)
         match_layout(trainer.optimizer)
         trainer.channels_last = speed.channels_last
     if speed.compile:
+        torch._inductor.config.fallback_random = True  # the random numbers of the plain network
         task.compile(backend=speed.compile, mode=args.torchcompile_mode)
 
 
 def _undo_compile(task: nn.Module) -> None:
     for parent in list(task.modules()):
+        parent._compiled_call_impl = None
         for name, child in list(parent._modules.items()):  # named_children leaves out a second name of the same module
             if hasattr(child, '_orig_mod'):
                 setattr(parent, name, child._orig_mod)
+    task._modules.pop('eval_model', None)  # which timm's `compile` adds

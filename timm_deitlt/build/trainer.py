@@ -43,10 +43,14 @@ def choose_precision(args: argparse.Namespace, device: torch.device) -> tuple[An
 
 def rho_schedule(args: argparse.Namespace) -> Callable[[int, int], float] | None:
     """SAM's radius by epoch and update of the run, both from 0, or None where it does not change."""
-    if not args.opt.startswith('sam') or not args.rho_milestones and args.sam_every == 1:
+    if not args.opt.startswith('sam') or (not args.rho_milestones and args.sam_every == 1):
         return None
     values = [args.rho, *args.rho_values]
-    return lambda epoch, update: 0. if update % args.sam_every else values[bisect_right(args.rho_milestones, epoch + 1)]
+
+    def rho(epoch: int, update: int) -> float:
+        return 0. if update % args.sam_every else values[bisect_right(args.rho_milestones, epoch + 1)]
+
+    return rho
 
 
 def build_trainer(
