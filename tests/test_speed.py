@@ -95,9 +95,9 @@ def test_timing_leaves_no_trace(model, monkeypatch, caplog):
     monkeypatch.setattr(speed, '_alternatives', lambda *_: [
         ('fused_attention', True), ('channels_last', True), ('compile', 'eager'), ('compile', 'no such backend')])
     plain, args = made(*model, '--epochs', '100')
-    choose_speed(plain, args, before=MATMUL)
     timed, _ = made(*model, '--epochs', '100')
     for trainer in (plain, timed):  # with moments and filled queues
+        choose_speed(trainer, args, before=MATMUL)
         trainer.train_one_epoch(0, SILENT)
     before = state(timed)
     assert choose_speed(timed, args, start_epoch=1) == MATMUL
