@@ -3,20 +3,21 @@
 So the variants share whatever else the machine does at that time, and none sees the other's allocator, threads or
 compiled code.
 """
+import argparse
 import json
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-import timm
 import torch
 
-import timm_deitlt
 from timm_deitlt.results import versions
+
+Step = Callable[[], object]
 
 
 @dataclass
@@ -25,6 +26,28 @@ class Measured:
     seconds: float
     first: float
     memory: float
+
+
+def main(doc: str, variants: Mapping[str, Callable[[argparse.Namespace], Step]], **defaults: str | int) -> None:
+    """A script that measures variants, or is the child of one: `variants` build their step from the command line.
+
+    Args:
+        doc: The script's docstring.
+        variants: By name.
+        defaults: Values of --model, --teacher, --img-size, --batch-size and --rounds.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, value in defaults.items():
+        parser.add_argument(f'--{name.replace("_", "-")}', type=type(value), default=value)
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--variants', nargs='+', choices=variants, default=list(variants))
+    parser.add_argument('--child', choices=variants, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.child:
+        serve(lambda: variants[asked.child](asked))
+    else:
+        measured = compare(asked.variants, asked.rounds)
+        print(table(measured, asked.batch_size, f'{asked.model}, {asked.img_size} px, batch {asked.batch_size}'))
 
 
 def compare(variants: Sequence[str], rounds: int) -> dict[str, Measured]:
@@ -64,7 +87,7 @@ def _ask(child: subprocess.Popen, what: str) -> float:
     return json.loads(answer)
 
 
-def serve(build: Callable[[], Callable[[], object]]) -> None:
+def serve(build: Callable[[], Step]) -> None:
     """Be a child: build a step and make it whenever the parent asks."""
     out = sys.stdout
     sys.stdout = sys.stderr
@@ -97,5 +120,5 @@ def machine() -> str:
     """Versions and machine in a line."""
     known = versions()
     return (
-        f'timm_deitlt {timm_deitlt.__version__} ({known["git"]}), timm {timm.__version__}, torch {torch.__version__}, '
+        f'timm_deitlt {known["timm_deitlt"]} ({known["git"]}), timm {known["timm"]}, torch {known["torch"]}, '
         f'{torch.get_num_threads()} threads, {known["machine"]}')

@@ -5,25 +5,15 @@
 Beside ours: a plain PyTorch loop in fp32 with SGD.
 """
 import argparse
-from collections.abc import Callable
-from itertools import count
 
 import timm
 import torch
 import torch.nn.functional as F
-from pairs import compare, serve, table
-from train_step import CLASSES, batch
-
-from timm_deitlt.build.data import build_data
-from timm_deitlt.build.device import choose_device
-from timm_deitlt.build.speed import choose_speed
-from timm_deitlt.build.trainer import build_trainer
-from timm_deitlt.config import parse_args
-from timm_deitlt.data.loader import MicroBatch
-from timm_deitlt.meter import Meter
+from pairs import Step, main
+from train_step import CLASSES, batch, our_update
 
 
-def plain(asked: argparse.Namespace) -> Callable[[], object]:
+def plain(asked: argparse.Namespace) -> Step:
     """A step as in PyTorch's tutorials."""
     model = timm.create_model(asked.model, num_classes=CLASSES).to(asked.device).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=.01, momentum=.9, weight_decay=2e-4)
@@ -39,28 +29,11 @@ def plain(asked: argparse.Namespace) -> Callable[[], object]:
     return step
 
 
-def ours(asked: argparse.Namespace, opt: str, *flags: str) -> Callable[[], object]:
-    """An update of our trainer, with a recipe long enough for everything that is worth its while."""
-    args = parse_args([
-        '--model', asked.model, '--teacher', 'none', '--img-size', str(asked.img_size), '--batch-size',
-        str(asked.batch_size), '--mixup', '0', '--cutmix', '0', '--smoothing', '0', '--loss', 'ce', '--reprob', '0',
-        '--opt', opt, '--lr', '.01', '--device', asked.device, '--workers', '0', '--epochs', '30000', *flags])
-    choose_device(args, plain=args.auto_speed == 'off')
-    device = torch.device(asked.device)
-    trainer = build_trainer(args, build_data(args), None, device)
-    choose_speed(trainer, args)
-    trainer.task.train()
-    trainer.task.set_epoch(0)
-    images, target = batch(asked)
-    meter = Meter(device)
-    plan = MicroBatch(number=0, indices=(), weight=1., last=True)
-    updates = count()
-
-    def step() -> None:
-        trainer.update(0, next(updates), [(plan, images, target)], meter)
-        meter.check_finite(0, 1)
-
-    return step
+def ours(asked: argparse.Namespace, opt: str, *flags: str) -> Step:
+    """An update of our trainer, in a training long enough for everything that is worth its while."""
+    return our_update(asked, None, (
+        '--teacher', 'none', '--mixup', '0', '--cutmix', '0', '--smoothing', '0', '--loss', 'ce', '--opt', opt, '--lr',
+        '.01', '--epochs', '30000', *flags))
 
 
 VARIANTS = {
@@ -72,22 +45,5 @@ VARIANTS = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--model', default='resnet32_cifar')
-    parser.add_argument('--img-size', type=int, default=32)
-    parser.add_argument('--batch-size', type=int, default=128)
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--rounds', type=int, default=31)
-    parser.add_argument('--variants', nargs='+', choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument('--child', choices=VARIANTS, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.child:
-        serve(lambda: VARIANTS[asked.child](asked))
-    else:
-        measured = compare(asked.variants, asked.rounds)
-        print(table(measured, asked.batch_size, f'{asked.model}, {asked.img_size} px, batch {asked.batch_size}'))
-
-
 if __name__ == '__main__':
-    main()
+    main(__doc__, VARIANTS, model='resnet32_cifar', img_size=32, batch_size=128, rounds=31)

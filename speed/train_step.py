@@ -7,17 +7,19 @@ Beside ours: timm's TokenDistillationTask in a plain loop, as it is (its teacher
 and given a teacher that gets them at its own size, as ours does.
 """
 import argparse
-from collections.abc import Callable
+from collections.abc import Sequence
+from itertools import count
 
 import timm
 import torch
 import torch.nn.functional as F
-from pairs import compare, serve, table
+from pairs import Step, main
 from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.task import TokenDistillationTask
 from timm.utils import dispatch_clip_grad
+from torch import nn
 
 import timm_deitlt  # noqa: F401  registers the models
 from timm_deitlt.build.data import build_data
@@ -31,15 +33,15 @@ from timm_deitlt.meter import Meter
 CLASSES = 10  # of the digits, whose recipe ours runs
 
 
-def theirs(asked: argparse.Namespace, amp: bool, teacher_size: int | None) -> Callable[[], object]:
-    """A step of timm's task."""
+def theirs(asked: argparse.Namespace, amp: bool, resize: bool) -> Step:
+    """A step of timm's task, its teacher given images of its own size or the student's."""
     student = timm.create_model(asked.model, num_classes=CLASSES, img_size=asked.img_size)
     teacher = timm.create_model(asked.teacher, num_classes=CLASSES)
     task = TokenDistillationTask(
         student, teacher, criterion=SoftTargetCrossEntropy(), distill_type='hard', device=asked.device, verbose=False)
-    if teacher_size:
-        forward = task.teacher.forward
-        task.teacher.forward = lambda x: forward(F.interpolate(x, teacher_size, mode='bicubic', antialias=True))
+    if resize:
+        forward, size = task.teacher.forward, teacher.pretrained_cfg['input_size'][1:]
+        task.teacher.forward = lambda x: forward(F.interpolate(x, size, mode='bicubic', antialias=True))
     optimizer = create_optimizer_v2(student, opt='adamw', lr=1e-4, weight_decay=.05)
     mixup = Mixup(.8, 1., label_smoothing=.1, num_classes=CLASSES)
     images, target = batch(asked)
@@ -58,24 +60,32 @@ def theirs(asked: argparse.Namespace, amp: bool, teacher_size: int | None) -> Ca
     return step
 
 
-def ours(asked: argparse.Namespace, *flags: str) -> Callable[[], object]:
-    """An update of our trainer."""
+def ours(asked: argparse.Namespace, *flags: str) -> Step:
+    """An update of our trainer with its teacher."""
+    teacher = timm.create_model(asked.teacher, num_classes=CLASSES)
+    return our_update(asked, teacher, (
+        '--teacher', 'resnet32', '--mixup', '.8', '--cutmix', '1', '--clip-grad', '1', '--opt', 'adamw', '--lr', '1e-4',
+        '--amp', '--epochs', '300', *flags))
+
+
+def our_update(asked: argparse.Namespace, teacher: nn.Module | None, flags: Sequence[str]) -> Step:
+    """An update of our trainer on one batch again and again."""
     args = parse_args([
-        '--model', asked.model, '--teacher', 'resnet32', '--img-size', str(asked.img_size), '--batch-size',
-        str(asked.batch_size), '--mixup', '.8', '--cutmix', '1', '--clip-grad', '1', '--reprob', '0', '--opt', 'adamw',
-        '--lr', '1e-4', '--device', asked.device, '--amp', '--workers', '0', '--epochs', '300', *flags])
+        '--model', asked.model, '--img-size', str(asked.img_size), '--batch-size', str(asked.batch_size), '--device',
+        asked.device, '--reprob', '0', '--workers', '0', *flags])
     choose_device(args, plain=args.auto_speed == 'off')
     device = torch.device(asked.device)
-    trainer = build_trainer(args, build_data(args), timm.create_model(asked.teacher, num_classes=CLASSES), device)
+    trainer = build_trainer(args, build_data(args), teacher, device)
     choose_speed(trainer, args)
     trainer.task.train()
     trainer.task.set_epoch(0)
     images, target = batch(asked)
     meter = Meter(device)
     plan = MicroBatch(number=0, indices=(), weight=1., last=True)
+    numbers = count()
 
     def step() -> None:
-        trainer.update(0, 0, [(plan, images.clone(), target)], meter)
+        trainer.update(0, next(numbers), [(plan, images.clone(), target)], meter)
         meter.check_finite(0, 1)
 
     return step
@@ -89,33 +99,15 @@ def batch(asked: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 VARIANTS = {
-    "timm's task, bf16": lambda asked: theirs(asked, True, None),
-    "timm's task, fp32": lambda asked: theirs(asked, False, None),
-    "timm's task, bf16, teacher at 32 px": lambda asked: theirs(asked, True, 32),
-    "timm's task, fp32, teacher at 32 px": lambda asked: theirs(asked, False, 32),
+    "timm's task, bf16": lambda asked: theirs(asked, amp=True, resize=False),
+    "timm's task, fp32": lambda asked: theirs(asked, amp=False, resize=False),
+    "timm's task, bf16, teacher at its own size": lambda asked: theirs(asked, amp=True, resize=True),
+    "timm's task, fp32, teacher at its own size": lambda asked: theirs(asked, amp=False, resize=True),
     'ours': ours,
     'ours, --auto-speed off': lambda asked: ours(asked, '--auto-speed', 'off'),
     'ours, compiled': lambda asked: ours(asked, '--torchcompile'),
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--model', default='deit_lt_small')
-    parser.add_argument('--teacher', default='resnet32_cifar')
-    parser.add_argument('--img-size', type=int, default=224)
-    parser.add_argument('--batch-size', type=int, default=32)
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--rounds', type=int, default=7)
-    parser.add_argument('--variants', nargs='+', choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument('--child', choices=VARIANTS, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.child:
-        serve(lambda: VARIANTS[asked.child](asked))
-    else:
-        measured = compare(asked.variants, asked.rounds)
-        print(table(measured, asked.batch_size, f'{asked.model}, {asked.img_size} px, batch {asked.batch_size}'))
-
-
 if __name__ == '__main__':
-    main()
+    main(__doc__, VARIANTS, model='deit_lt_small', teacher='resnet32_cifar', img_size=224, batch_size=32, rounds=7)

@@ -330,3 +330,13 @@ def test_files_must_exist(key, tmp_path):
         valid(**{key: str(path)}, **extra)
     path.touch()
     valid(**{key: str(path)}, **extra)
+
+
+def test_on_and_off_need_no_quotes_in_a_file(tmp_path):
+    file = tmp_path / 'plain.yaml'
+    for word in ('off', 'on', "'off'"):
+        file.write_text(f'auto_speed: {word}\n')
+        assert parse_args(['-c', str(file)]).auto_speed == word.strip("'")
+    file.write_text('auto_speed: fast\n')
+    with pytest.raises(ValueError, match="'fast' is not one of on, off"):
+        parse_args(['-c', str(file)])
