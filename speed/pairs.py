@@ -47,7 +47,8 @@ def main(doc: str, variants: Mapping[str, Callable[[argparse.Namespace], Step]],
         serve(lambda: variants[asked.child](asked))
     else:
         measured = compare(asked.variants, asked.rounds)
-        print(table(measured, asked.batch_size, f'{asked.model}, {asked.img_size} px, batch {asked.batch_size}'))
+        what = [getattr(asked, 'model', ''), f'{asked.img_size} px', f'batch {asked.batch_size}']
+        print(table(measured, asked.batch_size, ', '.join(filter(None, what))))
 
 
 def compare(variants: Sequence[str], rounds: int) -> dict[str, Measured]:

@@ -82,6 +82,8 @@ def refused(tmp_path, capsys, monkeypatch):
     ('--model resnet18 --model-kwargs output_stride=7', 'make resnet18 .*"assert output_stride .*" does not hold'),
     ('--opt-kwargs fooo=1 --teacher resnet20_sam', "timm cannot make the optimizer .*'fooo'.*--opt-kwargs"),
     ('--aa rnad-m9 --teacher resnet20_sam', 'timm cannot make the training transform .*--aa rnad-m9'),
+    ('--augment-backend opencv --aa original --teacher resnet20_sam', 'does not know AutoAugment: .*Leave it out'),
+    ('--augment-backend opencv --train-crop-mode pad', 'does not know Resize: .*Leave it out'),
     ('--aa rand-x9 --teacher resnet20_sam', 'timm cannot make the training transform .*--aa rand-x9'),
     ('--scale .5 --teacher resnet20_sam', r'timm cannot make the training transform .*--scale \[0.5\] .*two numbers'),
     ('--cutmix-minmax .5 --teacher resnet20_sam', r'--cutmix-minmax takes two numbers, got \[0.5\]'),

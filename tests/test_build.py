@@ -56,6 +56,8 @@ def test_flags_of_paco_reach_its_task(monkeypatch):
     (['--aa', 'rand-m5-mstd0.5', '--color-jitter', '.4'], lambda steps: 'ColorJitter' not in str(steps)),
     (['--aa', 'rand-m5-mstd0.5', '--color-jitter', '.4', '--force-color-jitter'], lambda s: 'ColorJitter' in str(s)),
     (['--aa', 'cifar10'], lambda steps: 'AutoAugmentPolicy.CIFAR10' in str(steps)),
+    (['--aa', 'rand-m5-mstd0.5'], lambda steps: 'opencv' not in str(type(steps[1]))),
+    (['--aa', 'rand-m5-mstd0.5', '--augment-backend', 'opencv'], lambda steps: 'opencv' in str(type(steps[1]))),
 ])
 def test_flags_of_augmentation_reach_the_training_transform(flags, holds):
     trainer = made(*TINY, *flags)

@@ -36,6 +36,7 @@ AUGMENTATION = (
     '--aa rand-m3-mstd0.5-inc1', '--aug-repeats 3', '--reprob .7', '--remode const', '--recount 2', '--mixup .1',
     '--cutmix .1', '--cutmix-minmax .2 .4', '--mixup-prob .9', '--mixup-switch-prob .1', '--mixup-mode pair',
     '--mixup-off-epoch 1', '--smoothing .3', '--train-interpolation nearest')
+OUR_AUGMENTATION = ('--cutout 5', '--force-color-jitter', '--augment-backend opencv')
 
 
 def asked(*argv, teacher='resnet20_sam'):
@@ -146,7 +147,7 @@ def test_strong_teacher_is_trained_with_the_augmentation_and_mixing_of_the_stude
         '--aa', 'rand-m7-mstd0.5-inc1', '--scale', '.3', '.9', '--mixup', '.3', '--cutmix', '.7', '--smoothing', '.2']
     args = asked(*flags, teacher='resnet20_strong')
     settings = teacher_args(args, 568)
-    for flag in AUGMENTATION:
+    for flag in (*AUGMENTATION, *OUR_AUGMENTATION):
         name = flag.split()[0].removeprefix('--').replace('-', '_')
         assert getattr(settings, name) == getattr(args, name), name
     # a crop that the student leaves to timm is not the padded one of the weak recipe
@@ -251,7 +252,7 @@ def test_augmentation_of_the_student_is_in_the_key_of_a_strong_teacher_only(key_
     losses = {name for names, _, _ in group for name in names if name.startswith(('--bce', '--drop'))}
     assert listed == {name for names, _, _ in group for name in names} - losses, 'a new flag belongs into the list'
     weak, strong = key_of(), key_of(teacher='resnet20_strong')
-    for flags in AUGMENTATION:
+    for flags in (*AUGMENTATION, *OUR_AUGMENTATION):
         assert key_of(*flags.split()) == weak, flags
         assert key_of(*flags.split(), teacher='resnet20_strong') != strong, flags
 

@@ -50,7 +50,7 @@ AUGMENTATION_SETTINGS = (
     'no_aug', 'train_crop_mode', 'scale', 'ratio', 'hflip', 'vflip', 'color_jitter', 'color_jitter_prob', 'aa',
     'grayscale_prob', 'gaussian_blur_prob', 'aug_repeats', 'reprob', 'remode', 'recount', 'mixup', 'cutmix',
     'cutmix_minmax', 'mixup_prob', 'mixup_switch_prob', 'mixup_mode', 'mixup_off_epoch', 'smoothing',
-    'train_interpolation',
+    'train_interpolation', 'cutout', 'force_color_jitter', 'augment_backend',
 )
 # A network whose weights are read from a file starts from no others
 NO_WEIGHTS = dict(pretrained=False, pretrained_path=None, initial_checkpoint='')
@@ -69,7 +69,7 @@ IRRELEVANT_SETTINGS = {
 
 
 # Settings younger than the format: with these values they are not in the key, which stays as it was
-YOUNGER_SETTINGS = {'sam_every': 1}
+YOUNGER_SETTINGS = {'sam_every': 1, 'augment_backend': 'pillow'}
 
 
 @dataclass

@@ -42,10 +42,10 @@ def build_train_transform(args: argparse.Namespace, config: dict[str, Any]) -> C
     """The training transform, from a PIL image to uint8 `[C, H, W]`.
 
     Raises:
-        ValueError: If timm cannot make it of the augmentation settings.
+        ValueError: If timm cannot make it of the augmentation settings, or the backend does not know a part of it.
     """
     try:
-        return train_transform(
+        transform = train_transform(
             config['input_size'],
             no_aug=args.no_aug,
             train_crop_mode=args.train_crop_mode,
@@ -68,6 +68,15 @@ def build_train_transform(args: argparse.Namespace, config: dict[str, Any]) -> C
         raise ValueError(
             f'timm cannot make the training transform ({error or type(error).__name__}): look at --aa {args.aa}, '
             f'--scale {args.scale} and --ratio {args.ratio} (two numbers each).') from error
+    if args.augment_backend == 'pillow':
+        return transform
+    try:
+        from ..data.opencv import to_opencv
+    except ImportError as error:
+        raise ValueError(
+            f'--augment-backend opencv needs OpenCV ({error}): pip install opencv-python-headless, or leave it out.'
+        ) from error
+    return to_opencv(transform)
 
 
 def update_size(args: argparse.Namespace, world_size: int = 1) -> tuple[int, int]:

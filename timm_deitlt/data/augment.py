@@ -29,7 +29,8 @@ def posterize(img: Image.Image, bits_to_keep: int, **_) -> Image.Image:
     return img if bits_to_keep >= 8 else ImageOps.posterize(img, bits_to_keep)
 
 
-def _mend_posterize(transform: transforms.Compose) -> transforms.Compose:
+def mend_posterize(transform: transforms.Compose) -> transforms.Compose:
+    """Give timm's policies among the steps of a transform the `posterize` above; returns the transform."""
     for step in transform.transforms:
         ops: list[AugmentOp] = []
         if isinstance(step, RandAugment):
@@ -174,7 +175,7 @@ def train_transform(
         flips = [step for step in primary if isinstance(step, (
             transforms.RandomHorizontalFlip, transforms.RandomVerticalFlip))]
         primary = _padded_crop(tuple(input_size[-2:]), interpolation) + flips
-    return _mend_posterize(transforms.Compose([*primary, *extra, *secondary, *final, *holes]))
+    return mend_posterize(transforms.Compose([*primary, *extra, *secondary, *final, *holes]))
 
 
 def weak_transform(

@@ -1,0 +1,83 @@
+"""Images/s per core of what feeds the training step: images of 32 px augmented by the recipe, erased, normalised.
+
+    python speed/data.py
+    python speed/data.py --img-size 32
+
+Each variant loads in one process with one thread. Beside ours: timm's create_loader.
+"""
+import argparse
+from functools import partial
+from itertools import chain, count
+
+import numpy as np
+import torch
+from pairs import Step, main
+from PIL import Image
+from timm.data import create_loader
+from torch.utils.data import Dataset
+
+from timm_deitlt.build.device import keep_freed_memory
+from timm_deitlt.data.augment import BatchAugment, mend_posterize, train_transform
+from timm_deitlt.data.loader import TrainLoader
+from timm_deitlt.data.opencv import to_opencv
+
+RECIPE = dict(auto_augment='rand-m9-mstd0.5-inc1', interpolation='bicubic')
+ERASING = dict(re_prob=.25, re_mode='pixel')
+MEAN, STD = (.485, .456, .406), (.229, .224, .225)
+
+
+class Pictures(Dataset):
+    """Smooth random images of 32 px, in memory."""
+
+    def __init__(self, images: int = 4096):
+        coarse = np.random.default_rng(0).integers(0, 256, (images, 6, 6, 3), dtype=np.uint8)
+        self.pixels = [np.array(Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC)) for image in coarse]
+        self.transform = None
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int):
+        image = Image.fromarray(self.pixels[index])
+        return image if self.transform is None else self.transform(image), index % 10
+
+
+def theirs(asked: argparse.Namespace) -> Step:
+    """A batch of timm's loader."""
+    torch.set_num_threads(1)
+    dataset = Pictures()
+    loader = create_loader(
+        dataset, (3, asked.img_size, asked.img_size), asked.batch_size, is_training=True, num_workers=0, **RECIPE,
+        **ERASING, color_jitter=None, mean=MEAN, std=STD, device=torch.device(asked.device), pin_memory=False)
+    mend_posterize(dataset.transform)  # with Pillow 13 it stops at random
+    batches = chain.from_iterable(loader for _ in count())
+    return lambda: next(batches)
+
+
+def ours(asked: argparse.Namespace, backend: str) -> Step:
+    """A batch of our loader."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    transform = train_transform((3, asked.img_size, asked.img_size), color_jitter=None, **RECIPE)
+    loader = TrainLoader(
+        Pictures(), [to_opencv(transform) if backend == 'opencv' else transform], MEAN, STD, asked.batch_size,
+        device=asked.device)
+    augment = BatchAugment(**ERASING, device=asked.device)
+    updates = chain.from_iterable(map(loader.epoch, count()))
+
+    def step() -> None:
+        (_, images, target), = next(updates)
+        augment(images, target)
+
+    return step
+
+
+VARIANTS = {
+    "timm's loader": theirs,
+    'ours': partial(ours, backend='pillow'),
+    'ours, --augment-backend opencv': partial(ours, backend='opencv'),
+}
+
+
+if __name__ == '__main__':
+    main(__doc__, VARIANTS, img_size=224, batch_size=64, rounds=21)

@@ -1,0 +1,299 @@
+"""timm's training transform on arrays, by OpenCV and torch instead of Pillow: the same draws, several times as fast.
+
+Pixels differ from Pillow's by rounding; where an image is turned also by OpenCV's bicubic kernel (a = -0.75, Pillow's
+is -1) and by the half pixel along the border that Pillow fills at once.
+"""
+import math
+import random
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from timm.data.auto_augment import RandAugment
+from timm.data.transforms import MaybePILToTensor, RandomResizedCropAndInterpolation
+from torch import Tensor
+from torchvision import transforms
+
+from .augment import Cutout
+
+_FILTERS = {transforms.InterpolationMode.BILINEAR: 'bilinear', transforms.InterpolationMode.BICUBIC: 'bicubic'}
+_LEVELS = np.arange(256)
+# Pillow's SMOOTH
+_SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], dtype=np.float32) / 13
+
+
+def to_opencv(transform: transforms.Compose) -> transforms.Compose:
+    """The same training transform on arrays, from a PIL image to uint8 `[C, H, W]`.
+
+    It draws what timm's draws, in the same order, so that a seed chooses the same crop, flip and operations.
+
+    Args:
+        transform: As `augment.train_transform` makes it: a random resized crop, then flips, RandAugment and cutout.
+
+    Raises:
+        ValueError: If a step or an operation is not among those.
+    """
+    cv2.setNumThreads(1)  # a loader process has one core, as with Pillow
+    steps = []
+    for step in transform.transforms:
+        if isinstance(step, RandomResizedCropAndInterpolation):
+            steps.append(_Crop(step))
+        elif isinstance(step, (transforms.RandomHorizontalFlip, transforms.RandomVerticalFlip)) and len(steps) == 1:
+            steps[0].flips.append((step.p, 1 if isinstance(step, transforms.RandomHorizontalFlip) else 0))
+        elif isinstance(step, RandAugment) and steps:
+            steps.append(_Policy(step))
+        elif isinstance(step, MaybePILToTensor) and steps:
+            steps.append(_to_tensor)
+        elif isinstance(step, Cutout):
+            steps.append(step)
+        else:
+            raise ValueError(
+                f'--augment-backend opencv does not know {type(step).__name__}: it does random resized crops, flips, '
+                'RandAugment and cutout. Leave it out, or that step.')
+    return transforms.Compose(steps)
+
+
+class _Crop:
+    """Random resized crop, and the flips after it, which cost less on the crop before it is enlarged."""
+
+    def __init__(self, step: RandomResizedCropAndInterpolation):
+        self.step = step
+        self.flips: list[tuple[float, int]] = []
+        filters = step.interpolation if isinstance(step.interpolation, (tuple, list)) else (step.interpolation,)
+        self.filters = [_FILTERS.get(mode) for mode in filters]
+        if None in self.filters:
+            raise ValueError(
+                '--augment-backend opencv resizes by bilinear or bicubic: give one of them as --train-interpolation, '
+                'or leave it out.')
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        top, left, height, width = self.step.get_params(image, self.step.scale, self.step.ratio)
+        mode = random.choice(self.filters) if len(self.filters) > 1 else self.filters[0]
+        pixels = np.asarray(image)[top:top + height, left:left + width]
+        for p, code in self.flips:
+            if torch.rand(1) < p:
+                pixels = cv2.flip(pixels, code)
+        batch = torch.from_numpy(np.array(pixels).reshape(1, height, width, -1)).permute(0, 3, 1, 2)
+        if (height, width) != tuple(self.step.size):
+            batch = F.interpolate(batch, self.step.size, mode=mode, antialias=True)
+        return batch[0].permute(1, 2, 0).numpy()
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}({self.step}, flips={self.flips})'
+
+
+class _Policy:
+    """RandAugment with its operations on arrays."""
+
+    def __init__(self, policy: RandAugment):
+        self.policy = policy
+        for op in policy.ops:
+            if op.name not in OPERATIONS:
+                raise ValueError(
+                    f'--augment-backend opencv does not know the operation {op.name}: leave it out, or use another '
+                    '--aa.')
+            op.aug_fn = OPERATIONS[op.name]
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        return self.policy(image)
+
+    def __repr__(self) -> str:
+        return repr(self.policy)
+
+
+def _to_tensor(image: np.ndarray) -> Tensor:
+    channels = np.empty((image.shape[2], *image.shape[:2]), dtype=np.uint8)
+    cv2.split(image, list(channels))
+    return torch.from_numpy(channels)
+
+
+# Operations: arrays `[H, W, C]` of uint8, RGB or grey, with the arguments of timm's of the same name
+
+def _keep_channels(image: np.ndarray, result: np.ndarray) -> np.ndarray:
+    return result.reshape(image.shape)  # OpenCV drops a single one
+
+
+def _scalar(fillcolor: Sequence[int] | int) -> tuple[int, ...]:
+    return tuple(fillcolor) if isinstance(fillcolor, (tuple, list)) else (fillcolor,) * 3
+
+
+@lru_cache(maxsize=8)
+def _filled(shape: tuple[int, ...], fillcolor: Sequence[int] | int) -> np.ndarray:
+    return np.full(shape, fillcolor, np.uint8)
+
+
+def _is_bicubic(resample: Sequence[int] | int) -> bool:
+    return (random.choice(resample) if isinstance(resample, (tuple, list)) else resample) == Image.Resampling.BICUBIC
+
+
+def _between(t: np.ndarray, bicubic: bool) -> np.ndarray:
+    """Pillow's weights `[..., 4]` of the pixels -1, 0, 1, 2 at the place `t` in 0 to 1."""
+    if not bicubic:
+        return np.stack([0 * t, 1 - t, t, 0 * t], axis=-1)
+    return np.stack([t * (t * (2 - t) - 1), 1 - t * t * (2 - t), t * (1 + t * (1 - t)), t * t * (t - 1)], axis=-1)
+
+
+def _swap(image: np.ndarray) -> np.ndarray:
+    return cv2.transpose(image).reshape(image.shape[1], image.shape[0], -1)
+
+
+def _shear_x(
+        image: np.ndarray,
+        factor: float,
+        fillcolor: Sequence[int] | int,
+        resample: Sequence[int] | int,
+) -> np.ndarray:
+    height, width, channels = image.shape
+    shifts = factor * (np.arange(height) + .5)  # pixel x of row y is the source's at x + shifts[y]
+    whole = np.floor(shifts).astype(int)
+    weights = torch.from_numpy(_between(shifts - whole, _is_bicubic(resample)).astype(np.float32))
+    whole = whole.clip(-width - 1, width)  # a row beyond is all outside
+    margin = int(abs(whole).max()) + 2
+    padded = cv2.copyMakeBorder(image, 0, 0, margin, margin, cv2.BORDER_REPLICATE).reshape(height, -1)
+    length = (width + 3) * channels
+    windows = np.lib.stride_tricks.as_strided(
+        padded, (height, padded.shape[1] - length + 1, length), (*padded.strides, 1), writeable=False)
+    pixels = torch.from_numpy(windows[np.arange(height), (whole + margin - 1) * channels]).float()
+    length = width * channels
+    sheared = pixels[:, :length] * weights[:, :1]
+    for tap in (1, 2, 3):
+        sheared.addcmul_(pixels[:, tap * channels:tap * channels + length], weights[:, tap:tap + 1])
+    # Pillow cuts off after the point, OpenCV rounds
+    result = cv2.subtract(sheared.numpy(), .499, dtype=cv2.CV_8U).reshape(image.shape)
+    columns = np.arange(width, dtype=np.float32)
+    first = (-.5 - shifts.astype(np.float32))[:, None]
+    outside = (columns < first) | (columns >= first + width)
+    return _keep_channels(image, cv2.copyTo(_filled(image.shape, fillcolor), outside.view(np.uint8), result))
+
+
+def _shear_y(image, factor, **kwargs):
+    return _swap(_shear_x(_swap(image), factor, **kwargs))
+
+
+def _translate_x(
+        image: np.ndarray,
+        pixels: float,
+        fillcolor: Sequence[int] | int,
+        resample: Sequence[int] | int,
+) -> np.ndarray:
+    height, width, channels = image.shape
+    # columns x whose source x + pixels lies at most half a pixel outside
+    first, last = max(0, math.ceil(-pixels - .5)), min(width, math.ceil(width - pixels - .5))
+    if first >= last:
+        return _filled(image.shape, fillcolor).copy()
+    whole = math.floor(pixels)
+    weights = _between(np.array([pixels - whole]), _is_bicubic(resample))
+    padded = cv2.copyMakeBorder(image, 0, 0, 2, 2, cv2.BORDER_REPLICATE)
+    between = cv2.filter2D(padded, -1, weights, anchor=(1, 0)).reshape(height, width + 4, channels)
+    return _keep_channels(image, cv2.copyMakeBorder(
+        between[:, first + whole + 2:last + whole + 2], 0, 0, first, width - last, cv2.BORDER_CONSTANT,
+        value=_scalar(fillcolor)))
+
+
+def _translate_y(image, pixels, **kwargs):
+    return _swap(_translate_x(_swap(image), pixels, **kwargs))
+
+
+def _translate_x_rel(image, share, **kwargs):
+    return _translate_x(image, share * image.shape[1], **kwargs)
+
+
+def _translate_y_rel(image, share, **kwargs):
+    return _translate_y(image, share * image.shape[0], **kwargs)
+
+
+def _rotate(
+        image: np.ndarray,
+        degrees: float,
+        fillcolor: Sequence[int] | int,
+        resample: Sequence[int] | int,
+) -> np.ndarray:
+    height, width = image.shape[:2]
+    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.)
+    return _keep_channels(image, cv2.warpAffine(
+        image, matrix, (width, height), borderValue=_scalar(fillcolor),
+        flags=cv2.INTER_CUBIC if _is_bicubic(resample) else cv2.INTER_LINEAR))
+
+
+def _look_up(image: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Replace levels by those of a table `[256]` or `[256, C]`, cut off after the point and at 0 and 255 as Pillow."""
+    table = np.clip(table, 0, 255).astype(np.uint8)
+    if table.ndim == 2:
+        table = table.reshape(1, 256, -1)
+    return _keep_channels(image, cv2.LUT(image, table))
+
+
+def _auto_contrast(image, **_):
+    low, high = image.min(axis=0).min(axis=0).astype(int), image.max(axis=0).max(axis=0).astype(int)
+    scale = np.where(high > low, 255. / np.maximum(high - low, 1), 1.)
+    return _look_up(image, np.where(high > low, _LEVELS[:, None] * scale - low * scale, _LEVELS[:, None]))
+
+
+def _equalize(image, **_):
+    return _look_up(image, np.stack([_equalizing(image, channel) for channel in range(image.shape[2])], axis=1))
+
+
+def _equalizing(image: np.ndarray, channel: int) -> np.ndarray:
+    counts = cv2.calcHist([image], [channel], None, [256], [0, 256]).reshape(256).astype(np.int64)
+    step = (counts.sum() - counts[counts.nonzero()[0][-1]]) // 255
+    return (step // 2 + counts.cumsum() - counts) // step if step else _LEVELS
+
+
+def _invert(image, **_):
+    return 255 - image
+
+
+def _solarize(image, thresh, **_):
+    return _look_up(image, np.where(thresh > _LEVELS, _LEVELS, 255 - _LEVELS))
+
+
+def _solarize_add(image, add, thresh=128, **_):
+    return _look_up(image, np.where(thresh > _LEVELS, _LEVELS + add, _LEVELS))
+
+
+def _posterize(image, bits_to_keep, **_):
+    return image & np.uint8(0xFF << max(0, 8 - max(bits_to_keep, 0)) & 0xFF)
+
+
+def _grey(image: np.ndarray) -> np.ndarray:
+    return image if image.shape[2] == 1 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
+
+
+def _blend(other: np.ndarray, image: np.ndarray, factor: float) -> np.ndarray:
+    return _keep_channels(image, cv2.addWeighted(image, factor, other, 1 - factor, 0))
+
+
+def _color(image, factor, **_):
+    return image if image.shape[2] == 1 else _blend(cv2.cvtColor(_grey(image), cv2.COLOR_GRAY2RGB), image, factor)
+
+
+def _contrast(image, factor, **_):
+    mean = int(_grey(image).mean() + .5)
+    return _look_up(image, np.float32(mean) + np.float32(factor) * (_LEVELS - mean).astype(np.float32))
+
+
+def _brightness(image, factor, **_):
+    return _look_up(image, np.float32(factor) * _LEVELS.astype(np.float32))
+
+
+def _sharpness(image, factor, **_):
+    smooth = _keep_channels(image, cv2.filter2D(image, -1, _SMOOTH)).copy()
+    for border in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]):  # which Pillow leaves as it is
+        smooth[border] = image[border]
+    return _blend(smooth, image, factor)
+
+
+OPERATIONS: dict[str, Callable[..., np.ndarray]] = {
+    'AutoContrast': _auto_contrast, 'Equalize': _equalize, 'Invert': _invert, 'Rotate': _rotate,
+    'Posterize': _posterize, 'PosterizeIncreasing': _posterize, 'PosterizeOriginal': _posterize,
+    'Solarize': _solarize, 'SolarizeIncreasing': _solarize, 'SolarizeAdd': _solarize_add,
+    'Color': _color, 'ColorIncreasing': _color, 'Contrast': _contrast, 'ContrastIncreasing': _contrast,
+    'Brightness': _brightness, 'BrightnessIncreasing': _brightness,
+    'Sharpness': _sharpness, 'SharpnessIncreasing': _sharpness,
+    'ShearX': _shear_x, 'ShearY': _shear_y, 'TranslateX': _translate_x, 'TranslateY': _translate_y,
+    'TranslateXRel': _translate_x_rel, 'TranslateYRel': _translate_y_rel,
+}
