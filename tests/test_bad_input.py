@@ -82,6 +82,12 @@ def refused(tmp_path, capsys, monkeypatch):
     ('--model resnet18 --model-kwargs output_stride=7', 'make resnet18 .*"assert output_stride .*" does not hold'),
     ('--opt-kwargs fooo=1 --teacher resnet20_sam', "timm cannot make the optimizer .*'fooo'.*--opt-kwargs"),
     ('--aa rnad-m9 --teacher resnet20_sam', 'timm cannot make the training transform .*--aa rnad-m9'),
+    ('--train-img-sizes 16 20 --teacher resnet20_sam', '20 x 20 do not divide .*multiple of 8 as --train-img-sizes'),
+    ('--train-img-sizes 8 16 --train-size-probs 1', r'--train-size-probs has a weight for each .*\[1.0\] for '),
+    ('--train-img-sizes 8 16 --train-size-probs 0 0', '--train-size-probs has a weight for each .*one of them above 0'),
+    ('--train-size-probs 1 2', '--train-size-probs has a weight for each'),
+    ('--train-size-schedule progressive', 'progressive needs two or more --train-img-sizes'),
+    ('--train-img-sizes 8 16 --train-size-random-mix 2', '--train-size-random-mix must be between 0 and 1, got 2'),
     ('--augment-backend opencv --aa original --teacher resnet20_sam', 'does not know AutoAugment: .*Leave it out'),
     ('--augment-backend opencv --train-crop-mode pad', 'does not know Resize: .*Leave it out'),
     ('--aa rand-x9 --teacher resnet20_sam', 'timm cannot make the training transform .*--aa rand-x9'),
@@ -192,6 +198,7 @@ def test_split_that_is_not_there_is_refused(refused, tmp_path):
 @pytest.mark.parametrize('flags, words', [
     (['--val-fraction', '.1'], '--val-fraction needs images that can be indexed.*and give a --val-split'),
     (['--aug-repeats', '3'], '--aug-repeats needs images that can be indexed'),
+    (['--train-img-sizes', '8', '16'], '--train-img-sizes needs images that can be indexed'),
 ])
 def test_stream_refuses_what_needs_an_index(refused, monkeypatch, flags, words):
     class Stream(IterableDataset):

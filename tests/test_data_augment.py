@@ -19,7 +19,7 @@ from timm_deitlt.data.augment import (
     train_transform,
     weak_transform,
 )
-from timm_deitlt.data.loader import seed_everything
+from timm_deitlt.data.seeds import seed_everything
 
 GREYS = torch.linspace(0.1, 0.8, 8)
 

@@ -10,7 +10,9 @@ from timm.data.distributed_sampler import RepeatAugSampler
 from torch.utils.data import Dataset, IterableDataset
 
 from timm_deitlt.data.augment import train_transform
-from timm_deitlt.data.loader import MicroBatchSampler, TrainLoader, create_eval_loader, derive_seed
+from timm_deitlt.data.loader import MicroBatchSampler, TrainLoader, create_eval_loader
+from timm_deitlt.data.seeds import derive_seed
+from timm_deitlt.data.sizes import SizeSchedule
 
 
 class Numbers(Dataset):
@@ -165,6 +167,27 @@ def test_rank_computes_its_share_of_the_same_batches():
         for group in loader.epoch(1):
             for plan, images, _ in group:
                 assert torch.equal(images, whole[plan.number])
+
+
+def sized(epoch, sizes, **kwargs):
+    views = [(train_transform((3, size, size), color_jitter=None),) for size in sizes.sizes]
+    loader = TrainLoader(Numbers(62), views, (.5,) * 3, (.5,) * 3, batch_size=4, sizes=sizes, **kwargs)
+    return loader, list(loader.epoch(epoch))
+
+
+def test_an_update_has_one_image_size_on_all_ranks_and_in_each_view():
+    sizes = SizeSchedule((8, 16), seed=0)
+    loader, whole = sized(1, sizes, grad_accum_steps=2)
+    seen = [{tuple(images.shape[-2:]) for _, images, _ in group} for group in whole]
+    wanted = [sizes.sizes[sizes.choice(1, update)] for update in range(loader.updates_per_epoch)]
+    assert seen == [{(size, size)} for size in wanted] and len(set(wanted)) == 2
+    for rank in range(2):
+        _, share = sized(1, sizes, world_size=2, rank=rank)
+        assert [images.shape[-1] for (_, images, _), in share] == wanted
+    twice = [pair * 2 for pair in ((train_transform((3, size, size), color_jitter=None),) for size in sizes.sizes)]
+    loader = TrainLoader(Numbers(62), twice, (.5,) * 3, (.5,) * 3, batch_size=4, sizes=sizes)
+    assert loader.num_views == 2
+    assert {tuple(images.shape[:2]) for group in loader.epoch(0) for _, images, _ in group} <= {(8, 3), (4, 3)}
 
 
 def test_two_views_come_view_after_view():

@@ -12,7 +12,7 @@ from timm_deitlt.build.loaders import build_train_transform
 from timm_deitlt.config import parse_args
 from timm_deitlt.data import opencv
 from timm_deitlt.data.augment import train_transform
-from timm_deitlt.data.loader import seed_everything
+from timm_deitlt.data.seeds import seed_everything
 
 RECIPE = dict(auto_augment='rand-m9-mstd0.5-inc1', color_jitter=None, interpolation='bicubic')
 

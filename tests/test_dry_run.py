@@ -115,6 +115,8 @@ def test_memory_grows_with_the_micro_batch_and_not_with_the_update():
     small, large, longer = (dry_run(parse_args([*TINY, *flags.split()]))['memory_gib'] for flags in (
         '--batch-size 512', '--batch-size 1024', '--batch-size 512 --grad-accum-steps 4'))
     assert small < large and small == longer
+    result = dry_run(parse_args([*TINY, '--batch-size', '512', '--train-img-sizes', '8', '48']))
+    assert result['memory_gib'] > small and result['train_img_sizes'] == [8, 48]
 
 
 @pytest.mark.parametrize('batch, size, world, steps', [

@@ -20,7 +20,8 @@ from torch.utils.data import Dataset, IterableDataset
 from timm_deitlt import ClassifierTask, DeiTLTTask, Shots, create_distillation_loss
 from timm_deitlt.checkpoint import load_checkpoint, save_checkpoint
 from timm_deitlt.data.augment import BatchAugment, train_transform
-from timm_deitlt.data.loader import TrainLoader, create_eval_loader, seed_everything
+from timm_deitlt.data.loader import TrainLoader, create_eval_loader
+from timm_deitlt.data.seeds import seed_everything
 from timm_deitlt.engine import Trainer
 from timm_deitlt.fit import fit, restore
 from timm_deitlt.folder import RunFolder

@@ -70,6 +70,8 @@ SUPPORTED = {
         '--seed': 42, '--log-interval': 50, '--val-interval': 1, '--workers': 4, '--save-images': False,
         '--pin-mem': False, '--output': '', '--experiment': '', '--log-wandb': False, '--wandb-project': None,
         '--wandb-tags': [], '--wandb-resume-id': '',
+        '--train-img-sizes': None, '--train-size-probs': None, '--train-size-schedule': 'constant',
+        '--train-size-schedule-spread': .65, '--train-size-random-mix': .1,
     },
     'Knowledge distillation parameters': {
         '--distill-loss-weight': None, '--task-loss-weight': None, '--kd-temperature': 4.,
@@ -88,8 +90,7 @@ CHANGED = {
 NOT_SUPPORTED = names('''
 --fuser --torchscript --synchronize-step --local_rank --epoch-repeats --start-epoch --patience-epochs --aug-splits
 --jsd-loss --resplit --drop-connect --split-bn --worker-seeding --recovery-interval --checkpoint-hist --no-prefetcher
---eval-metric --tta --use-multi-epochs-loader --train-img-sizes --train-batch-sizes --train-size-probs
---train-size-schedule --train-size-schedule-spread --train-size-random-mix --train-batches-per-epoch
+--eval-metric --tta --use-multi-epochs-loader --train-batch-sizes --train-batches-per-epoch
 --train-steps-per-epoch --variable-batch-loss-scale --naflex-loader --naflex-train-seq-lens --naflex-max-seq-len
 --naflex-patch-sizes --naflex-patch-size-probs --naflex-loss-scale --naflex-patchify-channels-first --kd-model-name
 --kd-distill-type --kd-loss-type --kd-student-feature-dim --kd-teacher-feature-dim

@@ -28,7 +28,7 @@ from timm_deitlt.build.data import build_data
 from timm_deitlt.build.loaders import build_eval_loader
 from timm_deitlt.build.trainer import build_trainer
 from timm_deitlt.config import parse_args
-from timm_deitlt.data.loader import seed_everything
+from timm_deitlt.data.seeds import seed_everything
 from timm_deitlt.mechanisms import analyze
 from timm_deitlt.mechanisms.subject import choose
 from timm_deitlt.run import train

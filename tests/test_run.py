@@ -200,6 +200,22 @@ def test_weak_teacher_view_runs(tmp_path, shared_teachers):
     assert result['dist'] is not None
 
 
+def test_several_image_sizes_go_on_bit_for_bit_and_leave_a_plain_model(tmp_path, shared_teachers):
+    sizes = [
+        '--epochs', '3', *TINY_TEACHER, '--teacher-cache', shared_teachers, '--teacher-view', 'weak',
+        '--train-img-sizes', '8', '16', '--train-size-schedule', 'progressive', '--aug-repeats', '2']
+    result, whole = run_here(tmp_path / 'whole', *sizes)
+    run_here(tmp_path / 'cut', *sizes, '--stop-epoch', '1')
+    again, _ = run_here(tmp_path / 'cut', *sizes, '--resume', 'auto')
+    assert_same_state(whole, weights(tmp_path / 'cut' / 'run'))
+    assert again['mean']['top1'] == result['mean']['top1']
+    plain = timm.create_model(
+        'deit_lt_tiny', embed_dim=48, depth=2, num_heads=3, patch_size=8, img_size=16, num_classes=10)
+    plain.load_state_dict(whole['state_dict'])
+    validated = last_json(run_script(tmp_path / 'whole' / 'run', script='validate.py'))
+    assert validated['mean']['top1'] == again['mean']['top1']
+
+
 def test_student_trained_with_sam_and_clipping(tmp_path, shared_teachers):
     result, checkpoint = run_here(
         tmp_path, '--epochs', '1', *TINY_TEACHER, '--teacher-cache', shared_teachers, '--opt', 'samadamw', '--rho',

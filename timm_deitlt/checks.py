@@ -11,16 +11,17 @@ from .config import flag_of
 _BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ('epochs stop_epoch save_epochs teacher_epochs batch_size validation_batch_size grad_accum_steps global_batch_size '
      'dry_run_world_size imbalance_factor n_max val_interval log_interval img_size in_chans num_classes '
-     'sam_every rho_milestones paco_queue paco_dim', lambda x: x >= 1, 'at least 1'),
-    ('rho rho_values teacher_rho', lambda x: 0 <= x < math.inf, 'at least 0 and finite'),
+     'sam_every rho_milestones paco_queue paco_dim train_img_sizes', lambda x: x >= 1, 'at least 1'),
+    ('rho rho_values teacher_rho train_size_probs', lambda x: 0 <= x < math.inf, 'at least 0 and finite'),
     ('mixup cutmix cutout workers drw_start_epoch warmup_epochs weight_decay task_loss_weight '
-     'distill_loss_weight seed split_seed aug_repeats paco_alpha paco_gamma key_color_jitter',
-     lambda x: x >= 0, 'at least 0'),
+     'distill_loss_weight seed split_seed aug_repeats paco_alpha paco_gamma key_color_jitter '
+     'train_size_schedule_spread', lambda x: x >= 0, 'at least 0'),
     ('kd_temperature ldam_margin ldam_scale logit_adjust_tau paco_beta paco_temperature key_scale',
      lambda x: x > 0, 'above 0'),
     ('drw_beta val_fraction', lambda x: 0 < x < 1, 'between 0 and 1, both excluded'),
     ('smoothing drop drop_path model_ema_decay paco_momentum', lambda x: 0 <= x < 1, 'at least 0 and below 1'),
-    ('hflip vflip reprob mixup_prob mixup_switch_prob key_color_jitter_prob', lambda x: 0 <= x <= 1, 'between 0 and 1'),
+    ('hflip vflip reprob mixup_prob mixup_switch_prob key_color_jitter_prob train_size_random_mix',
+     lambda x: 0 <= x <= 1, 'between 0 and 1'),
 )
 _FILES = ('teacher_checkpoint', 'class_counts', 'branch_from', 'resume', 'class_map', 'initial_checkpoint')
 
@@ -52,7 +53,7 @@ def validate_args(args: argparse.Namespace) -> None:
 def _conflicts(args: argparse.Namespace) -> tuple[tuple[Any, str], ...]:
     ldam, mixes, epochs = args.loss == 'ldam', args.mixup or args.cutmix or args.cutmix_minmax, args.epochs
     last = max([args.stop_epoch or 0, *(args.save_epochs or [])])
-    paco = args.loss == 'paco'
+    paco, sizes = args.loss == 'paco', args.train_img_sizes or []
     return (
         ((args.drw_start_epoch or 0) > epochs,
          f'--drw-start-epoch {args.drw_start_epoch} lies beyond --epochs {epochs}; {epochs} itself means never'),
@@ -89,6 +90,11 @@ def _conflicts(args: argparse.Namespace) -> tuple[tuple[Any, str], ...]:
         (args.sam_every > 1 and args.teacher in ('none', 'labels') and not args.opt.startswith('sam'),
          f'--sam-every {args.sam_every} belongs to SAM; use --opt samsgd or samadamw, or a SAM '
          'teacher such as resnet32_sam'),
+        (args.train_size_probs and (len(args.train_size_probs) != len(sizes) or not any(args.train_size_probs)),
+         f'--train-size-probs has a weight for each of --train-img-sizes, one of them above 0; got '
+         f'{args.train_size_probs} for {sizes}'),
+        (args.train_size_schedule == 'progressive' and len(sizes) < 2,
+         f'--train-size-schedule progressive needs two or more --train-img-sizes, got {sizes}'),
         (args.dry_run_world_size and not args.dry_run,
          '--world-size belongs to --dry-run; torchrun --nproc-per-node N trains on N devices'),
         (ldam and args.bce_loss, '--loss ldam and --bce-loss exclude each other; give one of them'),

@@ -72,6 +72,8 @@ def dry_run(args: argparse.Namespace) -> dict[str, Any]:
         'idle': steps * world_size * args.batch_size > global_batch,
         'global_batch_size': global_batch,
         'updates_per_epoch': updates,
+        'train_img_sizes': args.train_img_sizes,
+        'train_size_schedule': args.train_size_schedule,
         'epochs': epochs,
         'peak_lr': peak_lr,
         'final_lr': final_lr,
@@ -177,7 +179,10 @@ def _memory(args: argparse.Namespace, model: nn.Module) -> int:
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast('cpu', dtype=torch.bfloat16, enabled=amp),
     ):
-        model(torch.empty(args.batch_size, *model.pretrained_cfg['input_size']))
+        channels, height, width = model.pretrained_cfg['input_size']
+        if args.train_img_sizes:
+            height = width = max(args.train_img_sizes)
+        model(torch.empty(args.batch_size, channels, height, width))
     return total + sum(storage.nbytes() for key, storage in kept.items() if key not in own)
 
 
@@ -229,12 +234,21 @@ def _report(result: dict[str, Any]) -> str:
         f"{result['grad_accum_steps']} x {result['batch_size']} on each{', at most' * result['idle']}",
         f"{result['updates_per_epoch']} updates an epoch of {result['images_per_epoch']:,} images"
         f"{' (' + result['left_out'] + ')' if result['left_out'] else ''}, {result['epochs']} epochs",
+        *_sizes(result),
         f"learning rate up to {result['peak_lr']:.3g} after {result['warmup_epochs']} epochs of warm-up, at the end "
         f"{result['final_lr']:.3g}",
         f"loss {result['loss']}, {result['opt']}{_words(result['rho'])}; {_stage_two(result)}",
         f"memory of a device, estimated: {result['memory_gib']} GiB for weights, gradients, optimizer and activations",
     ]
     return '\n'.join([*lines, *_report_teacher(result['teacher'])])
+
+
+def _sizes(result: dict[str, Any]) -> list[str]:
+    if not result['train_img_sizes']:
+        return []
+    sizes = ', '.join(map(str, result['train_img_sizes']))
+    order = 'from the first to the last' if result['train_size_schedule'] == 'progressive' else 'in every epoch'
+    return [f'images of {sizes} px, {order}']
 
 
 def _words(rho: dict[int, float] | None) -> str:

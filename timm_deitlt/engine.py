@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torchvision.utils import save_image
 
 from .data.augment import BatchAugment
-from .data.loader import MicroBatch, TrainLoader, seed_everything
+from .data.loader import MicroBatch, TrainLoader
+from .data.seeds import seed_everything
 from .evaluation import ShotEvaluator
 from .fusion import fuse
 from .meter import Meter

@@ -69,7 +69,10 @@ IRRELEVANT_SETTINGS = {
 
 
 # Settings younger than the format: with these values they are not in the key, which stays as it was
-YOUNGER_SETTINGS = {'sam_every': 1, 'augment_backend': 'pillow'}
+YOUNGER_SETTINGS = {
+    'sam_every': 1, 'augment_backend': 'pillow', 'train_img_sizes': None, 'train_size_probs': None,
+    'train_size_schedule': 'constant', 'train_size_schedule_spread': .65, 'train_size_random_mix': .1,
+}
 
 
 @dataclass

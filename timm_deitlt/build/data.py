@@ -152,8 +152,8 @@ def _fraction_to_hold_out(args: argparse.Namespace, iterable: bool) -> float | N
     ):
         fraction = DEFAULT_VAL_FRACTION
         _logger.info(f'{args.data_dir} has no {args.val_split!r} split.')
-    if iterable and (fraction or args.aug_repeats):
-        flag = '--val-fraction' if fraction else '--aug-repeats'
+    if iterable and (fraction or args.aug_repeats or args.train_img_sizes):
+        flag = '--val-fraction' if fraction else '--aug-repeats' if args.aug_repeats else '--train-img-sizes'
         raise ValueError(
             f'{flag} needs images that can be indexed, but {args.dataset!r} is read as a stream. Leave {flag} out'
             f'{", and give a --val-split" if fraction else ""}.')

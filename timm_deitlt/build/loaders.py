@@ -11,6 +11,7 @@ from torch.utils.data import IterableDataset
 
 from ..data.augment import key_transform, train_transform, weak_transform
 from ..data.loader import TrainLoader, create_eval_loader
+from ..data.sizes import SizeSchedule
 from .data import Data
 
 _logger = logging.getLogger(__name__)
@@ -36,6 +37,15 @@ def build_mixup(args: argparse.Namespace, num_classes: int) -> Mixup | None:
         label_smoothing=args.smoothing,
         num_classes=num_classes,
     )
+
+
+def size_schedule(args: argparse.Namespace) -> SizeSchedule | None:
+    """The sizes of `--train-img-sizes`, or None for one size."""
+    if not args.train_img_sizes:
+        return None
+    return SizeSchedule(
+        args.train_img_sizes, args.train_size_probs, args.train_size_schedule, args.epochs,
+        args.train_size_schedule_spread, args.train_size_random_mix, args.seed)
 
 
 def build_train_transform(args: argparse.Namespace, config: dict[str, Any]) -> Callable:
@@ -115,18 +125,10 @@ def build_train_loader(
         dtype: torch.dtype,
 ) -> TrainLoader:
     """Loader of the training images, with the teacher's 'weak' view or PaCo's 'key' view beside; '' for neither."""
-    views = [build_train_transform(args, config)]
-    if second_view == 'weak':
-        views.append(weak_transform(config['input_size'], config['interpolation'], hflip=args.hflip, vflip=args.vflip))
-    elif second_view == 'key':
-        views.append(key_transform(
-            config['input_size'],
-            scale=tuple(args.key_scale),
-            color_jitter=tuple(args.key_color_jitter),
-            color_jitter_prob=args.key_color_jitter_prob,
-            hflip=args.hflip,
-            vflip=args.vflip,
-        ))
+    sizes = size_schedule(args)
+    views = _views(args, config, second_view) if sizes is None else [
+        _views(args, {**config, 'input_size': (config['input_size'][0], size, size)}, second_view)
+        for size in sizes.sizes]
     steps, global_batch_size = update_size(args, world_size)
     if isinstance(data.train, IterableDataset) and global_batch_size != steps * args.batch_size * world_size:
         raise ValueError(
@@ -154,7 +156,24 @@ def build_train_loader(
         device=device,
         dtype=dtype,
         global_batch_size=global_batch_size,
+        sizes=sizes,
     )
+
+
+def _views(args: argparse.Namespace, config: dict[str, Any], second_view: str) -> list[Callable]:
+    views = [build_train_transform(args, config)]
+    if second_view == 'weak':
+        views.append(weak_transform(config['input_size'], config['interpolation'], hflip=args.hflip, vflip=args.vflip))
+    elif second_view == 'key':
+        views.append(key_transform(
+            config['input_size'],
+            scale=tuple(args.key_scale),
+            color_jitter=tuple(args.key_color_jitter),
+            color_jitter_prob=args.key_color_jitter_prob,
+            hflip=args.hflip,
+            vflip=args.vflip,
+        ))
+    return views
 
 
 def build_eval_loader(

@@ -45,14 +45,16 @@ def build_model(args: argparse.Namespace, num_classes: int) -> nn.Module:
         reason = str(error) or f'"{traceback.extract_tb(error.__traceback__)[-1].line}" does not hold'
         raise ValueError(
             f'timm cannot make {args.model} as asked for: {reason.strip().rstrip(".")}. Look at --model-kwargs, --gp, '
-            '--img-size, --pretrained and --initial-checkpoint.') from error
+            '--img-size, --train-img-sizes, --pretrained and --initial-checkpoint.') from error
     if args.classifier == 'cosine':
         set_cosine_classifier(model)
     _scale_head(model, args.head_init_scale, args.head_init_bias)
     if args.grad_checkpointing:
         model.set_grad_checkpointing(enable=True)
     config = _data_config(args, model)
-    _check_patches(model, config['input_size'])
+    _check_patches(model, config['input_size'][-2:], '--img-size')
+    for size in args.train_img_sizes or ():
+        _check_patches(model, (size, size), '--train-img-sizes')
     model.pretrained_cfg = {**model.pretrained_cfg, **config, 'num_classes': num_classes}
     return model
 
@@ -124,6 +126,8 @@ def _create(args: argparse.Namespace, num_classes: int) -> nn.Module:
     size = args.input_size[-1] if args.input_size is not None else args.img_size
     if size is not None and cfg is not None and cfg.fixed_input_size:
         kwargs.setdefault('img_size', tuple(args.input_size[-2:]) if args.input_size is not None else size)
+    if args.train_img_sizes and cfg is not None and cfg.fixed_input_size:
+        kwargs.setdefault('dynamic_img_size', True)
     overlay = dict(file=args.pretrained_path, num_classes=-1) if args.pretrained_path else {}
     overlay.update(args.pretrained_cfg_overlay)
     if overlay:
@@ -155,14 +159,13 @@ def _scale_head(model: nn.Module, scale: float | None, bias: float | None) -> No
                 head.bias.fill_(bias)
 
 
-def _check_patches(model: nn.Module, input_size: tuple[int, int, int]) -> None:
+def _check_patches(model: nn.Module, size: tuple[int, int], flag: str) -> None:
     patches = getattr(model, 'patch_embed', None)
     patch_size = getattr(patches, 'patch_size', None)
-    if patch_size and any(side % patch for side, patch in zip(input_size[-2:], patch_size, strict=True)):
-        height, width = input_size[-2:]
+    if patch_size and any(side % patch for side, patch in zip(size, patch_size, strict=True)):
         raise ValueError(
-            f'Images of {height} x {width} do not divide into patches of {patch_size[0]} x {patch_size[1]}: give an '
-            f'--img-size that is a multiple of {patch_size[0]}, or another patch by --model-kwargs patch_size=N.')
+            f'Images of {size[0]} x {size[1]} do not divide into patches of {patch_size[0]} x {patch_size[1]}: give '
+            f'a multiple of {patch_size[0]} as {flag}, or another patch by --model-kwargs patch_size=N.')
 
 
 def drw_start(args: argparse.Namespace) -> int:

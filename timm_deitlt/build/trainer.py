@@ -14,7 +14,7 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from torch import nn
 
 from ..data.augment import BatchAugment
-from ..data.loader import seed_everything
+from ..data.seeds import seed_everything
 from ..engine import Trainer
 from .data import Data
 from .loaders import build_eval_loader, build_mixup, build_train_loader, update_size

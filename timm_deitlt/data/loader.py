@@ -4,38 +4,18 @@ An update is a global batch, cut into micro-batches of a fixed size; ranks only 
 resumed run is the same run, and 1 x 4 (accumulation) makes the same updates as 2 x 2.
 """
 import math
-import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-import numpy as np
 import torch
 from timm.data.distributed_sampler import OrderedDistributedSampler, RepeatAugSampler
 from timm.data.loader import PrefetchLoader, fast_collate
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
-
-def derive_seed(*path: int) -> int:
-    """32-bit seed of a place in the run, such as (seed, epoch, micro-batch, position)."""
-    # numpy takes (1, 2) and (1, 2, 0) for the same, so the length tells them apart
-    return int(np.random.SeedSequence((len(path), *path)).generate_state(1)[0])
-
-
-def seed_everything(*path: int) -> None:
-    """Seed torch (all devices), numpy and random from a place in the run."""
-    torch.manual_seed(_seed_host(*path))
-
-
-def _seed_host(*path: int) -> int:
-    # what images are augmented with: torch.manual_seed alone takes a tenth of the time of a small image, as it notes a
-    # stack trace for each kind of device that it cannot seed yet
-    seed = derive_seed(*path)
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.default_generator.manual_seed(seed)
-    return seed
+from .seeds import derive_seed, seed_everything, seed_host
+from .sizes import SizeSchedule
 
 
 @dataclass(frozen=True)
@@ -48,15 +28,17 @@ class MicroBatch:
         weight: Share of its mean loss in the update's loss: images / images in the update; 0 for a rank that only
             fills up a short last update.
         last: Whether the update ends with it.
+        size: Position of its image size in those of the run.
     """
     number: int
     indices: tuple[int, ...]
     weight: float
     last: bool
+    size: int = 0
 
 
 class MicroBatchSampler(Sampler):
-    """Batch sampler of one rank: lists of (image, seed) in the order of the updates.
+    """Batch sampler of one rank: lists of (image, seed, position of its size) in the order of the updates.
 
     Args:
         num_images: Images of the data set.
@@ -71,6 +53,7 @@ class MicroBatchSampler(Sampler):
         seed: Seed of the run.
         global_batch_size: Images in an update; by default those of all micro-batches above. A multiple of `batch_size`
             that needs fewer leaves ranks idle, as a short last update does.
+        sizes: Chooses the image size of each update; None for one size.
     """
 
     def __init__(
@@ -84,6 +67,7 @@ class MicroBatchSampler(Sampler):
             even: bool = False,
             seed: int = 0,
             global_batch_size: int | None = None,
+            sizes: SizeSchedule | None = None,
     ):
         self.num_images = num_images
         self.batch_size = batch_size
@@ -92,6 +76,7 @@ class MicroBatchSampler(Sampler):
         self.rank = rank
         self.even = even
         self.seed = seed
+        self.sizes = sizes
         self.epoch = 0
         # the published multiple of 256 takes less than a tenth off 2560 images, and up to half off fewer
         self.repeat_sampler = RepeatAugSampler(
@@ -122,8 +107,9 @@ class MicroBatchSampler(Sampler):
         """Micro-batches of this rank in the epoch, in order."""
         order = self.order()[:self.images_per_epoch]
         plan, number = [], 0
-        for start in range(0, len(order), self.per_update):
+        for update, start in enumerate(range(0, len(order), self.per_update)):
             images = order[start:start + self.per_update]
+            size = self.sizes.choice(self.epoch, update) if self.sizes else 0
             count = math.ceil(len(images) / self.batch_size)
             if self.repeat_sampler:  # the views of an image belong to different micro-batches
                 images = [image for first in range(count) for image in images[first::count]]
@@ -134,14 +120,14 @@ class MicroBatchSampler(Sampler):
                 idle = turn >= count
                 turn = 0 if idle else turn
                 weight = 0. if idle else len(cuts[turn]) / len(images)
-                plan.append(MicroBatch(number + turn, cuts[turn], weight, last=step == steps - 1))
+                plan.append(MicroBatch(number + turn, cuts[turn], weight, last=step == steps - 1, size=size))
             number += count
         return plan
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         for batch in self.plan():
             yield [
-                (index, derive_seed(self.seed, self.epoch, batch.number, position))
+                (index, derive_seed(self.seed, self.epoch, batch.number, position), batch.size)
                 for position, index in enumerate(batch.indices)
             ]
 
@@ -150,20 +136,20 @@ class MicroBatchSampler(Sampler):
 
 
 class AugmentedViews(Dataset):
-    """One or two views of each image; an item is asked for by (index, seed)."""
+    """One or two views of each image; an item is asked for by (index, seed, position of its size)."""
 
-    def __init__(self, dataset: Dataset, transforms: Sequence):
+    def __init__(self, dataset: Dataset, transforms: Sequence[Sequence]):
         self.dataset = dataset
-        self.transform = _AllViews(transforms)
+        self.transforms = [_AllViews(views) for views in transforms]
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, item: tuple[int, int]):
-        index, seed = item
-        _seed_host(seed)
+    def __getitem__(self, item: tuple[int, int, int]):
+        index, seed, size = item
+        seed_host(seed)
         image, target = self.dataset[index]
-        return self.transform(image), target
+        return self.transforms[size](image), target
 
 
 class TrainLoader:
@@ -172,6 +158,7 @@ class TrainLoader:
     Args:
         dataset: Map-style data set of (PIL image, class index) with `transform` unset, or timm's iterable data set.
         transforms: One transform a view, PIL image to uint8 `[C, H, W]`; the student's first, then the weak view's.
+            With `sizes` a sequence of these for each size.
         mean: Mean of the normalisation, a value a channel in 0..1.
         std: Standard deviation of the normalisation.
         batch_size: Images in a micro-batch.
@@ -186,6 +173,7 @@ class TrainLoader:
         device: Where batches go.
         dtype: Type of the images.
         global_batch_size: Images in an update, see `MicroBatchSampler`; an iterable set has those of all micro-batches.
+        sizes: Chooses the image size of each update, of a map-style set only; None for one size.
     """
 
     def __init__(
@@ -206,8 +194,10 @@ class TrainLoader:
             device: torch.device | str = 'cpu',
             dtype: torch.dtype = torch.float32,
             global_batch_size: int | None = None,
+            sizes: SizeSchedule | None = None,
     ):
-        self.num_views = len(transforms)
+        by_size = transforms if sizes else [transforms]
+        self.num_views = len(by_size[0])
         self.batch_size, self.grad_accum_steps = batch_size, grad_accum_steps
         self.world_size, self.rank, self.seed = world_size, rank, seed
         loader_args = dict(num_workers=workers, collate_fn=fast_collate, pin_memory=pin_memory)
@@ -223,8 +213,9 @@ class TrainLoader:
             self.images_per_epoch = len(loader) * batch_size * world_size
         else:
             self.sampler = MicroBatchSampler(
-                len(dataset), batch_size, grad_accum_steps, world_size, rank, repeats, even, seed, global_batch_size)
-            loader = DataLoader(AugmentedViews(dataset, transforms), batch_sampler=self.sampler, **loader_args)
+                len(dataset), batch_size, grad_accum_steps, world_size, rank, repeats, even, seed, global_batch_size,
+                sizes)
+            loader = DataLoader(AugmentedViews(dataset, by_size), batch_sampler=self.sampler, **loader_args)
             self.updates_per_epoch = self.sampler.updates_per_epoch
             self.images_per_epoch = self.sampler.images_per_epoch
         self.loader = PrefetchLoader(

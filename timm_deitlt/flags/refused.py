@@ -8,9 +8,8 @@ _REFUSED_BY_REASON = {
     'NaFlex models (variable resolution) have no distillation token; use a deit_lt_* model and --img-size':
         '--naflex-loader --naflex-train-seq-lens --naflex-max-seq-len --naflex-patch-sizes --naflex-patch-size-probs '
         '--naflex-loss-scale --naflex-patchify-channels-first',
-    'every update has the same image and batch size; set one --img-size and --batch-size':
-        '--train-img-sizes --train-batch-sizes --train-size-probs --train-size-schedule --train-size-schedule-spread '
-        '--train-size-random-mix --variable-batch-loss-scale',
+    'every update has the same number of images, whatever their size; set one --batch-size':
+        '--train-batch-sizes --variable-batch-loss-scale',
     'an epoch is one pass over the data; set --epochs, or --aug-repeats for more views of an image':
         '--train-batches-per-epoch --train-steps-per-epoch --epoch-repeats',
     'classes are re-weighted in the second stage only; use --drw-on, --drw-start-epoch and --drw-beta':

@@ -9,7 +9,7 @@ from ..analysis import TeacherView
 from ..build.loaders import build_mixup, build_train_loader
 from ..build.model import build_model, build_task, drw_start
 from ..data.augment import BatchAugment
-from ..data.loader import seed_everything
+from ..data.seeds import seed_everything
 from ..engine import expert_logits
 from ..teacher_file import from_file
 from ..teachers import NO_NETWORK, Teacher, teacher_args
