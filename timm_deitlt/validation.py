@@ -169,4 +169,5 @@ def _evaluate(
     if folder is not None and os.access(folder, os.W_OK):
         write_text(folder / 'validation.json', json.dumps(result, indent=2) + '\n')
     _logger.info('\n' + final_table(result, data.shots))
+    _logger.info(f'{result["eval_images_per_second"]} images/s')
     return result

@@ -116,7 +116,7 @@ def _fastest(
     first = seconds = _seconds(trainer, args, speed, epoch)
     if math.isinf(first):
         return speed, ''  # training will say why
-    for name, value in _alternatives(trainer, speed):
+    for name, value in _alternatives(trainer, speed, one_size=not args.train_img_sizes):
         if name == 'compile' and seconds * steps * passes < LEAST_SECONDS_TO_COMPILE:
             continue
         candidate = replace(speed, **{name: value})
@@ -127,13 +127,13 @@ def _fastest(
     return speed, f' ({1e3 * seconds:.0f} ms for a batch forward and back{gain})'
 
 
-def _alternatives(trainer: Trainer, speed: Speed) -> Iterator[tuple[str, Any]]:
+def _alternatives(trainer: Trainer, speed: Speed, one_size: bool) -> Iterator[tuple[str, Any]]:
     if _attends(trainer):
         yield 'fused_attention', not speed.fused_attention
     normalises = any(isinstance(module, _BatchNorm) for module in trainer.task.get_trainable_module().modules())
     if normalises and not speed.channels_last:
         yield 'channels_last', True
-    if not speed.compile:
+    if not speed.compile and one_size:  # each further size would be compiled anew
         yield 'compile', 'inductor'
 
 

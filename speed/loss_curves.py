@@ -1,0 +1,84 @@
+"""Loss of the first updates under every choice of speed: what they change is rounding.
+
+    python speed/loss_curves.py loss_curves.png
+    python speed/loss_curves.py teacher_curves.png --model resnet32_cifar --img-size 32 --opt samsgd
+
+Prints how far each curve lies from that of plain PyTorch in bf16, next to how far plain PyTorch in fp32 does.
+"""
+import argparse
+from itertools import chain, count, islice
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import timm
+import torch
+from pairs import machine
+
+from timm_deitlt.build.data import build_data
+from timm_deitlt.build.device import choose_device
+from timm_deitlt.build.speed import choose_speed
+from timm_deitlt.build.trainer import build_trainer
+from timm_deitlt.config import parse_args
+from timm_deitlt.meter import Meter
+
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt  # noqa: E402
+
+PLAIN = 'plain, bf16'
+VARIANTS = {
+    PLAIN: ('--amp', '--auto-speed', 'off'),
+    'plain, fp32': ('--no-amp', '--auto-speed', 'off'),
+    'auto-speed': ('--amp',),
+    'channels last': ('--amp', '--channels-last'),
+    'compiled': ('--amp', '--torchcompile'),
+}
+
+
+def curve(asked: argparse.Namespace, flags: tuple[str, ...]) -> np.ndarray:
+    """Losses of the updates of a run on the digits."""
+    distilled = asked.model.startswith('deit')
+    args = parse_args([
+        '--model', asked.model, '--img-size', str(asked.img_size), '--batch-size', str(asked.batch_size), '--opt',
+        asked.opt, '--lr', str(asked.lr), '--warmup-epochs', '0', '--epochs', '300', '--workers', '0', '--teacher',
+        'resnet32' if distilled else 'none', *flags])
+    choose_device(args, plain=args.auto_speed == 'off')
+    data = build_data(args)
+    torch.manual_seed(1)
+    teacher = timm.create_model('resnet32_cifar', num_classes=data.train.num_classes) if distilled else None
+    trainer = build_trainer(args, data, teacher, torch.device(args.device))
+    choose_speed(trainer, args)
+    trainer.task.train()
+    meter = Meter(trainer.task.device)
+    losses = []
+    updates = chain.from_iterable(zip(count(epoch, 0), trainer.loader.epoch(epoch)) for epoch in count())
+    for number, (epoch, group) in enumerate(islice(updates, asked.updates)):
+        trainer.task.set_epoch(epoch)
+        trainer.update(epoch, number, group, meter)
+        losses.append(float(meter.updates[-1]))
+    return np.array(losses)
+
+
+def main() -> None:
+    """Print the distances and draw the curves."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('picture', type=Path, help='where to draw the curves')
+    for name, value in dict(
+            model='deit_lt_small', img_size=224, batch_size=16, opt='adamw', lr=1e-4, updates=50).items():
+        parser.add_argument(f'--{name.replace("_", "-")}', type=type(value), default=value)
+    asked = parser.parse_args()
+    curves = {name: curve(asked, flags) for name, flags in VARIANTS.items()}
+    print('| | first update | mean of all | largest |\n| --- | ---: | ---: | ---: |')
+    figure, axes = plt.subplots(figsize=(7, 4), layout='constrained')
+    for name, losses in curves.items():
+        distance = np.abs(losses - curves[PLAIN])
+        print(f'| {name} | {distance[0]:.1e} | {distance.mean():.1e} | {distance.max():.1e} |')
+        axes.plot(range(1, len(losses) + 1), losses, label=name, linewidth=1)
+    axes.set(xlabel='update', ylabel='loss', title=f'{asked.model}, {asked.img_size} px, batch {asked.batch_size}')
+    axes.legend()
+    figure.savefig(asked.picture, dpi=150)
+    print(f'\n{machine()}')
+
+
+if __name__ == '__main__':
+    main()
