@@ -3,7 +3,8 @@
     python speed/loss_curves.py loss_curves.png
     python speed/loss_curves.py teacher_curves.png --model resnet32_cifar --img-size 32 --opt samsgd
 
-Prints how far each curve lies from that of plain PyTorch in bf16, next to how far plain PyTorch in fp32 does.
+Prints how far each curve lies from that of plain PyTorch in bf16, next to how far plain PyTorch in fp32 does. The
+student learns from soft labels: rounding would turn some of the hard ones of an untrained teacher.
 """
 import argparse
 from itertools import chain, count, islice
@@ -41,7 +42,7 @@ def curve(asked: argparse.Namespace, flags: tuple[str, ...]) -> np.ndarray:
     args = parse_args([
         '--model', asked.model, '--img-size', str(asked.img_size), '--batch-size', str(asked.batch_size), '--opt',
         asked.opt, '--lr', str(asked.lr), '--warmup-epochs', '0', '--epochs', '300', '--workers', '0', '--teacher',
-        'resnet32' if distilled else 'none', *flags])
+        'resnet32' if distilled else 'none', '--kd-token-distill-type', 'soft', *flags])
     choose_device(args, plain=args.auto_speed == 'off')
     data = build_data(args)
     torch.manual_seed(1)

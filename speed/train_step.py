@@ -1,10 +1,11 @@
 """Images/s of a training step: student, teacher, Mixup, loss, clipping and optimizer, on images that are there.
 
     python speed/train_step.py --model deit_lt_small --batch-size 32
-    python speed/train_step.py --model deit_lt_base --batch-size 16
+    python speed/train_step.py --model deit_lt_base --batch-size 16 --variants "timm's task, bf16" ours
 
-Beside ours: timm's TokenDistillationTask in a plain loop, as it is (its teacher gets the student's images unresized),
-and given a teacher that gets them at its own size, as ours does.
+All variants are in memory at once: of large models name a few. Beside ours: timm's TokenDistillationTask in a plain
+loop, as it is (its teacher gets the student's images unresized), and given a teacher that gets them at its own size,
+as ours does.
 """
 import argparse
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from pairs import Step, main
 from timm.data import Mixup
+from timm.layers import Attention
 from timm.loss import SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.task import TokenDistillationTask
@@ -23,7 +25,7 @@ from torch import nn
 
 import timm_deitlt  # noqa: F401  registers the models
 from timm_deitlt.build.data import build_data
-from timm_deitlt.build.device import choose_device
+from timm_deitlt.build.device import choose_device, keep_freed_memory
 from timm_deitlt.build.speed import choose_speed
 from timm_deitlt.build.trainer import build_trainer
 from timm_deitlt.config import parse_args
@@ -60,15 +62,27 @@ def theirs(asked: argparse.Namespace, amp: bool, resize: bool) -> Step:
     return step
 
 
-def ours(asked: argparse.Namespace, *flags: str) -> Step:
+def ours(asked: argparse.Namespace, *flags: str, **kwargs: bool) -> Step:
     """An update of our trainer with its teacher."""
     teacher = timm.create_model(asked.teacher, num_classes=CLASSES)
     return our_update(asked, teacher, (
         '--teacher', 'resnet32', '--mixup', '.8', '--cutmix', '1', '--clip-grad', '1', '--opt', 'adamw', '--lr', '1e-4',
-        '--amp', '--epochs', '300', *flags))
+        '--amp', '--epochs', '300', *flags), **kwargs)
 
 
-def our_update(asked: argparse.Namespace, teacher: nn.Module | None, flags: Sequence[str]) -> Step:
+def with_choices(asked: argparse.Namespace, keep_memory: bool = False, matmul: bool = False) -> Step:
+    """Ours with --auto-speed off, but for these choices of it."""
+    if keep_memory:
+        keep_freed_memory()
+    return ours(asked, '--auto-speed', 'off', matmul=matmul)
+
+
+def our_update(
+        asked: argparse.Namespace,
+        teacher: nn.Module | None,
+        flags: Sequence[str],
+        matmul: bool = False,
+) -> Step:
     """An update of our trainer on one batch again and again."""
     args = parse_args([
         '--model', asked.model, '--img-size', str(asked.img_size), '--batch-size', str(asked.batch_size), '--device',
@@ -77,6 +91,10 @@ def our_update(asked: argparse.Namespace, teacher: nn.Module | None, flags: Sequ
     device = torch.device(asked.device)
     trainer = build_trainer(args, build_data(args), teacher, device)
     choose_speed(trainer, args)
+    if matmul:
+        for module in trainer.task.modules():
+            if isinstance(module, Attention):
+                module.fused_attn = False
     trainer.task.train()
     trainer.task.set_epoch(0)
     images, target = batch(asked)
@@ -105,6 +123,9 @@ VARIANTS = {
     "timm's task, fp32, teacher at its own size": lambda asked: theirs(asked, amp=False, resize=True),
     'ours': ours,
     'ours, --auto-speed off': lambda asked: ours(asked, '--auto-speed', 'off'),
+    'ours, --auto-speed off, freed memory kept': lambda asked: with_choices(asked, keep_memory=True),
+    'ours, --auto-speed off, attention by matrix products': lambda asked: with_choices(asked, matmul=True),
+    'ours, --auto-speed off, both': lambda asked: with_choices(asked, keep_memory=True, matmul=True),
     'ours, compiled': lambda asked: ours(asked, '--torchcompile'),
 }
 
