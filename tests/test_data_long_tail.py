@@ -277,3 +277,46 @@ def test_a_class_without_any_readable_image_is_an_error(tmp_path):
 def test_without_skipping_no_image_is_counted_bad(tmp_path):
     dataset = folder_set(image_folder(tmp_path, IMAGES))
     assert [red(item) for item in dataset] == list(range(6)) and dataset.bad_images == 0
+
+
+def test_held_images_are_those_of_the_files_which_are_not_read_again(tmp_path):
+    dataset = folder_set(image_folder(tmp_path, IMAGES), input_img_mode='RGB')
+    before = [np.array(image) for image, _ in dataset]
+    part = dataset.subset([4, 1])
+    assert part.hold(2 * 12) and not dataset.held, '2 x 2 pixels of 3 bytes'
+    assert dataset.hold(6 * 12) and dataset.hold(0) and dataset.held.nbytes == 72
+    for path in tmp_path.glob('*/*.png'):
+        path.unlink()
+    for images in (dataset, dataset.subset(range(6)), dataset.with_classes('cab')):
+        assert all(np.array_equal(image, array) for (image, _), array in zip(images, before, strict=True))
+    assert [red(item) for item in part] == [4, 1]
+    dataset.transform = as_number
+    assert torch.cat([values for values, _ in DataLoader(dataset, batch_size=4, num_workers=2)]).tolist() == [*range(6)]
+
+
+@pytest.mark.parametrize('mode, size', [('L', 4), ('RGBA', 16)])
+def test_images_are_held_in_the_mode_of_the_set(tmp_path, mode, size):
+    dataset = folder_set(image_folder(tmp_path, IMAGES), input_img_mode=mode)
+    before = [image for image, _ in dataset]
+    assert dataset.hold(1000) and dataset.held.nbytes == 6 * size
+    assert [image for image, _ in dataset] == before and before[0].mode == mode
+
+
+def test_what_does_not_fit_or_is_in_memory_is_not_held(tmp_path):
+    dataset = folder_set(image_folder(tmp_path, IMAGES))
+    assert not dataset.hold(71) and dataset.held is None and red(dataset[3]) == 3
+    # the fifth of 41 images is none of those that the estimate is made of
+    Image.new('RGB', (40, 40)).save(tmp_path / 'a' / '0.png')
+    large = folder_set(ImageDataset(str(tmp_path))).subset([1] * 4 + [0] + [1] * 36)
+    assert not large.hold(41 * 12 + 100) and large.held is None
+    assert not memory_set([0, 1]).hold(1e9)
+    assert not folder_set(image_folder(tmp_path / 'p', IMAGES), input_img_mode='P').hold(1e9)
+
+
+def test_a_bad_image_is_an_error_when_images_are_held_or_left_to_its_access(tmp_path):
+    base = image_folder(tmp_path, IMAGES, bad=['b/1.png'])
+    with pytest.raises(UnreadableImageError, match=r'b.1\.png'):
+        folder_set(base).hold(1000)
+    dataset = folder_set(base, skip_bad_images=True)
+    assert dataset.hold(1000) and len(dataset.held) == 5 and dataset.bad_images == 0
+    assert [red(item) for item in dataset] == [0, 1, 2, 3, 5, 5] and dataset.bad_images == 1

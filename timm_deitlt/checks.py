@@ -15,7 +15,7 @@ _BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ('rho rho_values teacher_rho train_size_probs', lambda x: 0 <= x < math.inf, 'at least 0 and finite'),
     ('mixup cutmix cutout workers drw_start_epoch warmup_epochs weight_decay task_loss_weight '
      'distill_loss_weight seed split_seed aug_repeats paco_alpha paco_gamma key_color_jitter '
-     'train_size_schedule_spread', lambda x: x >= 0, 'at least 0'),
+     'train_size_schedule_spread cache_images', lambda x: x >= 0, 'at least 0'),
     ('kd_temperature ldam_margin ldam_scale logit_adjust_tau paco_beta paco_temperature key_scale',
      lambda x: x > 0, 'above 0'),
     ('drw_beta val_fraction', lambda x: 0 < x < 1, 'between 0 and 1, both excluded'),

@@ -42,7 +42,7 @@ _logger = logging.getLogger(__name__)
 NOT_OF_THE_RUN = {
     'experiment', 'branch_from', 'output', 'resume', 'device', 'workers', 'teacher_cache', 'data_dir', 'stop_epoch',
     'log_interval', 'validation_batch_size', 'log_tensorboard', 'log_wandb', 'save_images', 'pin_mem', 'report',
-    'auto_speed',
+    'auto_speed', 'cache_images',
 }
 
 
@@ -77,6 +77,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         _report_changes(checkpoint, source, args)
         load_weights(student, checkpoint['state_dict'], source)
     del student
+    data.hold(args.cache_images)
     teacher = resolve_teacher(args, data)
     device = init_distributed_device(args)
     teacher_metrics = evaluate_teacher(args, teacher, data, device) if teacher else None

@@ -10,7 +10,7 @@ from torch.utils.data import IterableDataset
 
 from ..benchmarks import BENCHMARKS, Benchmark
 from ..data.factory import create_dataset, has_split
-from ..data.long_tail import holdout
+from ..data.long_tail import ClassificationSet, holdout
 from ..evaluation import Shots
 
 _logger = logging.getLogger(__name__)
@@ -46,6 +46,12 @@ class Data:
     def bad_images(self) -> int:
         """Unreadable images that were replaced so far, see `--skip-bad-images`."""
         return sum(getattr(part, 'bad_images', 0) for part in (self.train, self.evaluation))
+
+    def hold(self, gib: float) -> None:
+        """Keep the decoded images of each part in memory that fits into so many GiB, see `ClassificationSet.hold`."""
+        for part, words in ((self.train, 'training'), (self.evaluation, 'evaluation')):
+            if isinstance(part, ClassificationSet) and part.hold(gib * 2 ** 30):
+                _logger.info(f'{len(part.held)} decoded {words} images are in memory, {part.held.nbytes / 1e6:.3g} MB.')
 
     def describe(self, test_counts: Sequence[int]) -> dict[str, Any]:
         """JSON record of the data."""

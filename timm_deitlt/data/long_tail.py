@@ -4,7 +4,7 @@ import json
 import struct
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -13,6 +13,7 @@ from PIL import Image
 from timm.data import ImageDataset
 from torch.utils.data import Dataset
 
+from .held import HeldImages
 from .sampling import (
     check_imbalance,
     class_counts,
@@ -51,6 +52,7 @@ class ClassificationSet(Dataset):
         transform: Applied to the PIL image; `None` returns it as it is.
         targets: int64 `[N]`, labels of the images of this set.
         indices: int64 `[N]`, their positions in `base`.
+        held: Decoded images by their position in `base`, see `hold`, or None.
 
     Raises:
         UnreadableImageError: On access, if an image cannot be read; with `skip_bad_images` only if no image of its
@@ -83,6 +85,7 @@ class ClassificationSet(Dataset):
         self.input_img_mode = input_img_mode
         self.skip_bad_images = skip_bad_images
         self.transform: Callable | None = None
+        self.held: HeldImages | None = None
         self.targets = self._base_targets[self.indices]
         low, high = self._base_targets.min(initial=0), self._base_targets.max(initial=-1)
         if low < 0 or high >= self.num_classes:
@@ -130,8 +133,45 @@ class ClassificationSet(Dataset):
             image = self._replacement(i, error)
         return image if self.transform is None else self.transform(image), int(self.targets[i])
 
+    def hold(self, max_bytes: float) -> bool:
+        """Decode the images of timm's data sets (folders, lists, archives) once and keep them, where they fit.
+
+        Sets of torchvision and scikit-learn are in memory as they are.
+
+        Args:
+            max_bytes: Most bytes that the images may take; whether they do is estimated of a few before all are read.
+
+        Returns:
+            Whether they are kept.
+
+        Raises:
+            UnreadableImageError: If an image cannot be read; with `skip_bad_images` it is left to its access.
+        """
+        known = isinstance(self.base, ImageDataset) and self.input_img_mode in ('L', 'RGB', 'RGBA')
+        if self.held is not None or not known or not len(self):
+            return self.held is not None
+        some = np.linspace(0, len(self) - 1, num=min(len(self), 32)).astype(int)
+        sizes = [len(image.tobytes()) for _, image in self._readable(some)]
+        if not sizes or np.mean(sizes) * len(self) > max_bytes:
+            return False
+        try:
+            self.held = HeldImages(self._readable(range(len(self))), max_bytes)
+        except MemoryError:
+            return False
+        return True
+
+    def _readable(self, positions: Iterable[int]) -> Iterator[tuple[int, Image.Image]]:
+        for i in positions:
+            try:
+                yield int(self.indices[i]), self._read(i)
+            except UnreadableImageError:
+                if self._bad is None:
+                    raise
+
     def _read(self, i: int) -> Image.Image:
         index = int(self.indices[i])
+        if self.held is not None and index in self.held:
+            return self.held[index]
         try:
             if not isinstance(self.base, ImageDataset):
                 image = self.base[index][0]
@@ -182,6 +222,7 @@ class ClassificationSet(Dataset):
             self.base, base_targets, class_names, name or self.name, indices, self.keys, self.input_img_mode,
         )
         derived.skip_bad_images, derived._bad, derived.transform = self.skip_bad_images, self._bad, self.transform
+        derived.held = self.held
         return derived
 
 

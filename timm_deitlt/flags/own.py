@@ -52,6 +52,8 @@ OWN_FLAGS = {
         flag('--val-fraction', 'part of the training images held out (default: 0.1 of a folder without --val-split)',
              type=float),
         flag('--class-counts', 'images per class of an iterable data set (default: counted)', metavar='FILE'),
+        flag('--cache-images', 'GiB in which each process may keep the decoded images of a folder, 0 for none',
+             type=float, default=1.0),
         flag('--skip-bad-images', 'count unreadable images and go on', action='store_true'),
         flag('--dry-run', 'print sizes, updates, rates, class weights and memory, and stop', action='store_true'),
         flag('--world-size', 'devices that --dry-run answers for (default: 1)', dest='dry_run_world_size', type=int),
