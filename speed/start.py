@@ -30,7 +30,9 @@ train_main(['--model', 'deit_lt_small', '--teacher', 'resnet32_sam', '--teacher-
 def seconds(*command: str) -> float:
     """Of a command until it ends."""
     began = time.perf_counter()
-    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f'{" ".join(command)} failed:\n{done.stderr[-2000:]}')
     return time.perf_counter() - began
 
 

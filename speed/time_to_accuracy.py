@@ -31,13 +31,16 @@ def rows(folder: Path, seed: int, variant: str) -> list[dict[str, float]]:
             sys.executable, 'train.py', '--model', 'deit_lt_small', '--teacher', 'resnet32_sam', '--seed', str(seed),
             '--teacher-cache', folder.resolve(), '--output', folder.resolve(), '--experiment', name, '--resume', 'auto',
             '--no-report', *VARIANTS[variant]]
-        subprocess.run(list(map(str, command)), check=True, cwd=ROOT, capture_output=True)
+        done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f'{" ".join(map(str, command))} failed:\n{done.stderr[-2000:]}')
     with open(folder / name / 'summary.csv', encoding='utf-8') as file:
         return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
 
 
 def seconds_to(top1: float, epochs: list[dict[str, float]]) -> float | None:
-    """Training seconds, without evaluation, to the end of the first epoch as good as that; None for never."""
+    """Seconds of training, without evaluation and what comes before the first update, to the end of the first epoch as
+    good as that; None for never."""
     passed = 0.
     for epoch in epochs:
         passed += epoch['train_seconds']
@@ -64,7 +67,8 @@ def main() -> None:
         reached = [seconds for seconds in until if seconds is not None]
         print(
             f'| {variant} | {len(found)} | {spread([sum(e["train_seconds"] for e in epochs) for epochs in found])} | '
-            f'{spread([epochs[-1]["eval_mean_top1"] for epochs in found])} | {len(reached)} | {spread(reached)} |')
+            f'{spread([epochs[-1]["eval_mean_top1"] for epochs in found])} | {len(reached)} | '
+            f'{spread(reached) if len(reached) == len(found) else "not by all"} |')
     print(f'\n{machine()}')
 
 

@@ -7,6 +7,8 @@ from conftest import TINY
 
 from timm_deitlt.build import loaders
 from timm_deitlt.build.data import build_data
+from timm_deitlt.build.model import build_model
+from timm_deitlt.build.speed import _noise
 from timm_deitlt.build.trainer import build_trainer
 from timm_deitlt.config import parse_args
 from timm_deitlt.data.augment import Cutout
@@ -56,13 +58,25 @@ def test_flags_of_paco_reach_its_task(monkeypatch):
     (['--aa', 'rand-m5-mstd0.5', '--color-jitter', '.4'], lambda steps: 'ColorJitter' not in str(steps)),
     (['--aa', 'rand-m5-mstd0.5', '--color-jitter', '.4', '--force-color-jitter'], lambda s: 'ColorJitter' in str(s)),
     (['--aa', 'cifar10'], lambda steps: 'AutoAugmentPolicy.CIFAR10' in str(steps)),
-    (['--aa', 'rand-m5-mstd0.5'], lambda steps: 'opencv' not in str(type(steps[1]))),
-    (['--aa', 'rand-m5-mstd0.5', '--augment-backend', 'opencv'], lambda steps: 'opencv' in str(type(steps[1]))),
+    (['--aa', 'rand-m5-mstd0.5'], lambda steps: 'opencv' not in str(type(steps[0]))),
+    (['--aa', 'rand-m5-mstd0.5', '--augment-backend', 'opencv'], lambda steps: 'opencv' in str(type(steps[0]))),
 ])
 def test_flags_of_augmentation_reach_the_training_transform(flags, holds):
     trainer = made(*TINY, *flags)
     transform, = trainer.loader.loader.loader.dataset.transforms[0].transforms
     assert holds(transform.transforms)
+
+
+def test_sizes_of_training_leave_a_model_of_one_size_and_are_what_is_timed():
+    flags = [*TINY, '--train-img-sizes', '24', '8', '--train-size-probs', '1', '2']
+    trainer = made(*flags)
+    schedule = trainer.loader.sampler.sizes
+    assert schedule.sizes == (24, 8) and schedule.probabilities(0).tolist() == [1 / 3, 2 / 3]
+    assert trainer.task.get_eval_model().eval()(torch.zeros(2, 3, 8, 8)).shape == (2, 10)
+    images, _ = _noise(trainer)
+    assert images.shape == (16, 3, 24, 24)
+    with pytest.raises(AssertionError, match='Input height'):
+        build_model(parse_args(flags), 10)(torch.zeros(2, 3, 8, 8))
 
 
 def test_radius_schedule_reaches_the_trainer():

@@ -2,6 +2,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -127,6 +128,7 @@ def test_branch_goes_on_from_the_milestone_into_a_folder_of_its_own(reference, t
 def test_validate_repeats_the_numbers_of_the_run(reference):
     _, output, done = reference
     again = run_script(output / 'whole', script='validate.py')
+    assert re.search(r'^[\d.]+ images/s$', again.stderr, re.M)
     result, trained = last_json(again), last_json(done)
     for expert in ('mean', 'cls', 'dist'):
         assert result[expert]['top1'] == trained[expert]['top1']

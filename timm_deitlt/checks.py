@@ -90,9 +90,15 @@ def _conflicts(args: argparse.Namespace) -> tuple[tuple[Any, str], ...]:
         (args.sam_every > 1 and args.teacher in ('none', 'labels') and not args.opt.startswith('sam'),
          f'--sam-every {args.sam_every} belongs to SAM; use --opt samsgd or samadamw, or a SAM '
          'teacher such as resnet32_sam'),
-        (args.train_size_probs and (len(args.train_size_probs) != len(sizes) or not any(args.train_size_probs)),
-         f'--train-size-probs has a weight for each of --train-img-sizes, one of them above 0; got '
+        (args.train_size_probs and (
+            len(args.train_size_probs) != len(sizes) or not 0 < sum(args.train_size_probs) < math.inf),
+         f'--train-size-probs has a weight for each of --train-img-sizes, with a finite sum above 0; got '
          f'{args.train_size_probs} for {sizes}'),
+        (args.train_size_schedule != 'progressive' and (
+            args.train_size_schedule_spread, args.train_size_random_mix) != (.65, .1),
+         '--train-size-schedule-spread and --train-size-random-mix belong to --train-size-schedule progressive'),
+        (sizes and args.input_size is not None and args.input_size[1] != args.input_size[2],
+         f'--train-img-sizes are squares, --input-size {args.input_size} is none'),
         (args.train_size_schedule == 'progressive' and len(sizes) < 2,
          f'--train-size-schedule progressive needs two or more --train-img-sizes, got {sizes}'),
         (args.dry_run_world_size and not args.dry_run,

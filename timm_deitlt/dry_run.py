@@ -72,7 +72,7 @@ def dry_run(args: argparse.Namespace) -> dict[str, Any]:
         'idle': steps * world_size * args.batch_size > global_batch,
         'global_batch_size': global_batch,
         'updates_per_epoch': updates,
-        'train_img_sizes': args.train_img_sizes,
+        'train_img_sizes': _drawn_sizes(args),
         'train_size_schedule': args.train_size_schedule,
         'epochs': epochs,
         'peak_lr': peak_lr,
@@ -181,9 +181,14 @@ def _memory(args: argparse.Namespace, model: nn.Module) -> int:
     ):
         channels, height, width = model.pretrained_cfg['input_size']
         if args.train_img_sizes:
-            height = width = max(args.train_img_sizes)
+            height = width = max(_drawn_sizes(args))
         model(torch.empty(args.batch_size, channels, height, width))
     return total + sum(storage.nbytes() for key, storage in kept.items() if key not in own)
+
+
+def _drawn_sizes(args: argparse.Namespace) -> list[int]:
+    sizes = args.train_img_sizes or []
+    return [size for size, weight in zip(sizes, args.train_size_probs or [1.] * len(sizes), strict=True) if weight]
 
 
 def _radii(args: argparse.Namespace) -> dict[int, float] | None:

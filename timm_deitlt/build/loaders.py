@@ -80,6 +80,10 @@ def build_train_transform(args: argparse.Namespace, config: dict[str, Any]) -> C
             f'--scale {args.scale} and --ratio {args.ratio} (two numbers each).') from error
     if args.augment_backend == 'pillow':
         return transform
+    if config['input_size'][0] not in (1, 3) or args.input_img_mode not in (None, 'L', 'RGB'):
+        raise ValueError(
+            f'--augment-backend opencv augments grey or RGB images, not images of {config["input_size"][0]} channels '
+            f'in mode {args.input_img_mode}: leave it out.')
     try:
         from ..data.opencv import to_opencv
     except ImportError as error:

@@ -28,24 +28,32 @@ _logger = logging.getLogger(__name__)
 FUSED_OPTIMIZERS = ('adam', 'adamw', 'sgd', 'momentum', 'samsgd', 'samadamw')
 
 
-def build_model(args: argparse.Namespace, num_classes: int) -> nn.Module:
+def build_model(args: argparse.Namespace, num_classes: int, training: bool = False) -> nn.Module:
     """Create the model and write the resolved data configuration into its `pretrained_cfg`.
 
+    Args:
+        args: Settings of the run.
+        num_classes: Number of classes.
+        training: Whether it takes every size of `--train-img-sizes`, not that of evaluation alone.
+
     Raises:
-        ValueError: If the name is unknown or the image size does not fit.
+        ValueError: If the name is unknown or an image size does not fit.
     """
+    sizes = args.train_img_sizes if training else None
     if not timm.is_model(args.model.split('.')[0]):
         near = get_close_matches(args.model, timm.list_models(), n=3)
         raise ValueError(
             f'Unknown model {args.model!r}{"; did you mean " + " or ".join(near) + "?" if near else "."} '
             "timm.list_models('*deit*') after `import timm_deitlt` lists what there is.")
     try:
-        model = _create(args, num_classes)
+        model = _create(args, num_classes, any_size=bool(sizes))
     except Exception as error:  # timm, torch and pickle raise many kinds
+        if sizes and 'dynamic_img_size' in str(error):
+            raise ValueError(f'{args.model} takes one image size only: leave --train-img-sizes out.') from error
         reason = str(error) or f'"{traceback.extract_tb(error.__traceback__)[-1].line}" does not hold'
         raise ValueError(
             f'timm cannot make {args.model} as asked for: {reason.strip().rstrip(".")}. Look at --model-kwargs, --gp, '
-            '--img-size, --train-img-sizes, --pretrained and --initial-checkpoint.') from error
+            '--img-size, --pretrained and --initial-checkpoint.') from error
     if args.classifier == 'cosine':
         set_cosine_classifier(model)
     _scale_head(model, args.head_init_scale, args.head_init_bias)
@@ -53,7 +61,7 @@ def build_model(args: argparse.Namespace, num_classes: int) -> nn.Module:
         model.set_grad_checkpointing(enable=True)
     config = _data_config(args, model)
     _check_patches(model, config['input_size'][-2:], '--img-size')
-    for size in args.train_img_sizes or ():
+    for size in sizes or ():
         _check_patches(model, (size, size), '--train-img-sizes')
     model.pretrained_cfg = {**model.pretrained_cfg, **config, 'num_classes': num_classes}
     return model
@@ -69,7 +77,7 @@ def check_student(args: argparse.Namespace, num_classes: int, class_counts: Sequ
         ValueError: If model, optimizer or augmentation cannot be made as asked for, or the model lacks the token that
             a teacher trains.
     """
-    model = build_model(args, num_classes)
+    model = build_model(args, num_classes, training=True)
     if args.teacher != 'none' and not isinstance(model, VisionTransformerDistilled):
         raise ValueError(
             f'--teacher {args.teacher} trains a DIST token, which {args.model} does not have: use a deit_lt model, or '
@@ -118,7 +126,7 @@ def untrained_cfg(name: str) -> PretrainedCfg | None:
     return timm.get_pretrained_cfg(name, allow_unregistered=True)
 
 
-def _create(args: argparse.Namespace, num_classes: int) -> nn.Module:
+def _create(args: argparse.Namespace, num_classes: int, any_size: bool) -> nn.Module:
     cfg = untrained_cfg(args.model)
     kwargs = dict(args.model_kwargs)
     if cfg is not None and '.' not in args.model and not args.pretrained:
@@ -126,8 +134,8 @@ def _create(args: argparse.Namespace, num_classes: int) -> nn.Module:
     size = args.input_size[-1] if args.input_size is not None else args.img_size
     if size is not None and cfg is not None and cfg.fixed_input_size:
         kwargs.setdefault('img_size', tuple(args.input_size[-2:]) if args.input_size is not None else size)
-    if args.train_img_sizes and cfg is not None and cfg.fixed_input_size:
-        kwargs.setdefault('dynamic_img_size', True)
+    if any_size and cfg is not None and cfg.fixed_input_size:
+        kwargs['dynamic_img_size'] = True
     overlay = dict(file=args.pretrained_path, num_classes=-1) if args.pretrained_path else {}
     overlay.update(args.pretrained_cfg_overlay)
     if overlay:

@@ -116,7 +116,7 @@ def _fastest(
     first = seconds = _seconds(trainer, args, speed, epoch)
     if math.isinf(first):
         return speed, ''  # training will say why
-    for name, value in _alternatives(trainer, speed, one_size=not args.train_img_sizes):
+    for name, value in _alternatives(trainer, speed, len(set(args.train_img_sizes or ())) < 2):
         if name == 'compile' and seconds * steps * passes < LEAST_SECONDS_TO_COMPILE:
             continue
         candidate = replace(speed, **{name: value})
@@ -181,7 +181,10 @@ def _noise(trainer: Trainer) -> tuple[Tensor, Tensor]:
     """A micro-batch as the loader gives it: starting its workers for one batch would take longer than the step."""
     model, loader, device = unwrap_model(trainer.task.get_eval_model()), trainer.loader, trainer.task.device
     generator = torch.Generator().manual_seed(0)
-    shape = (loader.num_views * loader.batch_size, *model.pretrained_cfg['input_size'])
+    channels, *size = model.pretrained_cfg['input_size']
+    if loader.sampler is not None and loader.sampler.sizes is not None:
+        size = [max(loader.sampler.sizes.sizes)] * 2
+    shape = (loader.num_views * loader.batch_size, channels, *size)
     images = torch.randn(shape, generator=generator).to(device, loader.loader.img_dtype)
     return images, torch.randint(model.num_classes, shape[:1], generator=generator).to(device)
 

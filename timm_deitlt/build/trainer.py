@@ -67,7 +67,7 @@ def build_trainer(
     if args.fast_norm:
         set_fast_norm()
     num_classes = data.train.num_classes
-    model = build_model(args, num_classes)
+    model = build_model(args, num_classes, training=True)
     config = resolve_data_config(pretrained_cfg=model.pretrained_cfg)
     dtype = getattr(torch, args.model_dtype) if args.model_dtype else torch.float32
     model.to(device=device, dtype=dtype)

@@ -14,7 +14,7 @@ from timm.data.loader import PrefetchLoader, fast_collate
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
-from .seeds import derive_seed, seed_everything, seed_host
+from .seeds import STREAM, derive_seed, seed_everything, seed_host
 from .sizes import SizeSchedule
 
 
@@ -28,13 +28,13 @@ class MicroBatch:
         weight: Share of its mean loss in the update's loss: images / images in the update; 0 for a rank that only
             fills up a short last update.
         last: Whether the update ends with it.
-        size: Position of its image size in those of the run.
+        size_index: Position of its image size in those of the run.
     """
     number: int
     indices: tuple[int, ...]
     weight: float
     last: bool
-    size: int = 0
+    size_index: int = 0
 
 
 class MicroBatchSampler(Sampler):
@@ -109,7 +109,7 @@ class MicroBatchSampler(Sampler):
         plan, number = [], 0
         for update, start in enumerate(range(0, len(order), self.per_update)):
             images = order[start:start + self.per_update]
-            size = self.sizes.choice(self.epoch, update) if self.sizes else 0
+            size_index = self.sizes.choice(self.epoch, update) if self.sizes else 0
             count = math.ceil(len(images) / self.batch_size)
             if self.repeat_sampler:  # the views of an image belong to different micro-batches
                 images = [image for first in range(count) for image in images[first::count]]
@@ -120,14 +120,14 @@ class MicroBatchSampler(Sampler):
                 idle = turn >= count
                 turn = 0 if idle else turn
                 weight = 0. if idle else len(cuts[turn]) / len(images)
-                plan.append(MicroBatch(number + turn, cuts[turn], weight, last=step == steps - 1, size=size))
+                plan.append(MicroBatch(number + turn, cuts[turn], weight, step == steps - 1, size_index))
             number += count
         return plan
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         for batch in self.plan():
             yield [
-                (index, derive_seed(self.seed, self.epoch, batch.number, position), batch.size)
+                (index, derive_seed(self.seed, self.epoch, batch.number, position), batch.size_index)
                 for position, index in enumerate(batch.indices)
             ]
 
@@ -146,10 +146,10 @@ class AugmentedViews(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, item: tuple[int, int, int]):
-        index, seed, size = item
+        index, seed, size_index = item
         seed_host(seed)
         image, target = self.dataset[index]
-        return self.transforms[size](image), target
+        return self.transforms[size_index](image), target
 
 
 class TrainLoader:
@@ -238,7 +238,7 @@ class TrainLoader:
         # an iterable set only estimates its length: an update is planned when its micro-batches are there
         if hasattr(self.dataset, 'set_epoch'):
             self.dataset.set_epoch(epoch)
-        seed_everything(self.seed, epoch, self.rank, 0, 1)  # its images have no positions, from which to seed each
+        seed_everything(self.seed, epoch, self.rank, 0, STREAM)  # its images have no positions, from which to seed each
         batches = enumerate(self.loader)
         while group := list(islice(batches, self.grad_accum_steps)):
             weight = 1 / (len(group) * self.world_size)

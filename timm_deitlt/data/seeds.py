@@ -4,6 +4,9 @@ import random
 import numpy as np
 import torch
 
+# What (seed, epoch, number, 0, ...) is the seed of, where it is not that of an image
+STREAM, IMAGE_SIZE = 1, 2
+
 
 def derive_seed(*path: int) -> int:
     """32-bit seed of a place in the run, such as (seed, epoch, micro-batch, position)."""

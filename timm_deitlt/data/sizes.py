@@ -4,9 +4,7 @@ from collections.abc import Sequence
 import torch
 from timm.data.scheduled_sampler import ScheduledBatchSampler
 
-from .seeds import derive_seed
-
-SCHEDULES = ('constant', 'progressive')
+from .seeds import IMAGE_SIZE, derive_seed
 
 
 class SizeSchedule:
@@ -55,5 +53,5 @@ class SizeSchedule:
 
     def choice(self, epoch: int, update: int) -> int:
         """Position in `sizes` of the size of an update of an epoch, both from 0."""
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch, update, 0, 2))
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch, update, 0, IMAGE_SIZE))
         return int(torch.multinomial(self.probabilities(epoch), 1, generator=generator))

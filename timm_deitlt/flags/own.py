@@ -40,8 +40,8 @@ OWN_FLAGS = {
         flag('--sam-adaptive', 'scale the radius by each weight (ASAM)', action='store_true'),
         flag('--filter-bias-and-bn', 'no weight decay on biases and norms (default: on)', **SWITCH, default=True),
         flag('--cutout', 'side in pixels of the black square that is cut out of every image (default: none)', type=int),
-        flag('--augment-backend', 'opencv augments large images twice as fast, by the same draws to nearly the same '
-             'pixels', default='pillow', choices=('pillow', 'opencv')),
+        flag('--augment-backend', "opencv augments large images of the student twice as fast, by the same draws to "
+             'nearly the same pixels', default='pillow', choices=('pillow', 'opencv')),
         flag('--force-color-jitter', 'colour jitter beside --aa too', action='store_true'),
         flag('--list-dir', 'folder of the list files of lt/imagenet and lt/inat18 (default: in or beside --data-dir)',
              metavar='DIR'),

@@ -169,14 +169,14 @@ TIMM_FLAGS = {
         flag('--wandb-project', "project in Weights & Biases (default: wandb's)", metavar='NAME'),
         flag('--wandb-tags', 'tags in Weights & Biases (default: none)', nargs='+', default=[], metavar='TAG'),
         flag('--wandb-resume-id', 'run in Weights & Biases to resume (default: none)', default='', metavar='ID'),
-        flag('--train-img-sizes', 'image sizes of the updates, evaluated at --img-size (default: --img-size alone)',
-             type=int, nargs='+'),
+        flag('--train-img-sizes', 'sides in pixels of the square images that updates are drawn from; evaluated at '
+             '--img-size (default: --img-size alone)', type=int, nargs='+'),
         flag('--train-size-probs', 'weights of --train-img-sizes (default: equal)', type=float, nargs='+'),
         flag('--train-size-schedule', 'whether an epoch has all sizes, or moves from the first to the last',
              default='constant', choices=('constant', 'progressive')),
-        flag('--train-size-schedule-spread', 'how many sizes the progressive schedule has at a time', type=float,
-             default=0.65),
-        flag('--train-size-random-mix', 'part of the updates that draws from all sizes all the same', type=float,
+        flag('--train-size-schedule-spread', 'standard deviation of the progressive window in places of the list, 0 '
+             'for the nearest size alone', type=float, default=0.65),
+        flag('--train-size-random-mix', 'share of progressive updates drawn evenly from all sizes', type=float,
              default=0.1),
     ),
     'Knowledge distillation parameters': (
