@@ -15,12 +15,8 @@ import numpy as np
 import timm
 import torch
 from pairs import machine
+from train_step import CLASSES, our_trainer
 
-from timm_deitlt.build.data import build_data
-from timm_deitlt.build.device import choose_device
-from timm_deitlt.build.speed import choose_speed
-from timm_deitlt.build.trainer import build_trainer
-from timm_deitlt.config import parse_args
 from timm_deitlt.meter import Meter
 
 matplotlib.use('Agg')
@@ -39,17 +35,12 @@ VARIANTS = {
 def curve(asked: argparse.Namespace, flags: tuple[str, ...]) -> np.ndarray:
     """Losses of the updates of a run on the digits."""
     distilled = asked.model.startswith('deit')
-    args = parse_args([
-        '--model', asked.model, '--img-size', str(asked.img_size), '--batch-size', str(asked.batch_size), '--opt',
-        asked.opt, '--lr', str(asked.lr), '--warmup-epochs', '0', '--epochs', '300', '--workers', '0', '--teacher',
-        'resnet32' if distilled else 'none', '--kd-token-distill-type', 'soft', *flags])
-    choose_device(args, plain=args.auto_speed == 'off')
-    data = build_data(args)
     torch.manual_seed(1)
-    teacher = timm.create_model('resnet32_cifar', num_classes=data.train.num_classes) if distilled else None
-    trainer = build_trainer(args, data, teacher, torch.device(args.device))
-    choose_speed(trainer, args)
-    trainer.task.train()
+    teacher = timm.create_model('resnet32_cifar', num_classes=CLASSES) if distilled else None
+    trainer = our_trainer(teacher, [
+        '--model', asked.model, '--img-size', str(asked.img_size), '--batch-size', str(asked.batch_size), '--opt',
+        asked.opt, '--lr', str(asked.lr), '--warmup-epochs', '0', '--epochs', '300', '--teacher',
+        'resnet32' if distilled else 'none', '--kd-token-distill-type', 'soft', *flags])
     meter = Meter(trainer.task.device)
     losses = []
     updates = chain.from_iterable(zip(count(epoch, 0), trainer.loader.epoch(epoch)) for epoch in count())

@@ -41,14 +41,26 @@ def main(doc: str, variants: Mapping[str, Callable[[argparse.Namespace], Step]],
         parser.add_argument(f'--{name.replace("_", "-")}', type=type(value), default=value)
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--variants', nargs='+', choices=variants, default=list(variants))
+    parser.add_argument('--profile', choices=variants, help="profile a step of one variant, torch's operators alone")
     parser.add_argument('--child', choices=variants, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.child:
         serve(lambda: variants[asked.child](asked))
+    elif asked.profile:
+        print(profile(variants[asked.profile](asked)))
     else:
         measured = compare(asked.variants, asked.rounds)
         what = [getattr(asked, 'model', ''), f'{asked.img_size} px', f'batch {asked.batch_size}']
         print(table(measured, asked.batch_size, ', '.join(filter(None, what))))
+
+
+def profile(step: Step) -> str:
+    """Where the time of a step goes, by operator."""
+    for _ in range(3):
+        step()
+    with torch.profiler.profile() as recorded:
+        step()
+    return recorded.key_averages().table(sort_by='self_cpu_time_total', row_limit=15, max_name_column_width=40)
 
 
 def compare(variants: Sequence[str], rounds: int) -> dict[str, Measured]:

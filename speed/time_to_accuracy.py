@@ -44,7 +44,7 @@ def seconds_to(top1: float, epochs: list[dict[str, float]]) -> float | None:
     passed = 0.
     for epoch in epochs:
         passed += epoch['train_seconds']
-        if epoch['eval_mean_top1'] >= top1:
+        if epoch.get('eval_mean_top1', -1.) >= top1:
             return passed
     return None
 

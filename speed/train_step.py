@@ -2,6 +2,7 @@
 
     python speed/train_step.py --model deit_lt_small --batch-size 32
     python speed/train_step.py --model deit_lt_base --batch-size 16 --variants "timm's task, bf16" ours
+    python speed/train_step.py --model deit_lt_base --batch-size 16 --profile "ours, --auto-speed off, both"
 
 All variants are in memory at once: of large models name a few. Beside ours: timm's TokenDistillationTask in a plain
 loop, as it is (its teacher gets the student's images unresized), and given a teacher that gets them at its own size,
@@ -30,6 +31,7 @@ from timm_deitlt.build.speed import choose_speed
 from timm_deitlt.build.trainer import build_trainer
 from timm_deitlt.config import parse_args
 from timm_deitlt.data.loader import MicroBatch
+from timm_deitlt.engine import Trainer
 from timm_deitlt.meter import Meter
 
 CLASSES = 10  # of the digits, whose recipe ours runs
@@ -84,21 +86,16 @@ def our_update(
         matmul: bool = False,
 ) -> Step:
     """An update of our trainer on one batch again and again."""
-    args = parse_args([
+    trainer = our_trainer(teacher, [
         '--model', asked.model, '--img-size', str(asked.img_size), '--batch-size', str(asked.batch_size), '--device',
-        asked.device, '--reprob', '0', '--workers', '0', *flags])
-    choose_device(args, plain=args.auto_speed == 'off')
-    device = torch.device(asked.device)
-    trainer = build_trainer(args, build_data(args), teacher, device)
-    choose_speed(trainer, args)
+        asked.device, '--reprob', '0', *flags])
     if matmul:
         for module in trainer.task.modules():
             if isinstance(module, Attention):
                 module.fused_attn = False
-    trainer.task.train()
     trainer.task.set_epoch(0)
     images, target = batch(asked)
-    meter = Meter(device)
+    meter = Meter(trainer.task.device)
     plan = MicroBatch(number=0, indices=(), weight=1., last=True)
     numbers = count()
 
@@ -107,6 +104,16 @@ def our_update(
         meter.check_finite(0, 1)
 
     return step
+
+
+def our_trainer(teacher: nn.Module | None, flags: Sequence[str]) -> Trainer:
+    """Our trainer of a run on the digits, as train.py makes it."""
+    args = parse_args(['--workers', '0', *flags])
+    choose_device(args, plain=args.auto_speed == 'off')
+    trainer = build_trainer(args, build_data(args), teacher, torch.device(args.device))
+    choose_speed(trainer, args)
+    trainer.task.train()
+    return trainer
 
 
 def batch(asked: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,9 +1,11 @@
 """From arguments to parts: a flag that did not arrive would be ignored without a word."""
 import math
+import multiprocessing
 
 import pytest
 import torch
 from conftest import TINY
+from PIL import Image
 
 from timm_deitlt.build import loaders
 from timm_deitlt.build.data import build_data
@@ -70,7 +72,8 @@ def test_flags_of_augmentation_reach_the_training_transform(flags, holds):
 def test_sizes_of_training_leave_a_model_of_one_size_and_are_what_is_timed():
     flags = [*TINY, '--train-img-sizes', '24', '8', '--train-size-probs', '1', '2']
     trainer = made(*flags)
-    schedule = trainer.loader.sampler.sizes
+    schedule = trainer.loader.sizes
+    assert schedule is trainer.loader.sampler.sizes and schedule.drawn == [24, 8]
     assert schedule.sizes == (24, 8) and schedule.probabilities(0).tolist() == [1 / 3, 2 / 3]
     assert trainer.task.get_eval_model().eval()(torch.zeros(2, 3, 8, 8)).shape == (2, 10)
     images, _ = _noise(trainer)
@@ -95,3 +98,14 @@ def test_class_prior_reaches_the_loss_of_cls(flags, tau):
     counts = torch.tensor(trainer.task.shots.class_counts).double()
     prior = trainer.task.criterion.prior
     assert prior is None if tau is None else torch.allclose(prior.double(), tau * (counts / counts.sum()).log())
+
+
+@pytest.mark.parametrize('method, workers, kept', [('fork', 2, True), ('spawn', 2, False), ('spawn', 0, True)])
+def test_decoded_images_are_kept_where_workers_do_not_copy_them(monkeypatch, tmp_path, method, workers, kept):
+    for name in ('a/0', 'a/1', 'b/0', 'b/1'):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new('RGB', (4, 4)).save(tmp_path / f'{name}.png')
+    data = build_data(parse_args(['--data-dir', str(tmp_path), '--val-fraction', '.5']))
+    monkeypatch.setattr(multiprocessing, 'get_start_method', lambda: method)
+    data.hold(1., workers)
+    assert [part.held is not None for part in (data.train, data.evaluation)] == [kept, kept]

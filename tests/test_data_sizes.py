@@ -22,6 +22,7 @@ def test_probabilities_are_timms():
 
 def test_sizes_are_drawn_with_these_probabilities_and_anew_in_each_epoch():
     schedule = SizeSchedule((8, 16, 24), [1., 3., 0.], seed=5)
+    assert schedule.drawn == [8, 16]
     first, second = drawn(schedule, 0), drawn(schedule, 1)
     assert first.tolist() != second.tolist()
     for part in (first, second):

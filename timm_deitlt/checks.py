@@ -92,7 +92,7 @@ def _conflicts(args: argparse.Namespace) -> tuple[tuple[Any, str], ...]:
          'teacher such as resnet32_sam'),
         (args.train_size_probs and (
             len(args.train_size_probs) != len(sizes) or not 0 < sum(args.train_size_probs) < math.inf),
-         f'--train-size-probs has a weight for each of --train-img-sizes, with a finite sum above 0; got '
+         '--train-size-probs has a weight for each of --train-img-sizes, with a finite sum above 0; got '
          f'{args.train_size_probs} for {sizes}'),
         (args.train_size_schedule != 'progressive' and (
             args.train_size_schedule_spread, args.train_size_random_mix) != (.65, .1),

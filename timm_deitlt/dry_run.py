@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .benchmarks import BENCHMARKS
 from .build.data import build_data
-from .build.loaders import build_mixup, update_size
+from .build.loaders import build_mixup, size_schedule, update_size
 from .build.model import check_student, drw_start, drw_targets, learning_rate, untrained_cfg
 from .build.trainer import rho_schedule
 from .checks import validate_args
@@ -72,7 +72,7 @@ def dry_run(args: argparse.Namespace) -> dict[str, Any]:
         'idle': steps * world_size * args.batch_size > global_batch,
         'global_batch_size': global_batch,
         'updates_per_epoch': updates,
-        'train_img_sizes': _drawn_sizes(args),
+        'train_img_sizes': size_schedule(args).drawn if args.train_img_sizes else None,
         'train_size_schedule': args.train_size_schedule,
         'epochs': epochs,
         'peak_lr': peak_lr,
@@ -160,6 +160,9 @@ def _memory(args: argparse.Namespace, model: nn.Module) -> int:
     The activations are those that autograd keeps, found by a forward pass that computes nothing. The library's own
     workspace, the teacher and the images of the loader come on top.
     """
+    channels, *size = model.pretrained_cfg['input_size']
+    if args.train_img_sizes:
+        size = [max(size_schedule(args).drawn)] * 2
     parameters = sum(p.numel() for p in model.parameters())
     total = parameters * (8 + _STATE_BYTES.get(args.opt.lower(), 8))
     kept = {}
@@ -179,16 +182,8 @@ def _memory(args: argparse.Namespace, model: nn.Module) -> int:
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast('cpu', dtype=torch.bfloat16, enabled=amp),
     ):
-        channels, height, width = model.pretrained_cfg['input_size']
-        if args.train_img_sizes:
-            height = width = max(_drawn_sizes(args))
-        model(torch.empty(args.batch_size, channels, height, width))
+        model(torch.empty(args.batch_size, channels, *size))
     return total + sum(storage.nbytes() for key, storage in kept.items() if key not in own)
-
-
-def _drawn_sizes(args: argparse.Namespace) -> list[int]:
-    sizes = args.train_img_sizes or []
-    return [size for size, weight in zip(sizes, args.train_size_probs or [1.] * len(sizes), strict=True) if weight]
 
 
 def _radii(args: argparse.Namespace) -> dict[int, float] | None:

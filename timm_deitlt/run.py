@@ -77,7 +77,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         _report_changes(checkpoint, source, args)
         load_weights(student, checkpoint['state_dict'], source)
     del student
-    data.hold(args.cache_images)
+    data.hold(args.cache_images, args.workers)
     teacher = resolve_teacher(args, data)
     device = init_distributed_device(args)
     teacher_metrics = evaluate_teacher(args, teacher, data, device) if teacher else None

@@ -1,6 +1,7 @@
 """Data sets of a run, from its arguments."""
 import argparse
 import logging
+import multiprocessing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,8 +48,13 @@ class Data:
         """Unreadable images that were replaced so far, see `--skip-bad-images`."""
         return sum(getattr(part, 'bad_images', 0) for part in (self.train, self.evaluation))
 
-    def hold(self, gib: float) -> None:
-        """Keep the decoded images of each part in memory that fits into so many GiB, see `ClassificationSet.hold`."""
+    def hold(self, gib: float, workers: int) -> None:
+        """Keep the decoded images of each part in memory that fits into so many GiB, see `ClassificationSet.hold`.
+
+        Loader processes that are not forked would each be sent a copy in every epoch: with them nothing is kept.
+        """
+        if workers and multiprocessing.get_start_method() != 'fork':
+            return
         for part, words in ((self.train, 'training'), (self.evaluation, 'evaluation')):
             if isinstance(part, ClassificationSet) and part.hold(gib * 2 ** 30):
                 _logger.info(f'{len(part.held)} decoded {words} images are in memory, {part.held.nbytes / 1e6:.3g} MB.')

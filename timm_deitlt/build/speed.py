@@ -116,7 +116,7 @@ def _fastest(
     first = seconds = _seconds(trainer, args, speed, epoch)
     if math.isinf(first):
         return speed, ''  # training will say why
-    for name, value in _alternatives(trainer, speed, len(set(args.train_img_sizes or ())) < 2):
+    for name, value in _alternatives(trainer, speed):
         if name == 'compile' and seconds * steps * passes < LEAST_SECONDS_TO_COMPILE:
             continue
         candidate = replace(speed, **{name: value})
@@ -127,13 +127,14 @@ def _fastest(
     return speed, f' ({1e3 * seconds:.0f} ms for a batch forward and back{gain})'
 
 
-def _alternatives(trainer: Trainer, speed: Speed, one_size: bool) -> Iterator[tuple[str, Any]]:
+def _alternatives(trainer: Trainer, speed: Speed) -> Iterator[tuple[str, Any]]:
     if _attends(trainer):
         yield 'fused_attention', not speed.fused_attention
     normalises = any(isinstance(module, _BatchNorm) for module in trainer.task.get_trainable_module().modules())
     if normalises and not speed.channels_last:
         yield 'channels_last', True
-    if not speed.compile and one_size:  # each further size would be compiled anew
+    sizes = trainer.loader.sizes
+    if not speed.compile and (sizes is None or len(set(sizes.drawn)) == 1):  # each further one is compiled anew
         yield 'compile', 'inductor'
 
 
@@ -182,8 +183,8 @@ def _noise(trainer: Trainer) -> tuple[Tensor, Tensor]:
     model, loader, device = unwrap_model(trainer.task.get_eval_model()), trainer.loader, trainer.task.device
     generator = torch.Generator().manual_seed(0)
     channels, *size = model.pretrained_cfg['input_size']
-    if loader.sampler is not None and loader.sampler.sizes is not None:
-        size = [max(loader.sampler.sizes.sizes)] * 2
+    if loader.sizes is not None:
+        size = [max(loader.sizes.drawn)] * 2
     shape = (loader.num_views * loader.batch_size, channels, *size)
     images = torch.randn(shape, generator=generator).to(device, loader.loader.img_dtype)
     return images, torch.randint(model.num_classes, shape[:1], generator=generator).to(device)

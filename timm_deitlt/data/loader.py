@@ -197,7 +197,7 @@ class TrainLoader:
             sizes: SizeSchedule | None = None,
     ):
         by_size = transforms if sizes else [transforms]
-        self.num_views = len(by_size[0])
+        self.num_views, self.sizes = len(by_size[0]), sizes
         self.batch_size, self.grad_accum_steps = batch_size, grad_accum_steps
         self.world_size, self.rank, self.seed = world_size, rank, seed
         loader_args = dict(num_workers=workers, collate_fn=fast_collate, pin_memory=pin_memory)

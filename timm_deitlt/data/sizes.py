@@ -51,6 +51,11 @@ class SizeSchedule:
         """Probability of each size in a 0-based epoch, float64 `[len(sizes)]`."""
         return self._timms.choice_weights_for_epoch(epoch)
 
+    @property
+    def drawn(self) -> list[int]:
+        """The sizes that are not of weight 0."""
+        return [size for size, weight in zip(self.sizes, self._timms.choice_weights, strict=True) if weight]
+
     def choice(self, epoch: int, update: int) -> int:
         """Position in `sizes` of the size of an update of an epoch, both from 0."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch, update, 0, IMAGE_SIZE))

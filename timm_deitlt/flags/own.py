@@ -40,7 +40,7 @@ OWN_FLAGS = {
         flag('--sam-adaptive', 'scale the radius by each weight (ASAM)', action='store_true'),
         flag('--filter-bias-and-bn', 'no weight decay on biases and norms (default: on)', **SWITCH, default=True),
         flag('--cutout', 'side in pixels of the black square that is cut out of every image (default: none)', type=int),
-        flag('--augment-backend', "opencv augments large images of the student twice as fast, by the same draws to "
+        flag('--augment-backend', 'opencv augments large images of the student twice as fast, by the same draws to '
              'nearly the same pixels', default='pillow', choices=('pillow', 'opencv')),
         flag('--force-color-jitter', 'colour jitter beside --aa too', action='store_true'),
         flag('--list-dir', 'folder of the list files of lt/imagenet and lt/inat18 (default: in or beside --data-dir)',
@@ -52,8 +52,8 @@ OWN_FLAGS = {
         flag('--val-fraction', 'part of the training images held out (default: 0.1 of a folder without --val-split)',
              type=float),
         flag('--class-counts', 'images per class of an iterable data set (default: counted)', metavar='FILE'),
-        flag('--cache-images', 'GiB in which each process may keep the decoded images of a folder, 0 for none',
-             type=float, default=1.0),
+        flag('--cache-images', 'GiB in which each process may keep the decoded images of a folder, 0 for none; '
+             'where workers are forked', type=float, default=1.0),
         flag('--skip-bad-images', 'count unreadable images and go on', action='store_true'),
         flag('--dry-run', 'print sizes, updates, rates, class weights and memory, and stop', action='store_true'),
         flag('--world-size', 'devices that --dry-run answers for (default: 1)', dest='dry_run_world_size', type=int),
