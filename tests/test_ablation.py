@@ -194,6 +194,16 @@ def test_the_table_has_mean_std_and_n_of_every_arm_and_empty_cells_say_why(study
     assert '| weights help the tail | 0 |' in text and f'*{FEW}*' in text
 
 
+def test_main_claims_come_first_and_the_rest_can_be_unfolded(tmp_path):
+    (tmp_path / 'small.yaml').write_text(STUDY.replace('b: plain mean tail}', 'b: plain mean tail, main: true}'))
+    study = load_study(str(tmp_path / 'small.yaml'))
+    seen, folded = format_study(study, {}).split('<details>')
+    assert '| weights help the tail | 0 |' in seen and 'weights lower the rank' not in seen and 'Plain' not in seen
+    assert '| weights lower the rank | 0 |' in folded and '| Plain | 0 |' in folded and 'help the tail' not in folded
+    assert folded.startswith('<summary>All 3 arms, and the other claims</summary>\n\n|')  # a blank line: Markdown
+    assert folded.endswith('\n\n</details>')
+
+
 def test_the_table_is_put_between_its_marks_and_nowhere_else():
     readme = '# A\n<!-- study s -->\nold\n<!-- end s -->\nrest\n'
     once = with_table(readme, 's', '| new |')

@@ -38,3 +38,5 @@ def test_progressive_goes_from_the_first_size_to_the_last():
     assert [steps.sizes[steps.choice(epoch, 0)] for epoch in range(10)] == [8] * 3 + [16] * 4 + [24] * 3
     soft = SizeSchedule((8, 24), schedule='progressive', epochs=10)
     assert drawn(soft, 0)[0] > .7 > .3 > drawn(soft, 9)[0]
+    assert steps.mean(0, updates=5) == 8 and steps.mean(9, updates=5) == 24
+    assert soft.mean(5, updates=50) == pytest.approx((16 * drawn(soft, 5, updates=50)[1] + 8).item())

@@ -211,6 +211,9 @@ def test_several_image_sizes_go_on_bit_for_bit_and_leave_a_plain_model(tmp_path,
     again, _ = run_here(tmp_path / 'cut', *sizes, '--resume', 'auto')
     assert_same_state(whole, weights(tmp_path / 'cut' / 'run'))
     assert again['mean']['top1'] == result['mean']['top1']
+    with open(tmp_path / 'cut' / 'run' / 'summary.csv') as file:
+        sides = [float(row['train_image_size']) for row in csv.DictReader(file)]
+    assert 8 <= sides[0] < sides[-1] <= 16
     plain = timm.create_model(
         'deit_lt_tiny', embed_dim=48, depth=2, num_heads=3, patch_size=8, img_size=16, num_classes=10)
     plain.load_state_dict(whole['state_dict'])

@@ -89,7 +89,8 @@ class Trainer:
 
         Returns:
             Means over the images: 'loss' and what else the task measures; 'lr'; 'train_seconds', from asking for the
-            first batch to the end of the last update, and 'train_images_per_second' over all ranks.
+            first batch to the end of the last update, and 'train_images_per_second' over all ranks; with
+            `--train-img-sizes` 'image_size', the mean side in pixels.
 
         Raises:
             NonFiniteLossError: Naming the update at which the loss was no number.
@@ -121,6 +122,7 @@ class Trainer:
             'lr': self._lr(),
             'train_seconds': seconds,
             'train_images_per_second': self.loader.images_per_epoch / seconds,
+            **({'image_size': self.loader.sizes.mean(epoch, updates)} if self.loader.sizes else {}),
         }
 
     def _lr(self) -> float:

@@ -156,6 +156,8 @@ def epoch_report(
     line = (
         f'{title} epoch {epoch + 1}/{trainer.epochs}  loss {trained["loss"]:.3f}  '
         f'{trained["train_images_per_second"]:.0f} img/s')
+    if 'image_size' in trained:
+        line += f'  images of {trained["image_size"]:.0f} px on average'
     if 'teacher_correct' in trained:
         line += (
             f'  teacher right on {100 * trained["teacher_correct"]:.0f} % of these images, DIST agrees on '

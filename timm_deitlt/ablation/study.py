@@ -47,11 +47,12 @@ class Side:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the paper: `a` is above `b`, or below if `less`."""
+    """A claim of the paper: `a` is above `b`, or below if `less`; those that are `main` stand first in tables."""
     text: str
     a: Side
     b: Side
     less: bool = False
+    main: bool = False
 
 
 @dataclass(frozen=True)
@@ -139,5 +140,7 @@ def _sweep(body: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
 
 
 def _claim(body: Mapping[str, Any]) -> Claim:
-    _known(body, {'claim', 'a', 'b', 'less'}, 'a claim')
-    return Claim(body['claim'], Side(*body['a'].split()), Side(*body['b'].split()), bool(body.get('less')))
+    _known(body, {'claim', 'a', 'b', 'less', 'main'}, 'a claim')
+    return Claim(
+        body['claim'], Side(*body['a'].split()), Side(*body['b'].split()), bool(body.get('less')),
+        bool(body.get('main')))

@@ -113,7 +113,10 @@ def _rounded(values: Sequence[float]) -> float | None:
 
 
 def format_study(study: Study, results: Mapping[Cell, Mapping[str, Any]]) -> str:
-    """Markdown: for each subset a row an arm with mean and standard deviation, what was not run, then the claims."""
+    """Markdown: for each subset a row an arm with mean and standard deviation, what was not run, then the claims.
+
+    Where some claims are main ones, these come first, and all the rest can be unfolded.
+    """
     lines = []
     for subset in sorted({cell.subset for cell in results} | {0}):
         if subset:
@@ -121,11 +124,20 @@ def format_study(study: Study, results: Mapping[Cell, Mapping[str, Any]]) -> str
         lines += _arm_rows(study, {cell: result for cell, result in results.items() if cell.subset == subset}, subset)
     if missing := _missing(study, results):
         lines += ['', missing]
-    if not study.claims:
-        return '\n'.join(lines)
-    lines += ['', _row(['claim', 'n', 'first', 'second', 'difference (95 %)', 'verdict'])]
+    judged = verdicts(study, results)
+    main = [found for claim, found in zip(study.claims, judged, strict=True) if claim.main]
+    if judged:
+        lines += ['', *_claim_rows([found for found in judged if found not in main])]
+    if main:
+        title = f'All {len(study.arms)} arms, and the other claims'
+        lines = [*_claim_rows(main), '', f'<details><summary>{title}</summary>', '', *lines, '', '</details>']
+    return '\n'.join(lines)
+
+
+def _claim_rows(judged: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = [_row(['claim', 'n', 'first', 'second', 'difference (95 %)', 'verdict'])]
     lines += [_row(['---', *['---:'] * 4, '---'])]
-    for found in verdicts(study, results):
+    for found in judged:
         figures = found['figures']
         difference = '' if figures['difference'] is None else f"{figures['difference']:+.2f}" + (
             '' if figures['half_interval'] is None else f" ± {figures['half_interval']:.2f}")
@@ -133,7 +145,7 @@ def format_study(study: Study, results: Mapping[Cell, Mapping[str, Any]]) -> str
             found['claim'], str(found['n']), *(
                 '' if figures[f'mean_{side}'] is None else f"{figures[f'mean_{side}']:.1f}" for side in 'ab'),
             difference, f"*{found['verdict']}*"]))
-    return '\n'.join(lines)
+    return lines
 
 
 def _arm_rows(study: Study, results: Mapping[Cell, Mapping[str, Any]], subset: int) -> list[str]:

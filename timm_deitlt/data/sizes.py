@@ -56,6 +56,10 @@ class SizeSchedule:
         """The sizes that are not of weight 0."""
         return [size for size, weight in zip(self.sizes, self._timms.choice_weights, strict=True) if weight]
 
+    def mean(self, epoch: int, updates: int) -> float:
+        """Mean side in pixels of the images of an epoch of so many updates."""
+        return sum(self.sizes[self.choice(epoch, update)] for update in range(updates)) / updates
+
     def choice(self, epoch: int, update: int) -> int:
         """Position in `sizes` of the size of an update of an epoch, both from 0."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch, update, 0, IMAGE_SIZE))
