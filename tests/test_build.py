@@ -65,7 +65,7 @@ def test_flags_of_paco_reach_its_task(monkeypatch):
 ])
 def test_flags_of_augmentation_reach_the_training_transform(flags, holds):
     trainer = made(*TINY, *flags)
-    transform, = trainer.loader.loader.loader.dataset.transforms[0].transforms
+    transform, = trainer.loader.loader.views.transforms[0].transforms
     assert holds(transform.transforms)
 
 

@@ -132,12 +132,12 @@ def test_places_of_different_depth_have_different_seeds():
     assert derive_seed(3, 1) == derive_seed(3, 1) < 2 ** 32
 
 
-def batches(epoch=1, workers=0, seed=0, **kwargs):
+def batches(epoch=1, workers=0, seed=0, views=1, **kwargs):
     dataset = Numbers(22)
     transform = train_transform((3, 8, 8), auto_augment='rand-m9-mstd0.5-inc1', color_jitter=None)
     loader = TrainLoader(
-        dataset, (transform,), (.5,) * 3, (.5,) * 3, batch_size=4, grad_accum_steps=2, seed=seed, workers=workers,
-        **kwargs)
+        dataset, (transform,) * views, (.1, .5, .7), (.3, .5, .9), batch_size=4, grad_accum_steps=2, seed=seed,
+        workers=workers, **kwargs)
     return [(plan, images, target) for group in loader.epoch(epoch) for plan, images, target in group]
 
 
@@ -152,7 +152,8 @@ def test_batches_depend_on_seed_and_epoch_alone():
     np.random.seed(99)
     torch.manual_seed(99)
     assert equal(reference, batches())
-    assert equal(reference, batches(workers=2))
+    assert equal(reference, batches(workers=2))  # by timm's loader
+    assert equal(batches(views=2, dtype=torch.bfloat16), batches(views=2, dtype=torch.bfloat16, workers=1))
     assert not equal(reference, batches(epoch=2))
     assert not equal(reference, batches(seed=1))
 
@@ -163,7 +164,7 @@ def test_rank_computes_its_share_of_the_same_batches():
     transform = train_transform((3, 8, 8), auto_augment='rand-m9-mstd0.5-inc1', color_jitter=None)
     for rank in range(2):
         loader = TrainLoader(
-            dataset, (transform,), (.5,) * 3, (.5,) * 3, batch_size=4, world_size=2, rank=rank, seed=0)
+            dataset, (transform,), (.1, .5, .7), (.3, .5, .9), batch_size=4, world_size=2, rank=rank, seed=0)
         for group in loader.epoch(1):
             for plan, images, _ in group:
                 assert torch.equal(images, whole[plan.number])

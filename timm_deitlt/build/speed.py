@@ -186,7 +186,7 @@ def _noise(trainer: Trainer) -> tuple[Tensor, Tensor]:
     if loader.sizes is not None:
         size = [max(loader.sizes.drawn)] * 2
     shape = (loader.num_views * loader.batch_size, channels, *size)
-    images = torch.randn(shape, generator=generator).to(device, loader.loader.img_dtype)
+    images = torch.randn(shape, generator=generator).to(device, loader.dtype)
     return images, torch.randint(model.num_classes, shape[:1], generator=generator).to(device)
 
 

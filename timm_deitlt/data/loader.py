@@ -152,6 +152,30 @@ class AugmentedViews(Dataset):
         return self.transforms[size_index](image), target
 
 
+class _InProcess:
+    """The batches of timm's PrefetchLoader on the CPU without workers, each image normalised while it is in the cache.
+
+    Memory is gone through once, not five times: zeroed, collated, made float, less the mean, by the deviation.
+    """
+
+    def __init__(self, views: AugmentedViews, sampler: MicroBatchSampler, mean: Tensor, std: Tensor):
+        self.views, self.sampler = views, sampler
+        self.mean, self.std = mean, std
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for items in self.sampler:
+            images, target = [], []
+            for position, item in enumerate(items):
+                views, label = self.views[item]
+                views = views if isinstance(views, tuple) else (views,)
+                if not position:
+                    images = self.mean.new_empty(len(views), len(items), *views[0].shape)
+                for view, pixels in zip(images, views, strict=True):
+                    view[position].copy_(pixels).sub_(self.mean).div_(self.std)
+                target.append(label)
+            yield images.flatten(0, 1), torch.tensor(target).repeat(len(images))
+
+
 class TrainLoader:
     """Micro-batches of an epoch, normalised and on the device, grouped by update.
 
@@ -197,7 +221,7 @@ class TrainLoader:
             sizes: SizeSchedule | None = None,
     ):
         by_size = transforms if sizes else [transforms]
-        self.num_views, self.sizes = len(by_size[0]), sizes
+        self.num_views, self.sizes, self.dtype = len(by_size[0]), sizes, dtype
         self.batch_size, self.grad_accum_steps = batch_size, grad_accum_steps
         self.world_size, self.rank, self.seed = world_size, rank, seed
         loader_args = dict(num_workers=workers, collate_fn=fast_collate, pin_memory=pin_memory)
@@ -215,11 +239,14 @@ class TrainLoader:
             self.sampler = MicroBatchSampler(
                 len(dataset), batch_size, grad_accum_steps, world_size, rank, repeats, even, seed, global_batch_size,
                 sizes)
-            loader = DataLoader(AugmentedViews(dataset, by_size), batch_sampler=self.sampler, **loader_args)
+            views = AugmentedViews(dataset, by_size)
+            loader = DataLoader(views, batch_sampler=self.sampler, **loader_args)
             self.updates_per_epoch = self.sampler.updates_per_epoch
             self.images_per_epoch = self.sampler.images_per_epoch
         self.loader = PrefetchLoader(
             loader, mean=tuple(mean), std=tuple(std), channels=len(mean), device=torch.device(device), img_dtype=dtype)
+        if not (workers or self.iterable) and self.loader.device.type == 'cpu':
+            self.loader = _InProcess(views, self.sampler, self.loader.mean[0], self.loader.std[0])
 
     def epoch(self, epoch: int) -> Iterator[list[tuple[MicroBatch, Tensor, Tensor]]]:
         """Yield the updates of an epoch: this rank's (plan, images `[V * B, C, H, W]`, class indices `[V * B]`)."""

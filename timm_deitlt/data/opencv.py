@@ -52,7 +52,8 @@ def to_opencv(transform: transforms.Compose) -> transforms.Compose:
         elif isinstance(step, (transforms.RandomHorizontalFlip, transforms.RandomVerticalFlip)) and len(steps) == 1:
             steps[0].flips.append((step.p, 1 if isinstance(step, transforms.RandomHorizontalFlip) else 0))
         elif isinstance(step, RandAugment) and steps:
-            steps.append(RandAugment([_on_arrays(op) for op in step.ops], step.num_layers, step.choice_weights))
+            ops = np.array([_on_arrays(op) for op in step.ops])  # which timm's draw makes of a list, for every image
+            steps.append(RandAugment(ops, step.num_layers, step.choice_weights))
         elif isinstance(step, MaybePILToTensor) and steps:
             steps.append(_to_tensor)
         elif isinstance(step, Cutout):
@@ -81,7 +82,7 @@ class _Crop:
     def __call__(self, image: Image.Image) -> np.ndarray:
         top, left, height, width = self.step.get_params(image, self.step.scale, self.step.ratio)
         mode = random.choice(self.filters) if len(self.filters) > 1 else self.filters[0]
-        flips = [code for p, code in self.flips if torch.rand(1) < p]
+        flips = [code for p, code in self.flips if torch.rand(1).item() < p]
         channels = len(image.getbands())
         if not height * width:  # of a tiny image, which Pillow enlarges to black
             return np.zeros((*self.step.size, channels), np.uint8)
@@ -107,9 +108,7 @@ def _on_arrays(op: AugmentOp) -> AugmentOp:
 
 
 def _to_tensor(image: np.ndarray) -> Tensor:
-    channels = np.empty((image.shape[2], *image.shape[:2]), dtype=np.uint8)
-    cv2.split(image, list(channels))
-    return torch.from_numpy(channels)
+    return torch.from_numpy(image).permute(2, 0, 1)  # the loader's copy into the batch puts it in order
 
 
 # Operations: arrays `[H, W, C]` of uint8, RGB or grey, with the arguments of timm's of the same name
