@@ -178,6 +178,8 @@ def test_a_claim_of_less_counts_downward_and_measures_are_averages(study, tmp_pa
     results = read_results(tmp_path, study)
     found = verdicts(study, results)[1]
     assert found['verdict'] == HOLDS and found['figures']['difference'] == 5
+    row = '| weights lower the rank | 3 | rank 5.0 | rank 10.0 | +5.00 ± 0.00 | *holds* |'
+    assert row in format_study(study, results).splitlines()
     some = results[Cell(0, 1, 'plain')]
     assert value(some, 'cls', 'rank') == 10 and value(some, 'early', 'distance') == 25
     assert value(some, 'tokens', 'divergence') == .25 and value(some, 'dist', 'rank') is None

@@ -11,6 +11,8 @@ HOLDS, FAILS, OPEN = 'holds', 'does not hold', 'not shown at this scale'
 FEW = 'too few runs'
 # Runs below which nothing is judged, and the confidence that a claim needs
 _LEAST_PAIRS, _CONFIDENCE = 3, .95
+# How a side of a claim is written; accuracies are in percent
+_FORMATS = {'distance': '{:.1f} px', 'divergence': '{:.2f}', 'rank': 'rank {:.1f}'}
 _COLUMNS = (*(('mean', group) for group in GROUPS), *((e, g) for e in ('cls', 'dist') for g in ('overall', 'tail')))
 
 
@@ -141,9 +143,10 @@ def _claim_rows(judged: Sequence[Mapping[str, Any]]) -> list[str]:
         figures = found['figures']
         difference = '' if figures['difference'] is None else f"{figures['difference']:+.2f}" + (
             '' if figures['half_interval'] is None else f" ± {figures['half_interval']:.2f}")
+        written = _FORMATS.get(figures['a'].split()[-1], '{:.1f}')
+        sides = (figures[f'mean_{side}'] for side in 'ab')
         lines.append(_row([
-            found['claim'], str(found['n']), *(
-                '' if figures[f'mean_{side}'] is None else f"{figures[f'mean_{side}']:.1f}" for side in 'ab'),
+            found['claim'], str(found['n']), *('' if mean is None else written.format(mean) for mean in sides),
             difference, f"*{found['verdict']}*"]))
     return lines
 
