@@ -10,11 +10,14 @@ from timm_deitlt.ablation.cells import Cell, cell_args, cell_path, cell_settings
 from timm_deitlt.ablation.command import add_verdicts, with_table
 from timm_deitlt.ablation.study import load_study, study_names
 from timm_deitlt.ablation.table import FAILS, FEW, HOLDS, OPEN, format_study, value, verdicts
+from timm_deitlt.build.loaders import build_train_transform
 from timm_deitlt.build.model import drw_start
 from timm_deitlt.checks import validate_args
 from timm_deitlt.config import model_kind, recipes_for, resolve
+from timm_deitlt.data.augment import weak_transform
 from timm_deitlt.teachers import teacher_args
 
+CONFIG = {'input_size': (1, 28, 28), 'interpolation': 'bicubic', 'mean': (.5,)}
 STUDY = '''
 settings: {dataset: lt/digits, model: deit_lt_tiny, epochs: 2, drw_start_epoch: 1}
 arms:
@@ -56,6 +59,7 @@ def test_every_arm_of_a_packaged_study_is_a_training_that_resolves(name):
         settings = cell_settings(study, Cell(0, 1, arm))
         args = resolve(settings, recipes_for(settings['dataset'], model_kind(settings['model'])), prog=name)
         validate_args(args)
+        build_train_transform(args, CONFIG)
         assert args.seed == 1 and drw_start(args) < args.epochs
         if args.teacher != 'none':
             validate_args(teacher_args(args, 2478))
@@ -82,6 +86,18 @@ def test_an_arm_of_another_study_is_read_there_and_never_trained(tmp_path):
         'rho_005', 'rho_02', 'rho_04', 'rho_08']
     assert cell_path('results', sweep, Cell(0, 1, 'rho_0')).as_posix() == (
         'results/fashion_mnist/lt_drw-subset0-seed1.json')
+
+
+def test_the_sweep_of_augmentation_begins_with_the_teachers_own_view():
+    study = load_study('fashion_mnist_augmentation')
+    steps = {}
+    for arm in ('lt_none', 'lt_crop', 'lt_half', 'lt_beyond'):
+        transform = build_train_transform(cell_args(study, Cell(0, 1, arm)), CONFIG)
+        steps[arm] = [type(step).__name__ for step in transform.transforms]
+    weak = weak_transform(CONFIG['input_size'], CONFIG['interpolation'])
+    assert steps['lt_none'] == [type(step).__name__ for step in weak.transforms]
+    assert steps['lt_crop'] == ['RandomResizedCropAndInterpolation', 'RandomHorizontalFlip', 'MaybePILToTensor']
+    assert 'RandAugment' in steps['lt_half'] and 'RandAugment' in steps['lt_beyond']
 
 
 def test_arms_that_share_a_first_stage_differ_from_it_in_stage_two_alone():
