@@ -127,9 +127,11 @@ def format_study(study: Study, results: Mapping[Cell, Mapping[str, Any]]) -> str
     if missing := _missing(study, results):
         lines += ['', missing]
     judged = verdicts(study, results)
-    main = [found for claim, found in zip(study.claims, judged, strict=True) if claim.main]
-    if judged:
-        lines += ['', *_claim_rows([found for found in judged if found not in main])]
+    main, others = (
+        [found for claim, found in zip(study.claims, judged, strict=True) if claim.main is first]
+        for first in (True, False))
+    if others:
+        lines += ['', *_claim_rows(others)]
     if main:
         title = f'All {len(study.arms)} arms, and the other claims'
         lines = [*_claim_rows(main), '', f'<details><summary>{title}</summary>', '', *lines, '', '</details>']
