@@ -215,6 +215,7 @@ def test_paper_shows_what_is_folded_and_breaks_no_figure(browser, pages, shots, 
     assert page.locator('details dl').last.evaluate('dl => dl.getBoundingClientRect().height') > 50
     for figure in page.locator('figure').all():
         assert figure.evaluate('figure => getComputedStyle(figure).breakInside') == 'avoid'
+        assert figure.locator('svg').first.evaluate('svg => svg.getBoundingClientRect().height < .8 * innerHeight')
     pdf = page.pdf(path=shots / f'{run}.pdf', format='A4')
     assert 3 <= pdf.count(b'/Type /Page\n') <= 12
 

@@ -96,7 +96,8 @@ html{font-size:10pt}
 header,main,footer{max-width:none;padding:0}
 nav{display:none}
 .figures{grid-template-columns:1fr 1fr;gap:1rem 1.2rem}
-figure,tr,.note,.scroll{break-inside:avoid}
+figure,tr,.note{break-inside:avoid}
+figure svg{max-height:60vh}
 h2,h3,.above{break-after:avoid}
 .scroll{overflow:visible}
 th:first-child,td:first-child{position:static;background:none}
