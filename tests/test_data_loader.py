@@ -136,7 +136,7 @@ def batches(epoch=1, workers=0, seed=0, views=1, **kwargs):
     dataset = Numbers(22)
     transform = train_transform((3, 8, 8), auto_augment='rand-m9-mstd0.5-inc1', color_jitter=None)
     loader = TrainLoader(
-        dataset, (transform,) * views, (.1, .5, .7), (.3, .5, .9), batch_size=4, grad_accum_steps=2, seed=seed,
+        dataset, [(transform,) * views], (.1, .5, .7), (.3, .5, .9), batch_size=4, grad_accum_steps=2, seed=seed,
         workers=workers, **kwargs)
     return [(plan, images, target) for group in loader.epoch(epoch) for plan, images, target in group]
 
@@ -164,7 +164,7 @@ def test_rank_computes_its_share_of_the_same_batches():
     transform = train_transform((3, 8, 8), auto_augment='rand-m9-mstd0.5-inc1', color_jitter=None)
     for rank in range(2):
         loader = TrainLoader(
-            dataset, (transform,), (.1, .5, .7), (.3, .5, .9), batch_size=4, world_size=2, rank=rank, seed=0)
+            dataset, [(transform,)], (.1, .5, .7), (.3, .5, .9), batch_size=4, world_size=2, rank=rank, seed=0)
         for group in loader.epoch(1):
             for plan, images, _ in group:
                 assert torch.equal(images, whole[plan.number])
@@ -194,7 +194,7 @@ def test_an_update_has_one_image_size_on_all_ranks_and_in_each_view():
 def test_two_views_come_view_after_view():
     dataset = Numbers(8)
     plain = train_transform((3, 8, 8), no_aug=True)
-    loader = TrainLoader(dataset, (plain, plain), (0.,) * 3, (1 / 255,) * 3, batch_size=4)
+    loader = TrainLoader(dataset, [(plain, plain)], (0.,) * 3, (1 / 255,) * 3, batch_size=4)
     plan, images, target = next(loader.epoch(0))[0]
     assert images.shape == (8, 3, 8, 8)
     assert torch.equal(images[:4], images[4:])
@@ -204,7 +204,8 @@ def test_two_views_come_view_after_view():
 
 def test_stream_is_grouped_into_updates():
     loader = TrainLoader(
-        Stream(22), (train_transform((3, 8, 8), no_aug=True),), (0.,) * 3, (1.,) * 3, batch_size=4, grad_accum_steps=2)
+        Stream(22), [(train_transform((3, 8, 8), no_aug=True),)], (0.,) * 3, (1.,) * 3, batch_size=4,
+        grad_accum_steps=2)
     groups = list(loader.epoch(0))
     assert [len(group) for group in groups] == [2, 2, 1]
     assert loader.updates_per_epoch == 3

@@ -91,7 +91,7 @@ def distiller(model=None, loss='hard', criterion=None):
 
 def train_loader(images=22, batch_size=4, accum=4, no_aug=True, **kwargs):
     return TrainLoader(
-        Pictures(images), (train_transform((3, SIZE, SIZE), no_aug=no_aug),), HALF, HALF, batch_size=batch_size,
+        Pictures(images), [(train_transform((3, SIZE, SIZE), no_aug=no_aug),)], HALF, HALF, batch_size=batch_size,
         grad_accum_steps=accum, even=True, seed=SEED, **kwargs)
 
 
@@ -536,7 +536,7 @@ class Stream(IterableDataset):
 def stream_loader(rank=0, workers=0):
     transform = train_transform((3, SIZE, SIZE), auto_augment='rand-m9-mstd0.5-inc1', color_jitter=None)
     return TrainLoader(
-        Stream(), (transform,), HALF, HALF, batch_size=4, grad_accum_steps=3, world_size=2, rank=rank, seed=SEED,
+        Stream(), [(transform,)], HALF, HALF, batch_size=4, grad_accum_steps=3, world_size=2, rank=rank, seed=SEED,
         workers=workers)
 
 

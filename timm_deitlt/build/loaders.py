@@ -130,9 +130,8 @@ def build_train_loader(
 ) -> TrainLoader:
     """Loader of the training images, with the teacher's 'weak' view or PaCo's 'key' view beside; '' for neither."""
     sizes = size_schedule(args)
-    views = _views(args, config, second_view) if sizes is None else [
-        _views(args, {**config, 'input_size': (config['input_size'][0], size, size)}, second_view)
-        for size in sizes.sizes]
+    configs = [config] if sizes is None else [
+        {**config, 'input_size': (config['input_size'][0], size, size)} for size in sizes.sizes]
     steps, global_batch_size = update_size(args, world_size)
     if isinstance(data.train, IterableDataset) and global_batch_size != steps * args.batch_size * world_size:
         raise ValueError(
@@ -145,7 +144,7 @@ def build_train_loader(
             f'{idle} of {steps * world_size} turns are idle.')
     return TrainLoader(
         data.train,
-        views,
+        [_views(args, of_size, second_view) for of_size in configs],
         config['mean'],
         config['std'],
         batch_size=args.batch_size,

@@ -181,8 +181,8 @@ class TrainLoader:
 
     Args:
         dataset: Map-style data set of (PIL image, class index) with `transform` unset, or timm's iterable data set.
-        transforms: One transform a view, PIL image to uint8 `[C, H, W]`; the student's first, then the weak view's.
-            With `sizes` a sequence of these for each size.
+        transforms: For each of `sizes`, or for the only size, a transform a view: PIL image to uint8 `[C, H, W]`; the
+            student's first, then the weak view's.
         mean: Mean of the normalisation, a value a channel in 0..1.
         std: Standard deviation of the normalisation.
         batch_size: Images in a micro-batch.
@@ -203,7 +203,7 @@ class TrainLoader:
     def __init__(
             self,
             dataset: Dataset,
-            transforms: Sequence,
+            transforms: Sequence[Sequence],
             mean: Sequence[float],
             std: Sequence[float],
             batch_size: int,
@@ -220,8 +220,7 @@ class TrainLoader:
             global_batch_size: int | None = None,
             sizes: SizeSchedule | None = None,
     ):
-        by_size = transforms if sizes else [transforms]
-        self.num_views, self.sizes, self.dtype = len(by_size[0]), sizes, dtype
+        self.num_views, self.sizes, self.dtype = len(transforms[0]), sizes, dtype
         self.batch_size, self.grad_accum_steps = batch_size, grad_accum_steps
         self.world_size, self.rank, self.seed = world_size, rank, seed
         loader_args = dict(num_workers=workers, collate_fn=fast_collate, pin_memory=pin_memory)
@@ -229,7 +228,7 @@ class TrainLoader:
         if self.iterable:
             if hasattr(dataset, 'set_loader_cfg'):
                 dataset.set_loader_cfg(num_workers=workers)
-            dataset.transform = _AllViews(transforms)
+            dataset.transform = _AllViews(transforms[0])
             self.dataset = dataset
             self.sampler = None
             loader = DataLoader(dataset, batch_size=batch_size, drop_last=True, **loader_args)
@@ -239,7 +238,7 @@ class TrainLoader:
             self.sampler = MicroBatchSampler(
                 len(dataset), batch_size, grad_accum_steps, world_size, rank, repeats, even, seed, global_batch_size,
                 sizes)
-            views = AugmentedViews(dataset, by_size)
+            views = AugmentedViews(dataset, transforms)
             loader = DataLoader(views, batch_sampler=self.sampler, **loader_args)
             self.updates_per_epoch = self.sampler.updates_per_epoch
             self.images_per_epoch = self.sampler.images_per_epoch
