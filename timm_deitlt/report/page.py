@@ -97,7 +97,7 @@ header,main,footer{max-width:none;padding:0}
 nav{display:none}
 .figures{grid-template-columns:1fr 1fr;gap:1rem 1.2rem}
 figure,tr,.note{break-inside:avoid}
-figure svg{max-height:60vh}
+figure svg{max-height:52vh}
 h2,h3,.above{break-after:avoid}
 .scroll{overflow:visible}
 th:first-child,td:first-child{position:static;background:none}
