@@ -59,9 +59,9 @@ def ours(asked: argparse.Namespace, backend: str) -> Step:
     torch.set_num_threads(1)
     keep_freed_memory()
     transform = train_transform((3, asked.img_size, asked.img_size), color_jitter=None, **RECIPE)
-    loader = TrainLoader(
-        Pictures(), [(to_opencv(transform) if backend == 'opencv' else transform,)], MEAN, STD, asked.batch_size,
-        device=asked.device)
+    if backend == 'opencv':
+        transform = to_opencv(transform)
+    loader = TrainLoader(Pictures(), [(transform,)], MEAN, STD, asked.batch_size, device=asked.device)
     augment = BatchAugment(**ERASING, device=asked.device)
     updates = chain.from_iterable(map(loader.epoch, count()))
 

@@ -126,10 +126,9 @@ def format_study(study: Study, results: Mapping[Cell, Mapping[str, Any]]) -> str
         lines += _arm_rows(study, {cell: result for cell, result in results.items() if cell.subset == subset}, subset)
     if missing := _missing(study, results):
         lines += ['', missing]
-    judged = verdicts(study, results)
-    main, others = (
-        [found for claim, found in zip(study.claims, judged, strict=True) if claim.main is first]
-        for first in (True, False))
+    judged = list(zip(study.claims, verdicts(study, results), strict=True))
+    main = [found for claim, found in judged if claim.main]
+    others = [found for claim, found in judged if not claim.main]
     if others:
         lines += ['', *_claim_rows(others)]
     if main:
