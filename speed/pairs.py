@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 
 import torch
@@ -22,25 +23,32 @@ Step = Callable[[], object]
 
 @dataclass
 class Measured:
-    """Of a variant: median seconds of a step, those of the first with what comes before, peak host memory in GiB."""
+    """Of a variant: median seconds of a step, those of the first with what comes before, and peak memory of the process
+    in the steps after it in GiB."""
     seconds: float
     first: float
     memory: float
 
 
-def main(doc: str, variants: Mapping[str, Callable[[argparse.Namespace], Step]], **defaults: str | int) -> None:
+def main(
+        doc: str,
+        variants: Mapping[str, Callable[[argparse.Namespace], Step]],
+        usual: Sequence[str] | None = None,
+        **defaults: str | int,
+) -> None:
     """A script that measures variants, or is the child of one: `variants` build their step from the command line.
 
     Args:
         doc: The script's docstring.
         variants: By name.
+        usual: Those measured where none are named; None for all.
         defaults: Values of --model, --teacher, --img-size, --batch-size and --rounds.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in defaults.items():
         parser.add_argument(f'--{name.replace("_", "-")}', type=type(value), default=value)
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--variants', nargs='+', choices=variants, default=list(variants))
+    parser.add_argument('--variants', nargs='+', choices=variants, default=usual or list(variants))
     parser.add_argument('--profile', choices=variants, help="profile a step of one variant, torch's operators alone")
     parser.add_argument('--child', choices=variants, help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -87,17 +95,18 @@ def compare(variants: Sequence[str], rounds: int) -> dict[str, Measured]:
             name: Measured(median(seconds[name]), first[name], _ask(children[name], 'memory')) for name in variants}
     finally:
         for child in children.values():
-            child.stdin.close()
-            child.wait()
+            child.communicate()
 
 
 def _ask(child: subprocess.Popen, what: str) -> float:
-    child.stdin.write(f'{what}\n')
-    child.stdin.flush()
-    answer = child.stdout.readline()
-    if not answer:
-        raise RuntimeError(f'{" ".join(child.args)} ended with code {child.wait()}')
-    return json.loads(answer)
+    try:
+        child.stdin.write(f'{what}\n')
+        child.stdin.flush()
+        return json.loads(child.stdout.readline())
+    except (BrokenPipeError, json.JSONDecodeError):
+        raise SystemExit(
+            f'{" ".join(child.args)}\nended with code {child.wait()}; -9 is too little memory for all variants at once: '
+            f'name fewer with --variants') from None
 
 
 def serve(build: Callable[[], Step]) -> None:
@@ -110,11 +119,14 @@ def serve(build: Callable[[], Step]) -> None:
         if line == 'memory\n':
             answer = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20
         else:
+            first = step is None
             step = step or build()
             step()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             answer = time.perf_counter() - began
+            if first:  # what was tried in order to choose is over
+                Path('/proc/self/clear_refs').write_text('5', encoding='utf-8')
         print(json.dumps(answer), file=out, flush=True)
 
 

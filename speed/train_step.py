@@ -1,10 +1,11 @@
 """Images/s of a training step: student, teacher, Mixup, loss, clipping and optimizer, on images that are there.
 
     python speed/train_step.py --model deit_lt_small --batch-size 32
-    python speed/train_step.py --model deit_lt_base --batch-size 16 --variants "timm's task, bf16" ours
+    python speed/train_step.py --model deit_lt_base --batch-size 16
+    python speed/train_step.py --variants "ours, --auto-speed off" "ours, --auto-speed off, both" ours
     python speed/train_step.py --model deit_lt_base --batch-size 16 --profile "ours, --auto-speed off, both"
 
-All variants are in memory at once: of large models name a few. Beside ours: timm's TokenDistillationTask in a plain
+All variants are in memory at once, about 3 GiB each. Beside ours: timm's TokenDistillationTask in a plain
 loop, as it is (its teacher gets the student's images unresized), and given a teacher that gets them at its own size,
 as ours does.
 """
@@ -123,13 +124,15 @@ def batch(asked: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
     return images.to(asked.device), torch.randint(CLASSES, (asked.batch_size,)).to(asked.device)
 
 
-VARIANTS = {
+USUAL = {
     "timm's task, bf16": lambda asked: theirs(asked, amp=True, resize=False),
     "timm's task, fp32": lambda asked: theirs(asked, amp=False, resize=False),
     "timm's task, bf16, teacher at its own size": lambda asked: theirs(asked, amp=True, resize=True),
-    "timm's task, fp32, teacher at its own size": lambda asked: theirs(asked, amp=False, resize=True),
     'ours': ours,
     'ours, --auto-speed off': lambda asked: ours(asked, '--auto-speed', 'off'),
+}
+VARIANTS = USUAL | {
+    "timm's task, fp32, teacher at its own size": lambda asked: theirs(asked, amp=False, resize=True),
     'ours, --auto-speed off, freed memory kept': lambda asked: with_choices(asked, keep_memory=True),
     'ours, --auto-speed off, attention by matrix products': lambda asked: with_choices(asked, matmul=True),
     'ours, --auto-speed off, both': lambda asked: with_choices(asked, keep_memory=True, matmul=True),
@@ -138,4 +141,6 @@ VARIANTS = {
 
 
 if __name__ == '__main__':
-    main(__doc__, VARIANTS, model='deit_lt_small', teacher='resnet32_cifar', img_size=224, batch_size=32, rounds=7)
+    main(
+        __doc__, VARIANTS, usual=list(USUAL),
+        model='deit_lt_small', teacher='resnet32_cifar', img_size=224, batch_size=32, rounds=7)

@@ -37,6 +37,14 @@ def keep_freed_memory() -> None:
     mallopt(mmap_threshold, 2 ** 31 - 1) or mallopt(mmap_threshold, 2 ** 25)  # older ones take no more than 32 MiB
 
 
+def return_freed_memory() -> None:
+    """Give the system what glibc keeps: of use once, after what needs more memory than the steps that follow."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):
+        pass  # another C library
+
+
 def local_device(args: argparse.Namespace) -> torch.device:
     if args.device.startswith('cuda') and 'LOCAL_RANK' in os.environ:
         return torch.device('cuda', int(os.environ['LOCAL_RANK']))

@@ -21,6 +21,7 @@ from ..data.loader import MicroBatch
 from ..engine import Trainer
 from ..optim import SAM, match_layout
 from ..task import frozen_statistics
+from .device import return_freed_memory
 
 _logger = logging.getLogger(__name__)
 
@@ -88,6 +89,7 @@ def choose_speed(
             speed = replace(speed, compile=usual.compile)  # a machine without a compiler
     elif steps >= FEWEST_STEPS:
         speed, reason = _fastest(trainer, args, usual, start_epoch, steps)
+        return_freed_memory()
     _logger.info(f'Speed: {speed.words(_attends(trainer))}{reason}')
     _apply(trainer, args, speed)
     return asdict(speed)
