@@ -105,8 +105,8 @@ def _ask(child: subprocess.Popen, what: str) -> float:
         return json.loads(child.stdout.readline())
     except (BrokenPipeError, json.JSONDecodeError):
         raise SystemExit(
-            f'{" ".join(child.args)}\nended with code {child.wait()}; -9 is too little memory for all variants at once: '
-            f'name fewer with --variants') from None
+            f'{" ".join(child.args)}\nended with code {child.wait()}; -9 is too little memory for all variants at '
+            'once: name fewer with --variants') from None
 
 
 def serve(build: Callable[[], Step]) -> None:
@@ -117,7 +117,7 @@ def serve(build: Callable[[], Step]) -> None:
     for line in sys.stdin:
         began = time.perf_counter()
         if line == 'memory\n':
-            answer = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20
+            answer = peak_memory()
         else:
             first = step is None
             step = step or build()
@@ -126,8 +126,23 @@ def serve(build: Callable[[], Step]) -> None:
                 torch.cuda.synchronize()
             answer = time.perf_counter() - began
             if first:  # what was tried in order to choose is over
-                Path('/proc/self/clear_refs').write_text('5', encoding='utf-8')
+                forget_peak_memory()
         print(json.dumps(answer), file=out, flush=True)
+
+
+def peak_memory() -> float:
+    """Most GiB that this process had, of a GPU's memory if there is one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2 ** 30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20
+
+
+def forget_peak_memory() -> None:
+    """Let `peak_memory` begin anew; not possible on the CPU of other systems than Linux."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    elif (counters := Path('/proc/self/clear_refs')).exists():
+        counters.write_text('5', encoding='utf-8')
 
 
 def table(measured: dict[str, Measured], images: int, what: str) -> str:

@@ -69,7 +69,8 @@ def ours(asked: argparse.Namespace, *flags: str, **kwargs: bool) -> Step:
     """An update of our trainer with its teacher."""
     teacher = timm.create_model(asked.teacher, num_classes=CLASSES)
     return our_update(asked, teacher, (
-        '--teacher', 'resnet32', '--mixup', '.8', '--cutmix', '1', '--clip-grad', '1', '--opt', 'adamw', '--lr', '1e-4',
+        '--teacher', 'resnet32', '--mixup', '.8', '--cutmix', '1', '--mixup-prob', '1',
+        '--clip-grad', '1', '--opt', 'adamw', '--lr', '1e-4',
         '--amp', '--epochs', '300', *flags), **kwargs)
 
 
@@ -97,11 +98,12 @@ def our_update(
     trainer.task.set_epoch(0)
     images, target = batch(asked)
     meter = Meter(trainer.task.device)
-    plan = MicroBatch(number=0, indices=(), weight=1., last=True)
     numbers = count()
 
     def step() -> None:
-        trainer.update(0, next(numbers), [(plan, images.clone(), target)], meter)
+        number = next(numbers)
+        plan = MicroBatch(number, indices=(), weight=1., last=True)
+        trainer.update(0, number, [(plan, images.clone(), target)], meter)
         meter.check_finite(0, 1)
 
     return step

@@ -10,6 +10,7 @@ from filelock import FileLock
 
 from timm_deitlt.ablation.cells import Cell, cell_path, plan, read_results
 from timm_deitlt.ablation.study import load_study
+from timm_deitlt.ablation.table import format_study
 from timm_deitlt.ablation.train_cells import check_cells, train_cell
 
 CONTENT = {
@@ -118,6 +119,13 @@ def test_what_would_stop_a_cell_is_found_before_the_first_is_trained(tmp_path, s
         asked.arms['weighted'].settings.update(settings)
     with pytest.raises((ValueError, FileNotFoundError), match=words):
         check_cells(asked, cells, {})
+
+
+def test_a_cell_of_a_cnn_has_no_mechanisms(tmp_path):
+    result = run(tmp_path, 'plain', model='resnet20_cifar', model_kwargs={}, opt='momentum', loss='ce')
+    assert result['analysis'] is None and result['metrics']['mean']['top1'] >= 0
+    asked = study(tmp_path)
+    assert '| Plain | 1 |' in format_study(asked, read_results(tmp_path / 'results', asked))
 
 
 def test_the_script_trains_what_it_can_and_says_what_failed(tmp_path):

@@ -13,6 +13,7 @@ from timm_deitlt.build.data import build_data
 from timm_deitlt.build.speed import Speed, choose_speed, speed_before
 from timm_deitlt.build.trainer import build_trainer
 from timm_deitlt.config import parse_args
+from timm_deitlt.data.loader import MicroBatch
 from timm_deitlt.fit import checkpoint_state, restore
 from timm_deitlt.progress import Progress
 
@@ -116,6 +117,22 @@ def test_choices_change_results_by_rounding_only():
             choose_speed(trainer, args, before=choice)
             runs.append(trainer.train_one_epoch(0, SILENT)['loss'])
     assert runs[:2] == pytest.approx(runs[2:], rel=1e-4)
+
+
+def test_choices_change_the_first_loss_in_bf16_by_less_than_bf16_itself():
+    def first_loss(model, *flags, choice=MATMUL):
+        trainer, args = made(*model, *flags)
+        choose_speed(trainer, args, before=choice)
+        trainer.task.train()
+        images, target = speed._noise(trainer)
+        batch = MicroBatch(number=0, indices=(), weight=1., last=True)
+        return trainer.forward_backward(0, batch, images, target)[1].item()
+
+    for model in ([], CNN):
+        exact, plain = first_loss(model), first_loss(model, '--amp')
+        chosen = first_loss(model, '--amp', choice={'fused_attention': True, 'channels_last': True, 'compile': ''})
+        assert exact != plain
+        assert chosen == pytest.approx(plain, abs=2 ** -8 * exact)  # half the distance of two numbers of bf16
 
 
 @pytest.mark.parametrize('channels_last', [True, False])

@@ -80,6 +80,7 @@ def dry_run(args: argparse.Namespace) -> dict[str, Any]:
         'warmup_epochs': args.warmup_epochs,
         'opt': args.opt,
         'rho': _radii(args),
+        'sam_every': args.sam_every,
         'loss': args.loss,
         'cls_loss': args.cls_loss,
         'keep_mixup_drw': args.keep_mixup_drw,
@@ -211,6 +212,7 @@ def _teacher(args: argparse.Namespace, images: int) -> dict[str, Any] | None:
         'lr': settings.lr,
         'weight_decay': settings.weight_decay,
         'rho': _radii(settings),
+        'sam_every': settings.sam_every,
         'normalize': args.teacher_normalize,
         'antialias': args.teacher_antialias,
     }
@@ -237,7 +239,7 @@ def _report(result: dict[str, Any]) -> str:
         *_sizes(result),
         f"learning rate up to {result['peak_lr']:.3g} after {result['warmup_epochs']} epochs of warm-up, at the end "
         f"{result['final_lr']:.3g}",
-        f"loss {result['loss']}, {result['opt']}{_words(result['rho'])}; {_stage_two(result)}",
+        f"loss {result['loss']}, {result['opt']}{_sam(result)}; {_stage_two(result)}",
         f"memory of a device, estimated: {result['memory_gib']} GiB for weights, gradients, optimizer and activations",
     ]
     return '\n'.join([*lines, *_report_teacher(result['teacher'])])
@@ -251,11 +253,12 @@ def _sizes(result: dict[str, Any]) -> list[str]:
     return [f'images of {sizes} px, {order}']
 
 
-def _words(rho: dict[int, float] | None) -> str:
-    if rho is None:
+def _sam(result: dict[str, Any]) -> str:
+    if result['rho'] is None:
         return ''
-    steps = (f'{value:g} from epoch {epoch}' if epoch else f'{value:g}' for epoch, value in rho.items())
-    return f", rho {', '.join(steps)}"
+    steps = (f'{value:g} from epoch {epoch}' if epoch else f'{value:g}' for epoch, value in result['rho'].items())
+    every = f" in 1 of {result['sam_every']} updates" if result['sam_every'] > 1 else ''
+    return f", rho {', '.join(steps)}{every}"
 
 
 def _stage_two(result: dict[str, Any]) -> str:
@@ -274,7 +277,7 @@ def _report_teacher(teacher: dict[str, Any] | None) -> list[str]:
         return []
     source = f"read from {teacher['checkpoint']}" if teacher['checkpoint'] else (
         f"from the cache, or trained by {teacher['loss']}, {teacher['opt']}, lr {teacher['lr']:g}"
-        f"{_words(teacher['rho'])}, {teacher['epochs']} epochs of batch "
+        f"{_sam(teacher)}, {teacher['epochs']} epochs of batch "
         f"{teacher['batch_size']}")
     whose = {'own': 'its own', 'student': "the student's"}[teacher['normalize']]
     return [

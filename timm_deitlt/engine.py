@@ -203,6 +203,7 @@ class Trainer:
 
     def evaluate(self, ema: bool = False) -> dict[str, Any]:
         """Evaluate every expert of the student (or of its EMA) on the evaluation images; exact across ranks."""
+        self.optimizer.zero_grad()  # of no more use, and the memory is
         model = unwrap_model(self.task.get_eval_model(ema=ema))
         evaluator = self.task.create_evaluator(max_samples=evaluation_sample_limit(self.eval_loader))
         metrics = evaluate(

@@ -91,6 +91,15 @@ def versions() -> dict[str, str]:
         'torchvision': torchvision.__version__,
         'numpy': numpy.__version__,
         'python': platform.python_version(),
-        'machine': f'{platform.machine()}, {os.cpu_count()} cores' + (
-            f', {torch.cuda.get_device_name()}' if torch.cuda.is_available() else ''),
+        'machine': _machine(),
     }
+
+
+def _machine() -> str:
+    known = getattr(torch.cpu, 'get_capabilities', dict)()  # younger than torch 2.6
+    words = [platform.machine(), f'{os.cpu_count()} cores']
+    # what bfloat16 gains on a CPU depends on these
+    words += [word for name, word in (('amx_bf16', 'AMX'), ('avx512_bf16', 'AVX-512 BF16')) if known.get(name)]
+    if torch.cuda.is_available():
+        words.append(torch.cuda.get_device_name())
+    return ', '.join(words)

@@ -19,6 +19,7 @@ from ..build.model import check_student, drw_start
 from ..checkpoint import LAST, load_checkpoint, write_text
 from ..checks import validate_args
 from ..config import with_defaults
+from ..finish import has_mechanisms
 from ..mechanisms import analyze
 from ..run import train
 from ..teachers import NO_NETWORK, RECORD, teacher_args
@@ -150,7 +151,7 @@ def train_cell(study: Study, cell: Cell, root: Path, work: Path, places: Mapping
             'teacher_settings': _teacher_settings(metrics),
             'metrics': {**_without_places(metrics), 'seconds': _seconds(folder)},
             'fusion': validate(str(folder), {}, 'all')['fusion'],
-            'analysis': analyze(str(folder), {}),
+            'analysis': analyze(str(folder), {}) if has_mechanisms(folder) else None,
             'curve': (folder / 'summary.csv').read_text().splitlines(),
             'threads': torch.get_num_threads(), 'versions': metrics['versions'],
         }

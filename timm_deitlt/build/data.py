@@ -49,14 +49,16 @@ class Data:
         return sum(getattr(part, 'bad_images', 0) for part in (self.train, self.evaluation))
 
     def hold(self, gib: float, workers: int) -> None:
-        """Keep the decoded images of each part in memory that fits into so many GiB, see `ClassificationSet.hold`.
+        """Keep decoded images in memory where they fit into so many GiB, the training images first.
 
         Loader processes that are not forked would each be sent a copy in every epoch: with them nothing is kept.
         """
         if workers and multiprocessing.get_start_method() != 'fork':
             return
+        left = gib * 2 ** 30
         for part, words in ((self.train, 'training'), (self.evaluation, 'evaluation')):
-            if isinstance(part, ClassificationSet) and part.hold(gib * 2 ** 30):
+            if isinstance(part, ClassificationSet) and part.hold(left):
+                left -= part.held.nbytes
                 _logger.info(f'{len(part.held)} decoded {words} images are in memory, {part.held.nbytes / 1e6:.3g} MB.')
 
     def describe(self, test_counts: Sequence[int]) -> dict[str, Any]:

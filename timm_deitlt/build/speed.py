@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -20,7 +21,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..data.loader import MicroBatch
 from ..engine import Trainer
 from ..optim import SAM, match_layout
-from ..task import frozen_statistics
 from .device import return_freed_memory
 
 _logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def choose_speed(
 
     Args:
         trainer: Weights, statistics and optimizer stay as they are.
-        args: Settings. --auto-speed off takes the usual of PyTorch; --channels-last and --torchcompile are done in any
+        args: Settings. --auto-speed off takes what PyTorch takes; --channels-last and --torchcompile are done in any
             case.
         start_epoch: Epoch to be trained first.
         before: What was chosen for the run that goes on, see `speed_before`.
@@ -77,7 +77,8 @@ def choose_speed(
     Returns:
         The choices, for checkpoints.
     """
-    usual = Speed(args.auto_speed == 'off' or args.device != 'cpu', args.channels_last, args.torchcompile or '')
+    on_cpu = torch.device(args.device).type == 'cpu'
+    usual = Speed(args.auto_speed == 'off' or not on_cpu, args.channels_last, args.torchcompile or '')
     end = min(trainer.epochs, args.stop_epoch or trainer.epochs)
     steps = (end - start_epoch) * trainer.loader.updates_per_epoch * trainer.loader.grad_accum_steps
     speed, reason = usual, ''
@@ -89,8 +90,13 @@ def choose_speed(
             speed = replace(speed, compile=usual.compile)  # a machine without a compiler
     elif steps >= FEWEST_STEPS:
         speed, reason = _fastest(trainer, args, usual, start_epoch, steps)
+        if not speed.compile:
+            torch.compiler.reset()  # graphs that were only tried take 0.2 GiB
         return_freed_memory()
-    _logger.info(f'Speed: {speed.words(_attends(trainer))}{reason}')
+    also = [words for words, true in (
+        ('fused optimizer', any(group.get('fused') for group in trainer.optimizer.param_groups)),
+        ('freed memory kept', on_cpu and args.auto_speed == 'on')) if true]
+    _logger.info(f'Speed: {", ".join([speed.words(_attends(trainer)) + reason, *also])}')
     _apply(trainer, args, speed)
     return asdict(speed)
 
@@ -158,7 +164,7 @@ def _seconds(trainer: Trainer, args: argparse.Namespace, speed: Speed, epoch: in
         task.train()
         task.set_epoch(epoch)
         trainer.augment.mixup_enabled = trainer.mixing(epoch)
-        with frozen_statistics(task):
+        with _restored_buffers(task):  # frozen statistics would compile a graph that training does not use
             for _ in range(1 + _TIMED_STEPS):
                 began = time.perf_counter()
                 trainer.forward_backward(epoch, batch, images, target)
@@ -178,6 +184,16 @@ def _seconds(trainer: Trainer, args: argparse.Namespace, speed: Speed, epoch: in
         dist.all_reduce(slowest, dist.ReduceOp.MAX)
         result = slowest.item()
     return result
+
+
+@contextmanager
+def _restored_buffers(module: nn.Module) -> Iterator[None]:
+    before = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in before:
+            buffer.copy_(value)
 
 
 def _noise(trainer: Trainer) -> tuple[Tensor, Tensor]:

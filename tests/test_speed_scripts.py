@@ -1,0 +1,35 @@
+"""The scripts of speed/ run; what they measure is not looked at."""
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+SMALL = ['--img-size', '32', '--batch-size', '4', '--rounds', '1', '--device', 'cpu']
+TEACHERS = ['plain PyTorch, SGD, fp32', 'ours, SAM, --auto-speed off']
+
+
+def run(script, *args):
+    command = [sys.executable, ROOT / 'speed' / script, *args]
+    return subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('command, rows', [
+    (['train_step.py', '--model', 'deit_lt_tiny', *SMALL], [
+        "timm's task, bf16", "timm's task, fp32", "timm's task, bf16, teacher at its own size", 'ours',
+        'ours, --auto-speed off']),
+    (['teacher.py', '--model', 'resnet20_cifar', *SMALL, '--variants', *TEACHERS], TEACHERS),
+    (['data.py', *SMALL], ["timm's loader", 'ours', 'ours, --augment-backend opencv']),
+])
+def test_each_variant_has_its_row(command, rows):
+    done = run(*command)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split(' | ')[0].removeprefix('| ') for line in lines[2:2 + len(rows)]] == rows
+    assert all(float(cell) > 0 for line in lines[2:2 + len(rows)] for cell in line.strip(' |').split(' | ')[1:])
+
+
+def test_a_variant_that_dies_is_said_in_one_error():
+    done = run('train_step.py', *SMALL, '--variants', 'ours', '--teacher', 'no_such_teacher')
+    assert done.returncode == 1 and 'ended with code 1' in done.stderr and 'no_such_teacher' in done.stderr
