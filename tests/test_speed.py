@@ -109,30 +109,34 @@ def test_timing_leaves_no_trace(model, monkeypatch, caplog):
     assert rows[0]['loss'] == rows[1]['loss'] and same(state(plain), state(timed))
 
 
-def test_choices_change_results_by_rounding_only():
-    runs = []
-    for choice in (MATMUL, {'fused_attention': True, 'channels_last': True, 'compile': 'eager'}):
-        for model in ([], CNN):
-            trainer, args = made(*model, '--epochs', '2')
-            choose_speed(trainer, args, before=choice)
-            runs.append(trainer.train_one_epoch(0, SILENT)['loss'])
-    assert runs[:2] == pytest.approx(runs[2:], rel=1e-4)
+CHOICES = [{'fused_attention': True, 'channels_last': True, 'compile': ''},
+           {'fused_attention': True, 'channels_last': True, 'compile': 'eager'}]
 
 
-def test_choices_change_the_first_loss_in_bf16_by_less_than_bf16_itself():
-    def first_loss(model, *flags, choice=MATMUL):
-        trainer, args = made(*model, *flags)
-        choose_speed(trainer, args, before=choice)
-        trainer.task.train()
-        images, target = speed._noise(trainer)
-        batch = MicroBatch(number=0, indices=(), weight=1., last=True)
-        return trainer.forward_backward(0, batch, images, target)[1].item()
+def first_step(model, choice, *flags, dtype=torch.float32):
+    """Loss and gradients of the first step under a choice."""
+    trainer, args = made(*model, *flags)
+    choose_speed(trainer, args, before=choice)
+    trainer.task.train().to(dtype)
+    images, target = speed._noise(trainer)
+    images = images.to(dtype)
+    batch = MicroBatch(number=0, indices=(), weight=1., last=True)
+    loss = trainer.forward_backward(0, batch, images, target)[1].item()
+    return loss, torch.cat([p.grad.flatten() for p in trainer.task.parameters() if p.grad is not None])
 
-    for model in ([], CNN):
-        exact, plain = first_loss(model), first_loss(model, '--amp')
-        chosen = first_loss(model, '--amp', choice={'fused_attention': True, 'channels_last': True, 'compile': ''})
-        assert exact != plain
-        assert chosen == pytest.approx(plain, abs=2 ** -8 * exact)  # half the distance of two numbers of bf16
+
+@pytest.mark.parametrize('choice', CHOICES)
+@pytest.mark.parametrize('model', [[], CNN])
+def test_choices_change_loss_and_gradients_by_rounding_only(model, choice):
+    exact, exact_gradient = first_step(model, MATMUL, dtype=torch.float64)
+    chosen, gradient = first_step(model, choice, dtype=torch.float64)
+    assert chosen == pytest.approx(exact, rel=1e-12)
+    assert (gradient - exact_gradient).norm() < 1e-12 * exact_gradient.norm()
+    rounded, rounded_gradient = first_step(model, MATMUL, '--amp')
+    chosen, gradient = first_step(model, choice, '--amp')
+    assert rounded != exact
+    assert chosen == pytest.approx(rounded, rel=2 ** -8)  # numbers of bf16 are that far apart at most
+    assert (gradient - rounded_gradient).norm() < 2 * (rounded_gradient - exact_gradient).norm()
 
 
 @pytest.mark.parametrize('channels_last', [True, False])
@@ -187,10 +191,10 @@ def test_error_without_a_word_is_named_by_its_type(monkeypatch, caplog):
 def test_train_script_says_what_it_chose_and_keeps_it(tmp_path):
     command = [*TINY, '--epochs', '2', '--output', tmp_path, '--experiment', 'run']
     first = run_script(*command, '--stop-epoch', '1', '--resume', 'auto')
-    assert 'Speed: attention by matrix products\n' in first.stderr
+    assert 'Speed: attention by matrix products, fused optimizer, freed memory kept\n' in first.stderr
     assert torch.load(tmp_path / 'run' / 'last.pth.tar', weights_only=False)['speed'] == MATMUL
     again = run_script(*command, '--resume', 'auto')
-    assert 'Speed: attention by matrix products, as before\n' in again.stderr
+    assert 'Speed: attention by matrix products, as before, fused optimizer, freed memory kept\n' in again.stderr
 
 
 def test_speed_in_words():
