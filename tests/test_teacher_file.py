@@ -39,6 +39,11 @@ def resolve(*flags, teacher='resnet20'):
     return run.resolve_teacher(args, build_data(args))
 
 
+def alike(a, b):
+    # on some CPUs a column of a matrix product depends on its place, in the last bit
+    return torch.allclose(a, b, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize('place', ['', 'model.safetensors'])
 @pytest.mark.parametrize('cosine', [False, True])
 def test_exported_teacher_gives_its_logits_in_the_order_of_the_data(tmp_path, place, cosine):
@@ -48,8 +53,8 @@ def test_exported_teacher_gives_its_logits_in_the_order_of_the_data(tmp_path, pl
     images = torch.randn(4, 3, 32, 32)
     theirs, ours = model(images), teacher.model(images)
     for label, name in enumerate(CLASSES):
-        assert torch.equal(ours[:, label], theirs[:, BY_COUNT.index(name)])
-    assert not torch.equal(ours, theirs)
+        assert alike(ours[:, label], theirs[:, BY_COUNT.index(name)])
+    assert not alike(ours, theirs)
     assert teacher.source == 'file' and teacher.model.pretrained_cfg['mean'] == (.1, .2, .3)
     assert teacher.model.pretrained_cfg['std'] == (.4, .5, .6)
     assert (teacher.model.pretrained_cfg['interpolation'], teacher.model.pretrained_cfg['crop_pct']) == ('lanczos', .77)
@@ -64,7 +69,8 @@ def test_a_cached_teacher_of_another_class_order_is_put_in_order(tmp_path, caplo
     teacher = resolve('--teacher-checkpoint', cached.path)
     images = torch.randn(2, 3, 32, 32)
     order = [BY_COUNT.index(name) for name in CLASSES]
-    assert torch.equal(teacher.model(images), cached.model(images)[:, order])
+    assert alike(teacher.model(images), cached.model(images)[:, order])
+    assert not alike(teacher.model(images), cached.model(images))
     assert 'its classifier was put in order by name' in caplog.text
 
 
@@ -121,7 +127,7 @@ def test_both_heads_of_a_student_are_put_in_order():
     reorder_classes(model, BY_COUNT, CLASSES, 'it')
     order = [BY_COUNT.index(name) for name in CLASSES]
     for logits, was in zip(model.forward_experts(images), before, strict=True):
-        assert torch.equal(logits, was[:, order])
+        assert alike(logits, was[:, order]) and not alike(logits, was)
 
 
 def test_exported_student_is_evaluated_by_expert_whatever_its_class_order(tmp_path):
