@@ -6,6 +6,7 @@ import pytest
 from conftest import ROOT
 
 SMALL = ['--img-size', '32', '--batch-size', '4', '--rounds', '1', '--device', 'cpu']
+STUDENTS = ["timm's task, bf16, teacher at its own size", 'ours, --auto-speed off']
 TEACHERS = ['plain PyTorch, SGD, fp32', 'ours, SAM, --auto-speed off']
 
 
@@ -16,9 +17,7 @@ def run(script, *args):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('command, rows', [
-    (['train_step.py', '--model', 'deit_lt_tiny', *SMALL], [
-        "timm's task, bf16", "timm's task, fp32", "timm's task, bf16, teacher at its own size", 'ours',
-        'ours, --auto-speed off']),
+    (['train_step.py', '--model', 'deit_lt_tiny', *SMALL, '--variants', *STUDENTS], STUDENTS),
     (['teacher.py', '--model', 'resnet20_cifar', *SMALL, '--variants', *TEACHERS], TEACHERS),
     (['data.py', *SMALL], ["timm's loader", 'ours', 'ours, --augment-backend opencv']),
 ])
