@@ -69,9 +69,8 @@ def ours(asked: argparse.Namespace, *flags: str, **kwargs: bool) -> Step:
     """An update of our trainer with its teacher."""
     teacher = timm.create_model(asked.teacher, num_classes=CLASSES)
     return our_update(asked, teacher, (
-        '--teacher', 'resnet32', '--mixup', '.8', '--cutmix', '1', '--mixup-prob', '1',
-        '--clip-grad', '1', '--opt', 'adamw', '--lr', '1e-4',
-        '--amp', '--epochs', '300', *flags), **kwargs)
+        '--teacher', 'resnet32', '--mixup', '.8', '--cutmix', '1', '--mixup-prob', '1', '--clip-grad', '1',
+        '--opt', 'adamw', '--lr', '1e-4', '--amp', '--epochs', '300', *flags), **kwargs)
 
 
 def with_choices(asked: argparse.Namespace, keep_memory: bool = False, matmul: bool = False) -> Step:

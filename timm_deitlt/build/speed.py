@@ -90,8 +90,6 @@ def choose_speed(
             speed = replace(speed, compile=usual.compile)  # a machine without a compiler
     elif steps >= FEWEST_STEPS:
         speed, reason = _fastest(trainer, args, usual, start_epoch, steps)
-        if not speed.compile:
-            torch.compiler.reset()  # graphs that were only tried take 0.2 GiB
         return_freed_memory()
     also = [words for words, true in (
         ('fused optimizer', any(group.get('fused') for group in trainer.optimizer.param_groups)),
@@ -131,6 +129,8 @@ def _fastest(
         other = _seconds(trainer, args, candidate, epoch)
         if other < seconds * (1 - LEAST_GAIN):
             speed, seconds = candidate, other
+        elif name == 'compile':
+            torch.compiler.reset()  # graphs that were only tried
     gain = f', {1e3 * first:.0f} otherwise' if seconds < first else ''
     return speed, f' ({1e3 * seconds:.0f} ms for a batch forward and back{gain})'
 
