@@ -132,6 +132,11 @@ def test_places_of_different_depth_have_different_seeds():
     assert derive_seed(3, 1) == derive_seed(3, 1) < 2 ** 32
 
 
+@pytest.mark.parametrize('seed', [0, 42, 2 ** 32 - 1, 2 ** 32, 2 ** 70])
+def test_seeds_of_any_size_are_those_that_runs_have_always_had(seed):
+    assert derive_seed(seed, 7) == np.random.SeedSequence((2, seed, 7)).generate_state(1)
+
+
 def batches(epoch=1, workers=0, seed=0, views=1, **kwargs):
     dataset = Numbers(22)
     transform = train_transform((3, 8, 8), auto_augment='rand-m9-mstd0.5-inc1', color_jitter=None)
