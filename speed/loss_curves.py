@@ -58,8 +58,9 @@ def main() -> None:
     for name, value in dict(
             model='deit_lt_small', img_size=224, batch_size=16, opt='adamw', lr=1e-4, updates=50).items():
         parser.add_argument(f'--{name.replace("_", "-")}', type=type(value), default=value)
+    parser.add_argument('--variants', nargs='+', choices=VARIANTS, default=list(VARIANTS), help=f'beside {PLAIN!r}')
     asked = parser.parse_args()
-    curves = {name: curve(asked, flags) for name, flags in VARIANTS.items()}
+    curves = {name: curve(asked, VARIANTS[name]) for name in dict.fromkeys([PLAIN, *asked.variants])}
     print('| | first update | mean of all | largest |\n| --- | ---: | ---: | ---: |')
     figure, axes = plt.subplots(figsize=(7, 4), layout='constrained')
     for name, losses in curves.items():

@@ -53,7 +53,7 @@ def main(
     parser.add_argument('--child', choices=variants, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.child:
-        serve(lambda: variants[asked.child](asked))
+        serve(lambda: variants[asked.child](asked), torch.device(asked.device))
     elif asked.profile:
         print(profile(variants[asked.profile](asked)))
     else:
@@ -109,7 +109,7 @@ def _ask(child: subprocess.Popen, what: str) -> float:
             'once: name fewer with --variants') from None
 
 
-def serve(build: Callable[[], Step]) -> None:
+def serve(build: Callable[[], Step], device: torch.device) -> None:
     """Be a child: build a step and make it whenever the parent asks."""
     out = sys.stdout
     sys.stdout = sys.stderr
@@ -117,30 +117,30 @@ def serve(build: Callable[[], Step]) -> None:
     for line in sys.stdin:
         began = time.perf_counter()
         if line == 'memory\n':
-            answer = peak_memory()
+            answer = peak_memory(device)
         else:
             first = step is None
             step = step or build()
             step()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            if device.type == 'cuda':
+                torch.cuda.synchronize(device)
             answer = time.perf_counter() - began
             if first:  # what was tried in order to choose is over
-                forget_peak_memory()
+                forget_peak_memory(device)
         print(json.dumps(answer), file=out, flush=True)
 
 
-def peak_memory() -> float:
-    """Most GiB that this process had, of a GPU's memory if there is one."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2 ** 30
+def peak_memory(device: torch.device) -> float:
+    """Most GiB that this process had, of a GPU's memory if it computes there."""
+    if device.type == 'cuda':
+        return torch.cuda.max_memory_allocated(device) / 2 ** 30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20
 
 
-def forget_peak_memory() -> None:
+def forget_peak_memory(device: torch.device) -> None:
     """Let `peak_memory` begin anew; not possible on the CPU of other systems than Linux."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    if device.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats(device)
     elif (counters := Path('/proc/self/clear_refs')).exists():
         counters.write_text('5', encoding='utf-8')
 
@@ -151,7 +151,7 @@ def table(measured: dict[str, Measured], images: int, what: str) -> str:
     lines = [
         f'| {what} | images/s | ratio | first step, s | peak memory, GiB |', '| --- | ---: | ---: | ---: | ---: |']
     lines += [
-        f'| {name} | {images / m.seconds:.1f} | {base.seconds / m.seconds:.2f} | {m.first:.1f} | {m.memory:.2f} |'
+        f'| {name} | {images / m.seconds:.1f} | {base.seconds / m.seconds:.2f} | {m.first:.2f} | {m.memory:.2f} |'
         for name, m in measured.items()]
     return '\n'.join([*lines, '', machine()])
 

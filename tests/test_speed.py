@@ -3,6 +3,9 @@ import argparse
 import copy
 import logging
 import math
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -71,6 +74,7 @@ def measured(monkeypatch):
 def test_each_choice_is_the_faster_one_by_enough(model, epochs, table, chosen, measured):
     asked = measured(table)
     trainer, args = made(*model, '--epochs', epochs)
+    assert {group['fused'] for group in trainer.optimizer.param_groups} == {args.auto_speed == 'on' or None}
     assert choose_speed(trainer, args) == chosen
     assert set(asked) == set(table)
     assert trainer.channels_last == chosen['channels_last']
@@ -157,6 +161,54 @@ def test_run_goes_on_from_one_of_the_other_memory_format(channels_last, choose_f
     choose_speed(again, args, before=before)
     expected, loss = (trainer.train_one_epoch(1, SILENT)['loss'] for trainer in (whole, again))
     assert loss == pytest.approx(expected, rel=1e-4)  # 7e-4 away with the momentum of other weights
+
+
+@pytest.mark.parametrize('optimizer', ['adamw', 'momentum', 'samsgd'])
+@pytest.mark.parametrize('then, now', [('on', 'off'), ('off', 'on')])
+def test_run_that_goes_on_has_the_optimizer_that_it_asks_for(optimizer, then, now):
+    checkpoints = {}
+    for choice in (then, now):
+        whole, args = made('--opt', optimizer, '--auto-speed', choice)
+        whole.train_one_epoch(0, SILENT)
+        checkpoints[choice] = copy.deepcopy(checkpoint_state(whole, 0, args, {}))
+    again, _ = made('--opt', optimizer, '--auto-speed', now)
+    restore(again, checkpoints[then], 'last')
+    assert all(group['fused'] == (now == 'on' or None) for group in again.optimizer.param_groups)
+    loss = again.train_one_epoch(1, SILENT)['loss']
+    same_choice, _ = made('--opt', optimizer, '--auto-speed', now)
+    restore(same_choice, checkpoints[now], 'last')
+    assert loss == pytest.approx(same_choice.train_one_epoch(1, SILENT)['loss'], rel=1e-4)
+
+
+@pytest.mark.parametrize('option', ['foreach', 'differentiable'])
+def test_option_that_excludes_the_fused_optimizer_is_taken_instead(option):
+    trainer, _ = made('--opt', 'adamw', '--opt-kwargs', f'{option}=True')
+    assert all(group[option] and not group['fused'] for group in trainer.optimizer.param_groups)
+
+
+RESIDENT = """
+import resource
+from pathlib import Path
+from timm_deitlt.build.device import keep_freed_memory, return_freed_memory
+
+def resident():
+    return int(Path('/proc/self/statm').read_text().split()[1]) * resource.getpagesize() >> 20
+
+kept = keep_freed_memory()
+before = resident()
+blocks = [b'1' * 2 ** 24 for _ in range(10)]
+del blocks
+freed = resident()
+return_freed_memory()
+print(kept, freed - before, resident() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='of glibc')
+def test_freed_memory_is_kept_until_it_is_given_back():
+    done = subprocess.run([sys.executable, '-c', RESIDENT], capture_output=True, text=True, check=True)
+    kept, freed, returned = done.stdout.split()
+    assert kept == 'True' and int(freed) > 100 and int(returned) < 50  # MiB, of 160
 
 
 def test_choices_are_kept_only_by_a_run_that_asks_for_the_same_on_the_same_device():

@@ -1,4 +1,5 @@
 """The scripts of speed/ run; what they measure is not looked at."""
+import math
 import subprocess
 import sys
 
@@ -26,9 +27,22 @@ def test_each_variant_has_its_row(command, rows):
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert [line.split(' | ')[0].removeprefix('| ') for line in lines[2:2 + len(rows)]] == rows
-    assert all(float(cell) > 0 for line in lines[2:2 + len(rows)] for cell in line.strip(' |').split(' | ')[1:])
+    for line in lines[2:2 + len(rows)]:
+        rate, *others = map(float, line.strip(' |').split(' | ')[1:])
+        assert rate > 0 and len(others) == 3 and all(map(math.isfinite, others))
 
 
 def test_a_variant_that_dies_is_said_in_one_error():
     done = run('train_step.py', *SMALL, '--variants', 'ours', '--teacher', 'no_such_teacher')
     assert done.returncode == 1 and 'ended with code 1' in done.stderr and 'no_such_teacher' in done.stderr
+
+
+@pytest.mark.slow
+def test_loss_curves_are_drawn_and_start_up_is_timed(tmp_path):
+    picture = tmp_path / 'curves.png'
+    done = run('loss_curves.py', picture, *SMALL[:4], '--updates', '2', '--variants', 'auto-speed')
+    assert done.returncode == 0, done.stderr
+    assert '| auto-speed |' in done.stdout and picture.stat().st_size
+    done = run('start.py', '--rounds', '1')
+    assert done.returncode == 0, done.stderr
+    assert '| quick start, to the end of its first update |' in done.stdout

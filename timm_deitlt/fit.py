@@ -16,7 +16,7 @@ from .progress import Progress
 _logger = logging.getLogger(__name__)
 
 # Options of parameter groups that flags decide; the learning rate is the schedule's, if there is one
-FLAG_OPTIONS = ('weight_decay', 'momentum', 'betas', 'eps', 'rho', 'adaptive', 'lr_scale')
+FLAG_OPTIONS = ('weight_decay', 'momentum', 'betas', 'eps', 'rho', 'adaptive', 'lr_scale', 'fused', 'foreach')
 
 
 def checkpoint_state(trainer: Trainer, epoch: int, args: argparse.Namespace, record: dict[str, Any]) -> dict[str, Any]:
@@ -59,17 +59,18 @@ def restore(trainer: Trainer, checkpoint: dict[str, Any], source: str, with_opti
         else:
             load_weights(unwrap_model(ema), weights, f'the EMA of {source}')
     if with_optimizer:
-        groups = trainer.optimizer.param_groups
         names = FLAG_OPTIONS if trainer.scheduler is not None else (*FLAG_OPTIONS, 'lr')
-        options = [{name: group[name] for name in names if name in group} for group in groups]
+        options = [
+            {name: group[name] for name in names if name in group} for group in trainer.optimizer.param_groups]
         try:
-            trainer.optimizer.load_state_dict(checkpoint['optimizer'])
+            saved = checkpoint['optimizer']
+            # before it is loaded: by `fused` torch decides where the counts of steps lie
+            groups = [{**group, **own} for group, own in zip(saved['param_groups'], options, strict=True)]
+            trainer.optimizer.load_state_dict({**saved, 'param_groups': groups})
         except (KeyError, ValueError) as error:
             raise ValueError(
                 f'The optimizer state of {source} does not fit {type(trainer.optimizer).__name__}: give --opt and its '
                 'options as they were, or --no-resume-opt to start it anew.') from error
-        for group, own in zip(trainer.optimizer.param_groups, options, strict=True):
-            group.update(own)
         match_layout(trainer.optimizer)
         if trainer.scaler is not None and 'amp_scaler' in checkpoint:
             trainer.scaler.load_state_dict(checkpoint['amp_scaler'])

@@ -28,15 +28,20 @@ def choose_device(args: argparse.Namespace, plain: bool = False) -> None:
         keep_freed_memory()
 
 
-def keep_freed_memory() -> None:
-    """Let glibc keep freed memory for the next step, where it would return it to the system and ask for it again."""
+def keep_freed_memory() -> bool:
+    """Let glibc keep freed memory for the next step, where it would return it to the system and ask for it again.
+
+    Returns:
+        Whether it does; another C library does not.
+    """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
-        return  # another C library
+        return False
     trim_threshold, mmap_threshold = -1, -3  # of malloc.h
-    mallopt(trim_threshold, 2 ** 31 - 1)
-    mallopt(mmap_threshold, 2 ** 31 - 1) or mallopt(mmap_threshold, 2 ** 25)  # older ones take no more than 32 MiB
+    # older ones take no more than 32 MiB for the second
+    large = mallopt(mmap_threshold, 2 ** 31 - 1) or mallopt(mmap_threshold, 2 ** 25)
+    return bool(mallopt(trim_threshold, 2 ** 31 - 1) and large)
 
 
 def return_freed_memory() -> None:

@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..data.loader import MicroBatch
 from ..engine import Trainer
 from ..optim import SAM, match_layout
-from .device import return_freed_memory
+from .device import keep_freed_memory, return_freed_memory
 
 _logger = logging.getLogger(__name__)
 
@@ -79,8 +79,7 @@ def choose_speed(
     """
     on_cpu = torch.device(args.device).type == 'cpu'
     usual = Speed(args.auto_speed == 'off' or not on_cpu, args.channels_last, args.torchcompile or '')
-    end = min(trainer.epochs, args.stop_epoch or trainer.epochs)
-    steps = (end - start_epoch) * trainer.loader.updates_per_epoch * trainer.loader.grad_accum_steps
+    steps = (trainer.epochs - start_epoch) * trainer.loader.updates_per_epoch * trainer.loader.grad_accum_steps
     speed, reason = usual, ''
     if args.auto_speed == 'off':
         reason = ', as --auto-speed off asks for'
@@ -93,7 +92,7 @@ def choose_speed(
         return_freed_memory()
     also = [words for words, true in (
         ('fused optimizer', any(group.get('fused') for group in trainer.optimizer.param_groups)),
-        ('freed memory kept', on_cpu and args.auto_speed == 'on')) if true]
+        ('freed memory kept', on_cpu and args.auto_speed == 'on' and keep_freed_memory())) if true]
     _logger.info(f'Speed: {", ".join([speed.words(_attends(trainer)) + reason, *also])}')
     _apply(trainer, args, speed)
     return asdict(speed)
@@ -118,7 +117,7 @@ def _fastest(
         steps: int,
 ) -> tuple[Speed, str]:
     """The fastest choices, each tried on top of those before, and words for what they gain."""
-    passes = 2 if isinstance(trainer.optimizer, SAM) else 1
+    passes = 1 + isinstance(trainer.optimizer, SAM) / args.sam_every
     first = seconds = _seconds(trainer, args, speed, epoch)
     if math.isinf(first):
         return speed, ''  # training will say why
@@ -168,7 +167,7 @@ def _seconds(trainer: Trainer, args: argparse.Namespace, speed: Speed, epoch: in
             for _ in range(1 + _TIMED_STEPS):
                 began = time.perf_counter()
                 trainer.forward_backward(epoch, batch, images, target)
-                if torch.accelerator.is_available():
+                if device.type != 'cpu':
                     torch.accelerator.synchronize()
                 seconds.append(time.perf_counter() - began)
         result = min(seconds[1:])
