@@ -289,8 +289,8 @@ def build_optimizer(args: argparse.Namespace, model: nn.Module, global_batch_siz
     if not args.lr:
         _logger.info(f'Learning rate {lr:.3g}: {args.lr_base} for {args.lr_base_size} images, scaled to the batch')
     kwargs = dict(optimizer_kwargs(cfg=args), lr=lr, filter_bias_and_bn=args.filter_bias_and_bn)
-    excluded = {'foreach', 'capturable', 'differentiable'} & set(args.opt_kwargs)
-    if name in FUSED_OPTIMIZERS and args.auto_speed == 'on' and not excluded:
+    excluding = {'foreach', 'differentiable'}.intersection(args.opt_kwargs)
+    if name in FUSED_OPTIMIZERS and args.auto_speed == 'on' and not excluding:
         kwargs['fused'] = True
     if name.startswith('sam'):
         kwargs.update(rho=args.rho, adaptive=args.sam_adaptive)
