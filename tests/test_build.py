@@ -10,7 +10,7 @@ from PIL import Image
 from timm_deitlt.build import loaders
 from timm_deitlt.build.data import build_data
 from timm_deitlt.build.model import build_model
-from timm_deitlt.build.speed import _noise
+from timm_deitlt.build.speed import noise
 from timm_deitlt.build.trainer import build_trainer
 from timm_deitlt.config import parse_args
 from timm_deitlt.data.augment import Cutout
@@ -76,7 +76,7 @@ def test_sizes_of_training_leave_a_model_of_one_size_and_are_what_is_timed():
     assert schedule is trainer.loader.sampler.sizes and schedule.drawn == [24, 8]
     assert schedule.sizes == (24, 8) and schedule.probabilities(0).tolist() == [1 / 3, 2 / 3]
     assert trainer.task.get_eval_model().eval()(torch.zeros(2, 3, 8, 8)).shape == (2, 10)
-    images, _ = _noise(trainer)
+    images, _ = noise(trainer, trainer.loader.batch_size)
     assert images.shape == (16, 3, 24, 24)
     with pytest.raises(AssertionError, match='Input height'):
         build_model(parse_args(flags), 10)(torch.zeros(2, 3, 8, 8))

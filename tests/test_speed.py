@@ -96,7 +96,7 @@ def test_run_that_goes_on_keeps_its_choices(measured):
 def test_timing_leaves_no_trace(model, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(speed, 'LEAST_GAIN', 1.)  # nothing is chosen, everything is timed
-    monkeypatch.setattr(speed, 'LEAST_SECONDS_TO_COMPILE', 0.)
+    monkeypatch.setattr(speed, 'SECONDS_TO_COMPILE_A_LAYER', 0.)
     monkeypatch.setattr(speed, '_alternatives', lambda *_: [
         ('fused_attention', True), ('channels_last', True), ('compile', 'eager'), ('compile', 'no such backend')])
     plain, args = made(*model, '--epochs', '100')
@@ -122,7 +122,7 @@ def first_step(model, choice, *flags, dtype=torch.float32):
     trainer, args = made(*model, *flags)
     choose_speed(trainer, args, before=choice)
     trainer.task.train().to(dtype)
-    images, target = speed._noise(trainer)
+    images, target = speed.noise(trainer, trainer.loader.batch_size)
     images = images.to(dtype)
     batch = MicroBatch(number=0, indices=(), weight=1., last=True)
     loss = trainer.forward_backward(0, batch, images, target)[1].item()

@@ -17,6 +17,7 @@ from .finish import check_run, describe_run, has_mechanisms
 from .fusion import FUSIONS
 from .mechanisms import analyze
 from .meter import NonFiniteLossError
+from .progress import heartbeat
 from .run import train
 from .validation import validate
 
@@ -57,7 +58,8 @@ def guarded(prog: str, run: Callable[[], dict[str, Any]], go_on: str = _GO_ON) -
     """Run, print the result as the last line; exit with 2 and one line where the input is at fault."""
     setup_logging()
     try:
-        result = run()
+        with heartbeat():
+            result = run()
     except KeyboardInterrupt:
         sys.stderr.write(f'\n{prog}: interrupted; {go_on}\n')
         sys.exit(INTERRUPTED)

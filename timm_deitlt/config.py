@@ -262,6 +262,8 @@ def _command_line(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -
     values = vars(given)
     if 'data' in values:
         values.setdefault('data_dir', values.pop('data'))
+    if values.get('amp_dtype') == 'bfloat16' and 'model_dtype' not in values:
+        values.setdefault('amp', True)  # who names the type wants it, also where the CPU has to emulate it
     return values
 
 

@@ -20,7 +20,7 @@ from .evaluation import ShotEvaluator
 from .fusion import fuse
 from .meter import Meter
 from .optim import SAM
-from .progress import Progress
+from .progress import Progress, doing
 
 
 @dataclass
@@ -248,11 +248,13 @@ def evaluate(
     """Metrics in percent of every expert of the evaluator, fusions included, over a loader: `ShotEvaluator.compute`."""
     training = model.training
     model.eval()
-    for images, target in loader:
-        if channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        with autocast():
-            logits = expert_logits(model, images, evaluator.experts)
-        evaluator.update(fuse(logits, fusions, evaluator.shots.class_counts) if fusions else logits, target)
+    batch = 0
+    with doing(lambda: f'... evaluating, {batch} batches are done'):
+        for batch, (images, target) in enumerate(loader):  # noqa: B007
+            if channels_last:
+                images = images.contiguous(memory_format=torch.channels_last)
+            with autocast():
+                logits = expert_logits(model, images, evaluator.experts)
+            evaluator.update(fuse(logits, fusions, evaluator.shots.class_counts) if fusions else logits, target)
     model.train(training)
     return evaluator.compute(distributed)

@@ -108,9 +108,9 @@ def fit(
     metrics = None
     if trainer.eval_loader is not None and start_epoch >= end:
         metrics = _evaluate(trainer, args)
-    try:
+    with progress:
         for epoch in range(start_epoch, end):
-            progress.epoch = epoch
+            progress.begin(epoch)
             trained = trainer.train_one_epoch(epoch, progress)
             trainer.end_epoch(epoch)
             final = epoch + 1 == end
@@ -124,8 +124,6 @@ def fit(
             folder.add_row(row)
             folder.save(checkpoint_state(trainer, epoch, args, record), milestone=epoch + 1 in milestones)
             progress.line(epoch_report(trainer, title, epoch, trained, metrics))
-    finally:
-        progress.close()
     return metrics
 
 

@@ -4,10 +4,11 @@ Papers: Sharpness-Aware Minimization, https://arxiv.org/abs/2010.01412; ASAM, ht
 """
 import math
 from collections.abc import Callable, Iterable
+from functools import partial, wraps
 from typing import Any
 
 import torch
-from timm.optim import OptimInfo
+from timm.optim import Muon, OptimInfo, muon
 from timm.optim._optim_factory import default_registry
 from torch import Tensor
 from torch.nn.utils import get_total_norm
@@ -210,6 +211,25 @@ class SAMAdamW(SAM):
 
     def __init__(self, params: Iterable[Any], rho: float = 0.05, adaptive: bool = False, **base_kwargs: Any) -> None:
         super().__init__(params, torch.optim.AdamW, rho=rho, adaptive=adaptive, **base_kwargs)
+
+
+def orthogonalize_in_float32(optimizer: Muon) -> None:
+    """Let an optimizer of timm's Muon family run its Newton-Schulz iteration in float32.
+
+    timm runs it in bfloat16 and has no argument for it. A CPU without instructions for that type emulates it: one
+    384 x 1536 matrix then takes 1.4 s, in float32 0.05 s.
+    """
+    step, iteration = optimizer.step, muon.zeropower_via_newtonschulz
+
+    @wraps(step)
+    def step_in_float32(*args: Any, **kwargs: Any) -> Any:
+        muon.zeropower_via_newtonschulz = partial(iteration, dtype=torch.float32)
+        try:
+            return step(*args, **kwargs)
+        finally:
+            muon.zeropower_via_newtonschulz = iteration
+
+    optimizer.step = step_in_float32
 
 
 def match_layout(optimizer: Optimizer) -> None:

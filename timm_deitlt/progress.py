@@ -1,17 +1,81 @@
-"""What a person sees while a run goes on: a bar where there is a terminal, plain lines where not."""
+"""What a person sees while a run goes on: a bar where there is a terminal, a line whenever nothing was said for long.
+
+Where output is piped, someone who waits must be able to tell a slow run from a dead one. So `heartbeat` logs what is
+being done whenever `LONGEST_SILENCE` seconds went by without a line.
+"""
 import logging
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from .meter import Meter
 
 _logger = logging.getLogger(__name__)
 
+LONGEST_SILENCE = 15.  # seconds
+# What is being done, the innermost last; None where a bar shows it
+_doing: list[str | Callable[[], str] | None] = []
+
+
+@contextmanager
+def doing(what: str | Callable[[], str] | None) -> Iterator[None]:
+    """Say what is being done inside, for `heartbeat`: words, a function that returns them, or None to be silent."""
+    _doing.append(what)
+    try:
+        yield
+    finally:
+        _doing.pop()
+
+
+class _LastLine(logging.Handler):
+    # remembers when something was logged last
+    def __init__(self):
+        super().__init__()
+        self.time = time.perf_counter()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.time = time.perf_counter()
+
+
+@contextmanager
+def heartbeat(silence: float = LONGEST_SILENCE) -> Iterator[None]:
+    """Log what is being done (see `doing`) whenever nothing was logged for so many seconds."""
+    last, ended = _LastLine(), threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(min(1., silence / 4)):
+            if time.perf_counter() - last.time < silence:
+                continue
+            what = _doing[-1] if _doing else 'still at work'
+            if what is not None:
+                _logger.info(what() if callable(what) else f'... {what}')
+
+    root = logging.getLogger()
+    root.addHandler(last)
+    thread = threading.Thread(target=beat, name='heartbeat', daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        root.removeHandler(last)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as '4:05' minutes, or as '1:02:05' hours."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f'{hours}:{minutes:02d}:{seconds:02d}' if hours else f'{minutes}:{seconds:02d}'
+
 
 class Progress:
-    """Progress of one run over all its epochs.
+    """Progress of one run over all its epochs, a context manager.
 
     Args:
         title: Name before the figures.
@@ -37,46 +101,59 @@ class Progress:
         self.images_per_update, self.log_interval, self.enabled = images_per_update, log_interval, enabled
         self.start_epoch = self.epoch = start_epoch
         self.started, self.done = time.perf_counter(), 0
+        self.index, self.loss, self.lr = 0, float('nan'), float('nan')
         self.bar = None
-        if enabled and sys.stderr.isatty():
+        self._stack = ExitStack()
+
+    def __enter__(self) -> 'Progress':
+        if self.enabled and sys.stderr.isatty():
             self.bar = tqdm(
-                total=epochs * updates_per_epoch, initial=start_epoch * updates_per_epoch, desc=title, unit='update',
-                dynamic_ncols=True, leave=False)
+                total=self.epochs * self.updates, initial=self.start_epoch * self.updates, desc=self.title,
+                unit='update', dynamic_ncols=True, leave=False)
+            self._stack.callback(self.bar.close)
+            self._stack.enter_context(logging_redirect_tqdm())
+        self._stack.enter_context(doing(self.words if self.bar is None else None))
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._stack.close()
+
+    def begin(self, epoch: int) -> None:
+        """Note that a 0-based epoch begins."""
+        self.epoch, self.index = epoch, 0
 
     def update(self, index: int, meter: Meter, lr: float) -> None:
         """Count one update; print when it is time to."""
         if not self.enabled:
             return
         self.done += 1
+        last = index + 1 == self.updates
+        interval = self.log_interval if self.bar is None else max(1, self.log_interval // 10)
+        due = (index + 1) % interval == 0 or (last and self.bar is not None)
+        if due or meter.pending_on_host:  # elsewhere reading the loss would make the device wait
+            self.loss = meter.loss()
+        self.index, self.lr = index + 1, lr
         if self.bar is not None:
             self.bar.update()
-        last = index + 1 == self.updates
-        if self.bar is None and (index + 1) % self.log_interval:
-            return
-        if self.bar is not None and not last and (index + 1) % max(1, self.log_interval // 10):
-            return
-        rate = self.done * self.images_per_update / (time.perf_counter() - self.started)
-        if self.bar is not None:
-            self.bar.set_postfix_str(f'epoch {self.epoch + 1} loss {meter.loss():.3f} {rate:.0f} img/s')
-        else:
-            _logger.info(
-                f'{self.title} epoch {self.epoch + 1}/{self.epochs} [{index + 1}/{self.updates}] '
-                f'loss {meter.loss():.3f} lr {lr:.2e} {rate:.0f} img/s, {self._left()} left')
+            if due:
+                self.bar.set_postfix_str(f'epoch {self.epoch + 1} loss {self.loss:.3f} {self._rate():.0f} img/s')
+        elif due:
+            _logger.info(self.words())
 
-    def _left(self) -> str:
-        total = (self.epochs - self.start_epoch) * self.updates
-        seconds = (time.perf_counter() - self.started) / self.done * (total - self.done)
-        return f'{int(seconds // 60)}:{int(seconds % 60):02d}'
+    def words(self) -> str:
+        """How far the run is, in a line."""
+        where = f'{self.title} epoch {self.epoch + 1}/{self.epochs} [{self.index}/{self.updates}]'
+        if not self.done:
+            return f'{where} the first update is not over yet'
+        seconds = (time.perf_counter() - self.started) / self.done
+        left = (self.epochs - self.start_epoch) * self.updates - self.done
+        return (
+            f'{where} loss {self.loss:.3f} lr {self.lr:.2e} {self._rate():.0f} img/s, {duration(seconds * left)} left')
+
+    def _rate(self) -> float:
+        return self.done * self.images_per_update / (time.perf_counter() - self.started)
 
     def line(self, text: str) -> None:
-        """Print a line above the bar."""
-        if not self.enabled:
-            return
-        if self.bar is not None:
-            self.bar.write(text, file=sys.stderr)
-        else:
+        """Log a line."""
+        if self.enabled:
             _logger.info(text)
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()

@@ -19,6 +19,7 @@ from torch import nn
 
 from .build.data import Data, build_data
 from .build.device import choose_device, local_device
+from .build.estimate import expected_seconds, silenced
 from .build.loaders import build_eval_loader, update_size
 from .build.model import build_model, check_student, drw_start, drw_targets
 from .build.speed import choose_speed, speed_before
@@ -32,9 +33,10 @@ from .evaluation import ShotEvaluator, format_table
 from .finish import check_run, discard_findings, finish_run
 from .fit import fit, restore
 from .folder import RunFolder, tensorboard_tracker, wandb_tracker
+from .progress import doing, duration
 from .results import final_table, plain_json, run_result, versions
 from .teacher_file import from_file, from_hub
-from .teachers import NO_NETWORK, Teacher, cache_key, cached_or_trained, teacher_args
+from .teachers import NO_NETWORK, Teacher, cache_key, cached_or_trained, is_cached, teacher_args
 
 _logger = logging.getLogger(__name__)
 
@@ -77,8 +79,13 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         _report_changes(checkpoint, source, args)
         load_weights(student, checkpoint['state_dict'], source)
     del student
-    data.hold(args.cache_images, args.workers)
-    teacher = resolve_teacher(args, data)
+    with doing('reading the images'):
+        data.hold(args.cache_images, args.workers)
+    if primary:
+        with doing('timing a step'):
+            _logger.info(_describe_time(args, data, checkpoint['epoch'] + 1 if checkpoint and args.resume else 0))
+    with doing('waiting for the teacher that another process makes'):
+        teacher = resolve_teacher(args, data)
     device = init_distributed_device(args)
     teacher_metrics = evaluate_teacher(args, teacher, data, device) if teacher else None
 
@@ -88,7 +95,8 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     start_epoch = 0
     if checkpoint is not None:
         start_epoch = restore(trainer, checkpoint, source, with_optimizer=not args.no_resume_opt)
-    speed = choose_speed(trainer, args, start_epoch, speed_before(checkpoint, args) if args.resume else None)
+    with doing('trying what is fastest'):
+        speed = choose_speed(trainer, args, start_epoch, speed_before(checkpoint, args) if args.resume else None)
     folder = RunFolder(path if args.experiment or not primary else _claim(path), primary)
     if checkpoint is not None:
         folder.rewind(start_epoch if args.resume else 0)
@@ -112,7 +120,8 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         torch.distributed.destroy_process_group()
     if primary:
         if args.report:
-            finish_run(folder.path, args.device)
+            with doing('measuring the mechanisms and writing the report'):
+                finish_run(folder.path, args.device)
         else:
             check_run(folder.path)
     _logger.info(f'Everything is in {folder.path}')
@@ -202,8 +211,7 @@ def resolve_teacher(args: argparse.Namespace, data: Data) -> Teacher | None:
         if args.teacher_checkpoint:
             raise ValueError(f'--teacher-checkpoint is given, but --teacher is {args.teacher}: name its architecture.')
         return None
-    settings = teacher_args(args, sum(data.train.class_counts))
-    validate_args(settings)
+    settings = _teacher_settings(args, data)
 
     def create(settings: argparse.Namespace) -> nn.Module:
         return build_model(settings, data.train.num_classes)
@@ -211,12 +219,39 @@ def resolve_teacher(args: argparse.Namespace, data: Data) -> Teacher | None:
     if args.teacher_checkpoint or args.teacher_source == 'hub':
         return from_file(args, settings, data, create)
     device = local_device(args)
-    precision = _precision(settings, device)
-    images = create(settings).pretrained_cfg
-    key = cache_key(settings, data.train.fingerprint, data.train.class_names, images, precision)
+    key = _teacher_key(settings, data)
     return cached_or_trained(
         args, settings, key, lambda: create(settings), lambda: from_hub(args, key),
         lambda path: train_teacher(settings, data, path, device))
+
+
+def _teacher_settings(args: argparse.Namespace, data: Data) -> argparse.Namespace:
+    settings = teacher_args(args, sum(data.train.class_counts))
+    validate_args(settings)
+    return settings
+
+
+def _teacher_key(settings: argparse.Namespace, data: Data) -> dict[str, Any]:
+    images = build_model(settings, data.train.num_classes).pretrained_cfg
+    precision = _precision(settings, local_device(settings))
+    return cache_key(settings, data.train.fingerprint, data.train.class_names, images, precision)
+
+
+def _describe_time(args: argparse.Namespace, data: Data, start_epoch: int) -> str:
+    """What the run will take, the teacher's training included where there is none yet."""
+    device, world_size = local_device(args), world_info_from_env()[2]
+    teacher, parts = None, {}
+    with silenced():
+        if args.teacher not in NO_NETWORK:
+            settings = _teacher_settings(args, data)
+            teacher = build_model(settings, data.train.num_classes)
+            given = args.teacher_checkpoint or args.teacher_source == 'hub'
+            if not given and not is_cached(args, _teacher_key(settings, data)):
+                parts['teacher'] = expected_seconds(build_trainer(settings, data, None, device), settings)
+        trainer = build_trainer(args, data, teacher, device, world_size)
+        parts['student' if teacher else 'model'] = expected_seconds(trainer, args, start_epoch)
+    words = ', '.join(f'{duration(seconds)} for the {name}' for name, seconds in parts.items())
+    return f'By a step timed just now this run will take about {duration(sum(parts.values()))}: {words}.'
 
 
 def train_teacher(settings: argparse.Namespace, data: Data, path: Path, device: torch.device) -> nn.Module:
@@ -233,7 +268,8 @@ def train_teacher(settings: argparse.Namespace, data: Data, path: Path, device: 
         start_epoch, before = restore(trainer, checkpoint, str(folder.last)), speed_before(checkpoint, settings)
         folder.rewind(start_epoch)
         _logger.info(f'Going on with epoch {start_epoch} of the teacher')
-    speed = choose_speed(trainer, settings, start_epoch, before)
+    with doing('trying what is fastest'):
+        speed = choose_speed(trainer, settings, start_epoch, before)
     folder.write('args.yaml', args_to_yaml(settings))
     record = {**_record(trainer, settings, data, device), 'speed': speed}
     metrics = fit(trainer, folder, settings, record, start_epoch, title='teacher')

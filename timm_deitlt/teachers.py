@@ -213,6 +213,11 @@ def cache_folder(args: argparse.Namespace, key: dict) -> Path:
     return root / 'teachers' / f'{name}-{key_sha256(key)[:16]}'
 
 
+def is_cached(args: argparse.Namespace, key: dict) -> bool:
+    """Whether the teacher of a key is in the cache."""
+    return (cache_folder(args, key) / RECORD).is_file()
+
+
 def cached_or_trained(
         args: argparse.Namespace,
         settings: argparse.Namespace,

@@ -1,7 +1,9 @@
 """Where a run computes, and what is fastest there."""
 import argparse
 import ctypes
+import functools
 import os
+import time
 from contextlib import suppress
 
 import torch
@@ -48,6 +50,34 @@ def return_freed_memory() -> None:
     """Give the system what glibc keeps: of use once, after what needs more memory than the steps that follow."""
     with suppress(AttributeError, OSError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether PyTorch computes matrix products of bfloat16 with instructions of the device.
+
+    Where it does not, it emulates them: on a CPU with AVX2 alone at about a fiftieth of the speed of float32.
+    """
+    if device.type == 'cuda':
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != 'cpu' or not torch.backends.mkldnn.is_available():
+        return False
+    # oneDNN is what computes them, and it can be told to leave instructions unused (ONEDNN_MAX_CPU_ISA). On x86 it also
+    # says yes to AVX-512 alone, which only converts.
+    x86 = torch.backends.cpu.get_cpu_capability().startswith('AVX')
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported() and (not x86 or torch.cpu._is_avx512_bf16_supported())
+
+
+@functools.cache
+def price_of_bfloat16() -> float:
+    """How many times as long as in float32 a matrix product takes in bfloat16 on this CPU, timed once."""
+    seconds = []
+    for dtype in (torch.float32, torch.bfloat16):
+        matrix = torch.ones(256, 256, dtype=dtype)
+        matrix @ matrix  # kernels are chosen in the first
+        began = time.perf_counter()
+        matrix @ matrix
+        seconds.append(time.perf_counter() - began)
+    return seconds[1] / seconds[0]
 
 
 def local_device(args: argparse.Namespace) -> torch.device:

@@ -11,15 +11,17 @@ import torch
 from timm.data import resolve_data_config
 from timm.models import PretrainedCfg
 from timm.models.deit import VisionTransformerDistilled
-from timm.optim import create_optimizer_v2, list_optimizers, optimizer_kwargs
+from timm.optim import Muon, create_optimizer_v2, list_optimizers, optimizer_kwargs
 from torch import nn
 
 from ..benchmarks import CATALOGUE
 from ..loss import LabelLoss, create_distillation_loss
 from ..models.cosine import set_cosine_classifier
+from ..optim import orthogonalize_in_float32
 from ..paco import PaCoNet, PaCoTask
 from ..task import ClassifierTask, DeiTLTTask
 from .data import Data, input_channels
+from .device import has_bfloat16
 from .loaders import build_mixup, build_train_transform
 
 _logger = logging.getLogger(__name__)
@@ -295,9 +297,12 @@ def build_optimizer(args: argparse.Namespace, model: nn.Module, global_batch_siz
     if name.startswith('sam'):
         kwargs.update(rho=args.rho, adaptive=args.sam_adaptive)
     try:
-        return create_optimizer_v2(model, **{**kwargs, **args.opt_kwargs})
+        optimizer = create_optimizer_v2(model, **{**kwargs, **args.opt_kwargs})
     except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).rstrip('.')
         raise ValueError(
             f'timm cannot make the optimizer {args.opt} as asked for: {reason}. Look at --opt-kwargs, --opt-betas, '
             '--lr and --weight-decay.') from error
+    if isinstance(optimizer, Muon) and not has_bfloat16(next(model.parameters()).device):
+        orthogonalize_in_float32(optimizer)
+    return optimizer

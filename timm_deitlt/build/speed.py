@@ -27,8 +27,11 @@ _logger = logging.getLogger(__name__)
 
 # Runs of fewer micro-batches end before a choice pays: they take what is usual on their device
 FEWEST_STEPS = 200
-# Compiling a network takes up to two minutes
-LEAST_SECONDS_TO_COMPILE = 900.
+# Compiling takes seconds for each layer, measured on a slow CPU: 95 s for the 98 of a ResNet-32, forward and back
+SECONDS_TO_COMPILE_A_LAYER = 1.
+# The largest part of a step that compiling was seen to save, and how often over it must earn what trying it costs
+MOST_GAIN_OF_COMPILING = {'cpu': .2, 'cuda': .4}
+LEAST_RETURN_OF_COMPILING = 3
 # Less may be noise, and then two runs of the same settings would differ in rounding
 LEAST_GAIN = .1
 _TIMED_STEPS = 4
@@ -122,7 +125,7 @@ def _fastest(
     if math.isinf(first):
         return speed, ''  # training will say why
     for name, value in _alternatives(trainer, speed):
-        if name == 'compile' and seconds * steps * passes < LEAST_SECONDS_TO_COMPILE:
+        if name == 'compile' and not _compiling_can_pay(trainer, seconds * steps * passes):
             continue
         candidate = replace(speed, **{name: value})
         other = _seconds(trainer, args, candidate, epoch)
@@ -132,6 +135,13 @@ def _fastest(
             torch.compiler.reset()  # graphs that were only tried
     gain = f', {1e3 * first:.0f} otherwise' if seconds < first else ''
     return speed, f' ({1e3 * seconds:.0f} ms for a batch forward and back{gain})'
+
+
+def _compiling_can_pay(trainer: Trainer, seconds: float) -> bool:
+    """Whether so many seconds of steps are enough to try to compile them: most trials gain nothing."""
+    layers = sum(not list(module.children()) for module in trainer.task.modules())
+    gain = seconds * MOST_GAIN_OF_COMPILING.get(trainer.task.device.type, .2)
+    return gain > LEAST_RETURN_OF_COMPILING * layers * SECONDS_TO_COMPILE_A_LAYER
 
 
 def _alternatives(trainer: Trainer, speed: Speed) -> Iterator[tuple[str, Any]]:
@@ -155,7 +165,7 @@ def _seconds(trainer: Trainer, args: argparse.Namespace, speed: Speed, epoch: in
     It leaves no trace in weights, statistics, gradients and queues.
     """
     task, device = trainer.task, trainer.task.device
-    images, target = _noise(trainer)
+    images, target = noise(trainer, trainer.loader.batch_size)
     batch = MicroBatch(number=0, indices=(), weight=1., last=True)
     seconds = []
     try:
@@ -167,8 +177,7 @@ def _seconds(trainer: Trainer, args: argparse.Namespace, speed: Speed, epoch: in
             for _ in range(1 + _TIMED_STEPS):
                 began = time.perf_counter()
                 trainer.forward_backward(epoch, batch, images, target)
-                if device.type != 'cpu':
-                    torch.accelerator.synchronize()
+                synchronize(device)
                 seconds.append(time.perf_counter() - began)
         result = min(seconds[1:])
     except Exception as error:  # no compiler for the backend, no kernel for the type, too little memory
@@ -195,14 +204,20 @@ def _restored_buffers(module: nn.Module) -> Iterator[None]:
             buffer.copy_(value)
 
 
-def _noise(trainer: Trainer) -> tuple[Tensor, Tensor]:
+def synchronize(device: torch.device) -> None:
+    """Wait for what a device was told to do."""
+    if device.type != 'cpu':
+        torch.accelerator.synchronize()
+
+
+def noise(trainer: Trainer, batch_size: int) -> tuple[Tensor, Tensor]:
     """A micro-batch as the loader gives it: starting its workers for one batch would take longer than the step."""
     model, loader, device = unwrap_model(trainer.task.get_eval_model()), trainer.loader, trainer.task.device
     generator = torch.Generator().manual_seed(0)
     channels, *size = model.pretrained_cfg['input_size']
     if loader.sizes is not None:
         size = [max(loader.sizes.drawn)] * 2
-    shape = (loader.num_views * loader.batch_size, channels, *size)
+    shape = (loader.num_views * batch_size, channels, *size)
     images = torch.randn(shape, generator=generator).to(device, loader.dtype)
     return images, torch.randint(model.num_classes, shape[:1], generator=generator).to(device)
 

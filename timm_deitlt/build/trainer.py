@@ -17,6 +17,7 @@ from ..data.augment import BatchAugment
 from ..data.seeds import seed_everything
 from ..engine import Trainer
 from .data import Data
+from .device import has_bfloat16, price_of_bfloat16
 from .loaders import build_eval_loader, build_mixup, build_train_loader, update_size
 from .model import build_model, build_optimizer, build_task, drw_start
 
@@ -24,14 +25,14 @@ _logger = logging.getLogger(__name__)
 
 
 def choose_precision(args: argparse.Namespace, device: torch.device) -> tuple[Any, torch.amp.GradScaler | None, str]:
-    """Context of forward passes, gradient scaler of fp16, and the words for the log."""
+    """Context of forward passes, gradient scaler of fp16, and the words for the log.
+
+    bfloat16 is chosen where the device has instructions for it, and obeyed elsewhere if it is asked for.
+    """
     dtype = {'bfloat16': torch.bfloat16, 'float16': torch.float16}[args.amp_dtype]
     amp = args.amp
     if amp is None:
-        if device.type == 'cuda':
-            amp = dtype == torch.float16 or torch.cuda.is_bf16_supported()
-        else:
-            amp = dtype == torch.bfloat16 and device.type == 'cpu' and torch.cpu._is_avx512_bf16_supported()
+        amp = has_bfloat16(device) if dtype == torch.bfloat16 else device.type == 'cuda'
         amp = amp and args.model_dtype in (None, 'float32')
     if not amp:
         return nullcontext, None, f'{args.model_dtype or "float32"} on {device}'
@@ -39,6 +40,16 @@ def choose_precision(args: argparse.Namespace, device: torch.device) -> tuple[An
     how = 'chosen automatically, --no-amp turns it off' if args.amp is None else '--amp'
     return partial(torch.autocast, device_type=device.type, dtype=dtype), scaler, (
         f'automatic mixed precision, {args.amp_dtype} on {device} ({how})')
+
+
+def warn_of_slow_bfloat16(args: argparse.Namespace, autocast: Callable, device: torch.device) -> None:
+    """Say what bfloat16 costs where it was asked for and the CPU has no instructions for it."""
+    mixed = autocast is not nullcontext and args.amp_dtype == 'bfloat16'
+    if device.type == 'cpu' and (mixed or args.model_dtype == 'bfloat16') and not has_bfloat16(device):
+        _logger.warning(
+            f'This CPU has no instructions for bfloat16: a matrix product takes {price_of_bfloat16():.0f} times as '
+            f'long as in float32 here. Leave out {"--amp and --amp-dtype" if mixed else "--model-dtype"} to train in '
+            'float32.')
 
 
 def rho_schedule(args: argparse.Namespace) -> Callable[[int, int], float] | None:
@@ -83,6 +94,7 @@ def build_trainer(
     optimizer = build_optimizer(args, task.get_trainable_module(), update_size(args, world_size)[1])
     autocast, scaler, words = choose_precision(args, device)
     _logger.info(f'Precision: {words}')
+    warn_of_slow_bfloat16(args, autocast, device)
     weak = teacher is not None and args.teacher_view == 'weak'
     second_view = 'key' if args.loss == 'paco' else 'weak' if weak else ''
     loader = build_train_loader(args, data, config, device, world_size, rank, second_view, dtype)

@@ -4,6 +4,7 @@ An update is a global batch, cut into micro-batches of a fixed size; ranks only 
 resumed run is the same run, and 1 x 4 (accumulation) makes the same updates as 2 x 2.
 """
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -238,7 +239,7 @@ class TrainLoader:
             self.sampler = MicroBatchSampler(
                 len(dataset), batch_size, grad_accum_steps, world_size, rank, repeats, even, seed, global_batch_size,
                 sizes)
-            views = AugmentedViews(dataset, transforms)
+            self.views = views = AugmentedViews(dataset, transforms)
             loader = DataLoader(views, batch_sampler=self.sampler, **loader_args)
             self.updates_per_epoch = self.sampler.updates_per_epoch
             self.images_per_epoch = self.sampler.images_per_epoch
@@ -259,6 +260,16 @@ class TrainLoader:
             if plan.last:
                 yield group
                 group = []
+
+    def seconds_per_image(self, images: int = 8) -> float:
+        """Seconds that reading and augmenting an image takes in one process, timed with some; 0 for a stream."""
+        if self.sampler is None:
+            return 0.
+        items = next(iter(self.sampler))[:images]
+        began = time.perf_counter()
+        for item in items:
+            self.views[item]
+        return (time.perf_counter() - began) / len(items)
 
     def _stream(self, epoch: int) -> Iterator[list[tuple[MicroBatch, Tensor, Tensor]]]:
         # an iterable set only estimates its length: an update is planned when its micro-batches are there

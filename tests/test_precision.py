@@ -1,0 +1,117 @@
+"""bfloat16 only where the hardware has it: elsewhere a CPU emulates it, dozens of times slower than float32."""
+import logging
+from collections import Counter
+
+import pytest
+import timm
+import torch
+from conftest import TINY, run_script
+from timm.optim import create_optimizer_v2, muon
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from timm_deitlt.build import model, trainer
+from timm_deitlt.build.data import build_data
+from timm_deitlt.build.device import has_bfloat16
+from timm_deitlt.config import parse_args
+from timm_deitlt.meter import Meter
+from timm_deitlt.optim import orthogonalize_in_float32
+
+CPU = torch.device('cpu')
+PRODUCTS = {
+    f'aten.{name}' for name in (
+        'mm', 'addmm', 'bmm', 'baddbmm', 'convolution', 'convolution_backward', 'mkldnn_convolution',
+        '_scaled_dot_product_flash_attention_for_cpu', '_scaled_dot_product_flash_attention_for_cpu_backward')}
+STUDENT = ['--teacher', 'resnet20', '--opt', 'muon']
+TEACHER = ['--model', 'resnet20_cifar', '--model-kwargs', '--teacher', 'none', '--opt', 'samsgd', '--loss', 'ce']
+PACO = [*TEACHER, '--loss', 'paco', '--mixup', '0', '--cutmix', '0', '--smoothing', '0', '--drw-on', 'none']
+
+
+class CountProducts(TorchDispatchMode):
+    """Counts matrix products by the type of their operands."""
+
+    def __init__(self):
+        super().__init__()
+        self.dtypes = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if str(func.overloadpacket) in PRODUCTS:
+            self.dtypes[args[0].dtype] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def products_of_an_update_and_an_evaluation(flags, monkeypatch, fast):
+    for module in (model, trainer):
+        monkeypatch.setattr(module, 'has_bfloat16', lambda device: fast)
+    args = parse_args([*[flag for flag in TINY if flag != '--no-amp'], '--val-fraction', '.2', *flags])
+    args.device = 'cpu'
+    teacher = timm.create_model('resnet20_cifar', num_classes=10) if args.teacher != 'none' else None
+    made = trainer.build_trainer(args, build_data(args), teacher, CPU)
+    made.task.train()
+    group = next(made.loader.epoch(0))
+    with CountProducts() as counted:
+        made.update(0, 0, group, Meter(CPU))
+        made.evaluate()
+    return counted.dtypes
+
+
+@pytest.mark.parametrize('flags', [STUDENT, TEACHER, PACO], ids=['student with muon', 'teacher with sam', 'paco'])
+def test_no_product_is_of_bfloat16_where_the_cpu_has_no_instructions_for_it(flags, monkeypatch):
+    dtypes = products_of_an_update_and_an_evaluation(flags, monkeypatch, fast=False)
+    assert dtypes[torch.float32] > 20 and not dtypes[torch.bfloat16], dtypes
+    dtypes = products_of_an_update_and_an_evaluation(flags, monkeypatch, fast=True)
+    assert dtypes[torch.bfloat16] > 20, 'the count sees them where they are wanted'
+
+
+def test_asking_for_bfloat16_is_obeyed_with_one_warning_that_names_the_price(monkeypatch, caplog):
+    monkeypatch.setattr(trainer, 'has_bfloat16', lambda device: False)
+    monkeypatch.setattr(trainer, 'price_of_bfloat16', lambda: 87.4)
+    args = parse_args(['--amp-dtype', 'bfloat16'])
+    autocast, scaler, words = trainer.choose_precision(args, CPU)
+    assert autocast().fast_dtype == torch.bfloat16 and scaler is None and 'bfloat16' in words
+    with caplog.at_level(logging.WARNING):
+        trainer.warn_of_slow_bfloat16(args, autocast, CPU)
+        trainer.warn_of_slow_bfloat16(parse_args([]), trainer.choose_precision(parse_args([]), CPU)[0], CPU)
+    assert len(caplog.messages) == 1 and ' 87 times as long' in caplog.messages[0]
+
+
+def test_a_type_of_the_weights_is_not_overruled_by_naming_that_of_mixed_precision():
+    assert parse_args(['--amp-dtype', 'bfloat16']).amp is True
+    assert parse_args(['--amp-dtype', 'bfloat16', '--no-amp']).amp is False
+    assert parse_args(['--amp-dtype', 'bfloat16', '--model-dtype', 'bfloat16']).amp is None
+
+
+def test_cpu_told_to_use_avx2_alone_has_no_bfloat16(tmp_path):
+    script = tmp_path / 'ask.py'
+    script.write_text(
+        'import torch\nfrom timm_deitlt.build.device import has_bfloat16, price_of_bfloat16\n'
+        'print(has_bfloat16(torch.device("cpu")), price_of_bfloat16() > 0)\n')
+    weak = {'ONEDNN_MAX_CPU_ISA': 'AVX2', 'ATEN_CPU_CAPABILITY': 'avx2', 'PYTHONPATH': '.'}
+    assert run_script(script=script, env=weak).stdout.split() == ['False', 'True']
+
+
+def test_device_without_mkldnn_has_no_bfloat16(monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, 'is_available', lambda: False)
+    assert not has_bfloat16(CPU)
+
+
+@pytest.mark.parametrize('name', ['muon', 'adamuon', 'nadamuon', 'nmuon'])
+def test_muon_of_timm_computes_in_float32_once_told_to_and_only_while_it_steps(name):
+    """Contract: timm's optimizers call `timm.optim.muon.zeropower_via_newtonschulz`, which takes a `dtype`."""
+    original = muon.zeropower_via_newtonschulz
+    updates = {}
+    for how in ('timm', 'float32'):
+        torch.manual_seed(0)
+        weights = [torch.nn.Parameter(torch.randn(8, 16)), torch.nn.Parameter(torch.randn(8))]
+        before = weights[0].detach().clone()
+        optimizer = create_optimizer_v2([{'params': weights}], opt=name, lr=.1)
+        if how == 'float32':
+            orthogonalize_in_float32(optimizer)
+        for weight in weights:
+            weight.grad = torch.randn_like(weight)
+        with CountProducts() as counted:
+            optimizer.step()
+        assert set(counted.dtypes) == {torch.bfloat16 if how == 'timm' else torch.float32}
+        updates[how] = weights[0].detach() - before
+    assert muon.zeropower_via_newtonschulz is original
+    largest = updates['timm'].abs().max().item()
+    torch.testing.assert_close(updates['timm'], updates['float32'], rtol=0, atol=.05 * largest)
