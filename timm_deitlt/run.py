@@ -21,6 +21,7 @@ from .build.data import Data, build_data
 from .build.device import choose_device, local_device
 from .build.loaders import build_eval_loader, update_size
 from .build.model import build_model, check_student, drw_start, drw_targets
+from .build.space import check_space, check_student_space
 from .build.speed import choose_speed, speed_before
 from .build.trainer import build_trainer, choose_precision
 from .checkpoint import check_checkpoint, load_checkpoint, load_weights
@@ -76,6 +77,8 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         check_checkpoint(checkpoint, source, args.model, data.train.fingerprint, data.train.class_names)
         _report_changes(checkpoint, source, args)
         load_weights(student, checkpoint['state_dict'], source)
+    if primary:
+        check_student_space(args, path, student, checkpoint['epoch'] + 1 if checkpoint else 0)
     del student
     data.hold(args.cache_images, args.workers)
     teacher = resolve_teacher(args, data)
@@ -88,6 +91,8 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     start_epoch = 0
     if checkpoint is not None:
         start_epoch = restore(trainer, checkpoint, source, with_optimizer=not args.no_resume_opt)
+    if primary:
+        check_space(args, path, trainer, start_epoch)
     speed = choose_speed(trainer, args, start_epoch, speed_before(checkpoint, args) if args.resume else None)
     folder = RunFolder(path if args.experiment or not primary else _claim(path), primary)
     if checkpoint is not None:
@@ -233,6 +238,7 @@ def train_teacher(settings: argparse.Namespace, data: Data, path: Path, device: 
         start_epoch, before = restore(trainer, checkpoint, str(folder.last)), speed_before(checkpoint, settings)
         folder.rewind(start_epoch)
         _logger.info(f'Going on with epoch {start_epoch} of the teacher')
+    check_space(settings, path, trainer, start_epoch, '--teacher-cache')
     speed = choose_speed(trainer, settings, start_epoch, before)
     folder.write('args.yaml', args_to_yaml(settings))
     record = {**_record(trainer, settings, data, device), 'speed': speed}
