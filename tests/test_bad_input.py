@@ -2,7 +2,11 @@
 import json
 import logging
 import re
+import resource
+import shutil
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +16,7 @@ from torch.utils.data import IterableDataset
 
 from timm_deitlt import run
 from timm_deitlt.build import data as build_data
-from timm_deitlt.cli import train_main, validate_main
+from timm_deitlt.cli import guarded, train_main, validate_main
 from timm_deitlt.config import parse_args
 from timm_deitlt.data.long_tail import UnreadableImageError
 from timm_deitlt.validation import validate
@@ -20,6 +24,7 @@ from timm_deitlt.validation import validate
 SUBSET = TINY.index('--n-max')
 # the tiny student without the subset of the digits
 MODEL = [*TINY[:SUBSET], *TINY[SUBSET + 4:]]
+TINY_PARAMETERS = 67_268
 
 
 def image_folder(path, **images):
@@ -188,6 +193,95 @@ def test_output_that_cannot_be_written_to_is_refused_before_the_teacher_is_train
     for resume in ([], ['--resume', 'auto', '--experiment', 'x']):
         message = refused('--output', tmp_path / 'file' / 'runs', '--teacher', 'resnet20_sam', *resume)
         assert f'as {tmp_path / "file"} is no folder that can be written to: give another --output' in message
+
+
+# Room on the disk
+
+@pytest.fixture
+def left(monkeypatch):
+    """Sets the bytes left on the disk of a folder; everywhere else there is room."""
+    def left(folder, free):
+        monkeypatch.setattr(shutil, 'disk_usage', lambda path: SimpleNamespace(
+            free=free if Path(path) == folder or folder in Path(path).parents else 10 ** 15))
+    return left
+
+
+# the tiny student and its milestones of 100 epochs: at the start of stage two, and those asked for
+@pytest.mark.parametrize('flags, milestones', [
+    ('', 1), ('--drw-start-epoch 100', 1), ('--stop-epoch 9', 0), ('--save-epochs 5 50', 3), ('--model-ema', 1),
+    ('--teacher resnet20_sam', 1), ('--opt samsgd', 1), ('--model-dtype bfloat16', 1)])
+def test_checkpoints_that_do_not_fit_are_refused_before_anything_is_trained(refused, left, tmp_path, flags, milestones):
+    left(tmp_path, 1000)
+    message = refused('--epochs', '100', *flags.split())
+    found = re.fullmatch(
+        rf'The checkpoints do not fit into {tmp_path}/output/\S+: (\S+ .B) are needed for (\d) file\(s\) of about '
+        rf'(\S+ .B) at a time, {milestones} of them milestone\(s\), and 1.0 kB are left there. Make room, or give '
+        r'another --output( or fewer --save-epochs)?\.', message)
+    assert found, message
+    needed, files, size, fewer = found.groups()
+    assert int(files) == milestones + 2 and bool(fewer) == ('--save-epochs' in flags)
+    needed, size = (float(x.split()[0]) * {'kB': 1e3, 'MB': 1e6}[x.split()[1]] for x in (needed, size))
+    assert int(files) * size == pytest.approx(needed, rel=.01)
+    # weights of 4 bytes, and what EMA and optimizer keep beside
+    numbers = {'--model-ema': 4, '--opt samsgd': 2, '--model-dtype bfloat16': 1.5}.get(flags, 3)
+    assert size == pytest.approx(numbers * 4 * TINY_PARAMETERS, rel=.01)
+
+
+def test_teacher_that_does_not_fit_into_its_cache_is_refused(refused, left, tmp_path):
+    (tmp_path / 'teachers').mkdir()
+    left(tmp_path / 'teachers', 4_000_000)
+    message = refused('--teacher', 'resnet20_sam')
+    assert message.startswith(f'The checkpoints do not fit into {tmp_path}/teachers/teachers/resnet20_sam-')
+    assert '4.00 MB are left there. Make room, or give another --teacher-cache.' in message
+
+
+def test_what_lies_in_the_folder_of_a_run_already_is_not_needed_again(checkpoint, left, tmp_path, monkeypatch):
+    """The newest checkpoint is replaced; a run that has ended needs no room at all."""
+    size = checkpoint.stat().st_size  # about a twentieth more than is estimated: names, settings and padding
+    folder = tmp_path / 'run'
+    folder.mkdir()
+    shutil.copy(checkpoint, folder)
+    left(tmp_path, round(1.2 * size))
+    trained = []
+    monkeypatch.setattr(run, 'fit', lambda *args, **kwargs: trained.append(args))
+    monkeypatch.setattr(run, 'run_result', lambda *args: {})
+    monkeypatch.setattr(run, 'final_table', lambda *args: '')
+    common = [*TINY, '--output', str(tmp_path), '--experiment', 'run', '--resume', 'auto', '--drw-start-epoch', '0']
+    run.train(parse_args([*common, '--epochs', '2']))
+    assert len(trained) == 1
+    with pytest.raises(ValueError, match='2 file.s. of about .* kB at a time, 1 of them'):
+        run.train(parse_args([*common, '--epochs', '3', '--save-epochs', '2']))
+    left(tmp_path, 0)
+    run.train(parse_args([*common, '--epochs', '1']))
+    assert len(trained) == 2
+
+
+def test_run_whose_disk_fills_up_ends_in_one_line_and_code_2(tmp_path, capsys):
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limit[1]))  # the system refuses larger files, as a full disk
+    try:
+        with pytest.raises(SystemExit) as error:
+            train_main([*TINY, '--epochs', '1', '--output', str(tmp_path), '--experiment', 'run'])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    message = one_line(capsys.readouterr().err)
+    assert error.value.code == 2
+    assert re.match(
+        rf'milestone-1.pth.tar cannot be written to {tmp_path}/run: File too large. It takes about \S+ kB, and \S+ .B '
+        'are left there', message)
+    assert not list(tmp_path.rglob('*.tar*'))
+
+
+def test_other_file_that_finds_no_room_ends_in_one_line_too(capsys):
+    def fails():
+        try:
+            raise OSError(28, 'No space left on device', '/logs/events')
+        except OSError as error:
+            raise RuntimeError('the logger died') from error
+    with pytest.raises(SystemExit) as error:
+        guarded('train.py', fails)
+    assert error.value.code == 2
+    assert one_line(capsys.readouterr().err).startswith('No space left on device (the logger died). Make room and ')
 
 
 def test_labels_of_the_evaluation_that_training_does_not_know_are_refused(refused, tmp_path):

@@ -2,7 +2,11 @@
 import argparse
 import copy
 import csv
+import errno
 import random
+import resource
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,13 +16,15 @@ import torch.nn.functional as F
 from conftest import TINY, TINY_TEACHER, last_json, run_script
 from PIL import Image
 from timm.data import Mixup
+from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.task import TokenDistillationTask
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
 from timm_deitlt import ClassifierTask, DeiTLTTask, Shots, create_distillation_loss
-from timm_deitlt.checkpoint import load_checkpoint, save_checkpoint
+from timm_deitlt.build.space import optimizer_bytes
+from timm_deitlt.checkpoint import atomic_write, load_checkpoint, save_checkpoint, tensor_bytes, write_text
 from timm_deitlt.data.augment import BatchAugment, train_transform
 from timm_deitlt.data.loader import TrainLoader, create_eval_loader
 from timm_deitlt.data.seeds import seed_everything
@@ -443,15 +449,80 @@ def test_crash_inside_torch_save_leaves_the_old_checkpoint_and_nothing_else(tmp_
     folder.save({'state_dict': {}, 'epoch': 0})
     old = folder.last.read_bytes()
 
-    def half(state, path):
-        path.write_bytes(b'half of it')
-        raise OSError('No space left on device')
+    def half(state, file):
+        file.write(b'half of it')
+        raise OSError('Input/output error')
 
     monkeypatch.setattr(torch, 'save', half)
-    with pytest.raises(OSError, match='No space'):
+    with pytest.raises(OSError, match='Input/output'):
         folder.save({'state_dict': {}, 'epoch': 1}, milestone=True)
     assert folder.last.read_bytes() == old
     assert [file.name for file in tmp_path.iterdir()] == ['last.pth.tar']
+
+
+MEGABYTE = 10 ** 6
+# what is written, how, and how much of it is said to be needed
+WRITTEN = {
+    'large': (lambda path: save_checkpoint(path, {'state_dict': {'x': torch.zeros(MEGABYTE)}}), '4.00 MB'),
+    'many': (lambda path: save_checkpoint(path, {str(i): torch.zeros(10_000) for i in range(60)}), '2.40 MB'),
+    'text': (lambda path: write_text(path, 'x' * 3 * MEGABYTE), '3.00 MB'),
+    'bytes': (lambda path: atomic_write(path, lambda file: file.write_bytes(bytes(3 * MEGABYTE))), None),
+}
+
+
+@pytest.fixture(params=['largest file', 'full disk', 'full when flushed'])
+def no_room(request, monkeypatch):
+    """Starts a shortage of space, and says in which words the system reports it."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    def start():
+        if request.param == 'largest file':  # a real one, wherever the tests run
+            resource.setrlimit(resource.RLIMIT_FSIZE, (MEGABYTE, limit[1]))
+            return 'File too large'
+        monkeypatch.setattr('os.fsync' if request.param == 'full when flushed' else 'os.replace', full)
+        return 'No space left on device'
+
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: SimpleNamespace(free=1_230_000))
+    yield start
+    resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+
+@pytest.mark.parametrize('what', WRITTEN)
+def test_file_without_room_leaves_the_old_one_and_says_what_is_needed_and_left(tmp_path, no_room, what):
+    write, needed = WRITTEN[what]
+    path = tmp_path / 'last.pth.tar'
+    path.write_bytes(b'the old one')
+    words = no_room()
+    with pytest.raises(ValueError) as error:
+        write(path)
+    message = str(error.value)
+    assert message.startswith(f'last.pth.tar cannot be written to {tmp_path}: {words}. ')
+    assert (f'It takes about {needed}, and ' in message) == (needed is not None)
+    assert '1.23 MB are left' in message and '--resume auto' in message
+    assert [file.name for file in tmp_path.iterdir()] == ['last.pth.tar'] and path.read_bytes() == b'the old one'
+
+
+@pytest.mark.parametrize('name, kwargs', [
+    ('sgd', {}), ('sgd', {'fused': True}), ('samsgd', {}), ('samsgd', {'fused': True}), ('samsgd', {'momentum': 0.}),
+    ('samadamw', {'fused': True}), ('adamw', {'amsgrad': True}), ('muon', {}), ('adafactor', {}), ('lamb', {}),
+    ('adagrad', {}),
+])
+def test_state_of_an_optimizer_is_known_before_its_first_step(name, kwargs):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 6, bias=False), nn.Linear(6, 2))
+    model[2].weight.requires_grad_(False)
+    optimizer = create_optimizer_v2(model, name, lr=.1, weight_decay=.1, **kwargs)
+    before = copy.deepcopy(optimizer.state_dict())
+    known = optimizer_bytes(optimizer)
+    assert str(optimizer.state_dict()) == str(before)
+
+    def closure():
+        model(torch.ones(2, 3, 4, 4)).sum().backward()
+    closure()
+    optimizer.step(closure)
+    assert known == tensor_bytes(list(optimizer.state_dict()['state'].values()))
 
 
 def test_milestone_is_there_before_the_checkpoint_that_goes_on_after_it(tmp_path, monkeypatch):

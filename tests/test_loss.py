@@ -270,6 +270,16 @@ def test_teacher_with_other_classes_is_refused(loss_type):
         create_distillation_loss(loss_type, COUNTS, START)(random_logits(0), random_logits(1, num_classes=4))
 
 
+@pytest.mark.parametrize('epoch', [0, START])
+@pytest.mark.parametrize('counts', [COUNTS[:4], COUNTS[:1], [*COUNTS, 1]], ids=len)
+@pytest.mark.parametrize('loss_type', ['drw_hard', 'drw_soft'])
+def test_drw_with_counts_of_other_classes_is_refused_in_every_epoch(loss_type, counts, epoch):
+    loss = create_distillation_loss(loss_type, counts, START)
+    loss.set_epoch(epoch)
+    with pytest.raises(ValueError, match=rf'class_counts is for {len(counts)} classes, but the logits .* are of 5: '):
+        loss(random_logits(0), random_logits(1))
+
+
 def test_weighted_cross_entropy_equals_a_slow_recomputation():
     logits, labels = random_logits(0), random_labels(1)
     mixed = .7 * F.one_hot(labels, 5).float() + .3 * F.one_hot(labels.flip(0), 5).float()
@@ -410,6 +420,22 @@ def test_label_loss_is_computed_in_float32_under_autocast(name):
 def test_label_loss_refuses_what_it_cannot_do(kwargs, message):
     with pytest.raises(ValueError, match=message):
         LabelLoss(5, **kwargs)
+
+
+@pytest.mark.parametrize('epoch', [0, START])
+@pytest.mark.parametrize('kwargs', [
+    {}, {'loss': 'ldam'}, {'loss': 'bce'}, {'weighted': True}, {'prior_tau': 1.}, {'smoothing': .1}])
+def test_label_loss_of_other_classes_than_the_models_is_refused(kwargs, epoch):
+    loss = LabelLoss(4, class_counts=COUNTS[:4], drw_start_epoch=START, **kwargs)
+    loss.set_epoch(epoch)
+    with pytest.raises(ValueError, match='num_classes is for 4 classes, but the logits .* are of 5: '):
+        loss(random_logits(0), random_labels(1))
+
+
+def test_ldam_of_other_classes_than_the_models_is_refused():
+    with pytest.raises(ValueError, match='class_counts is for 4 classes, but the logits .* are of 5: '):
+        LDAMLoss(COUNTS[:4])(random_logits(0), random_labels(1))
+
 
 # The class prior of CLS in stage two
 

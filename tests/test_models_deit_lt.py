@@ -2,7 +2,7 @@ import pytest
 import timm
 import torch
 from timm.data import resolve_data_config
-from timm.layers import create_feature_extractor, get_graph_node_names
+from timm.layers import PatchDropout, create_feature_extractor, get_graph_node_names
 from timm.optim import create_optimizer_v2
 
 import timm_deitlt.models
@@ -107,6 +107,7 @@ def test_experts_without_classifier_are_the_tokens():
     ({'drop_path_rate': 0.2, 'drop_rate': 0.1, 'proj_drop_rate': 0.1}, 32),
     ({'embed_dim': 24, 'depth': 4, 'num_heads': 2}, 32),
     ({'dynamic_img_size': True}, 40),
+    ({'patch_drop_rate': .5}, 32),
 ])
 def test_every_option_of_timms_deit_works(variant, options, size):
     model = create(variant, **options)
@@ -119,6 +120,22 @@ def test_drop_path_grows_with_depth():
     model = create('deit_lt_tiny', drop_path_rate=0.2)
     rates = [getattr(block.drop_path1, 'drop_prob', 0.) for block in model.blocks]
     assert rates == pytest.approx([0., 0.1, 0.2])
+
+
+@pytest.mark.parametrize('rate', [.25, .5, .9])
+def test_patch_dropout_keeps_both_tokens_and_as_many_patches_as_timms(rate):
+    model = create('deit_lt_tiny', patch_drop_rate=rate, embed_dim=24, num_heads=2, depth=1).train()
+    model.set_distilled_training(True)
+    seen = []
+    model.patch_drop.register_forward_hook(lambda module, args, output: seen.append((*args, output)))
+    for _ in range(20):
+        model(images())
+    kept = PatchDropout(rate).train()(torch.zeros(2, 1 + 16, 24)).shape[1] - 1
+    for before, after in seen:
+        assert torch.equal(after[:, :2], before[:, :2])
+        assert after.shape == (2, 2 + kept, 24)
+    assert len(seen) == 20 and any(not torch.equal(after[:, 2:], seen[0][1][:, 2:]) for _, after in seen)
+    assert torch.equal(model.eval().patch_drop(before), before)
 
 
 def test_unknown_option_is_an_error():

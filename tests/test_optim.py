@@ -1,4 +1,5 @@
 import copy
+import inspect
 import io
 import math
 import pickle
@@ -346,6 +347,25 @@ def test_timm_factory_passes_every_option(name, base, options):
     assert (no_decay['weight_decay'], decay['weight_decay']) == (0., 0.03)
     expected = {'lr': 0.2, 'foreach': False, 'rho': 0.7, 'adaptive': True, **options}
     assert {key: decay[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize('ours, base', [(SAMSGD, torch.optim.SGD), (SAMAdamW, torch.optim.AdamW)])
+def test_signature_is_that_of_the_base_and_reaches_it(ours, base):
+    """Contract with torch: timm reads from a signature what an optimizer takes, so a new option belongs in ours."""
+    own, theirs = (inspect.signature(optimizer).parameters for optimizer in (ours, base))
+    assert {name: p.default for name, p in own.items() if name not in ('rho', 'adaptive')} == {
+        name: p.default for name, p in theirs.items()}
+    assert all(p.kind is not p.VAR_KEYWORD for p in own.values())
+    group, expected = (optimizer([nn.Parameter(torch.ones(1))]).param_groups[0] for optimizer in (ours, base))
+    assert group == {**expected, 'params': group['params'], 'rho': .05, 'adaptive': False}
+    changed = {'lr': .3, 'weight_decay': .2, 'maximize': True, 'foreach': True, 'differentiable': False}
+    group = ours([nn.Parameter(torch.ones(1))], .1, True, **changed).param_groups[0]
+    assert {name: group[name] for name in changed} == changed and (group['rho'], group['adaptive']) == (.1, True)
+
+
+def test_unknown_option_is_an_error_of_the_class_itself():
+    with pytest.raises(TypeError, match=r"SAMSGD.*unexpected keyword argument 'betas'"):
+        SAMSGD([nn.Parameter(torch.ones(1))], betas=(.9, .99))
 
 
 def test_samsgd_is_not_nesterov_and_drops_what_sgd_does_not_know():

@@ -178,6 +178,12 @@ def test_mixed_labels_are_refused():
         PaCoLoss([50, 20, 5, 1], alpha=.05)(logits, queries, F.one_hot(target, 4).double(), *contrast)
 
 
+@pytest.mark.parametrize('counts', [[50, 20, 5], [50]], ids=len)
+def test_counts_of_other_classes_than_the_models_are_refused(counts):
+    with pytest.raises(ValueError, match=f'class_counts is for {len(counts)} classes, but the logits .* are of 4: '):
+        PaCoLoss(counts, alpha=.05)(*numbers())
+
+
 @pytest.mark.parametrize('name', ['resnet20_cifar', 'resnet50'])
 def test_one_pass_gives_the_plain_models_logits_and_a_projection_of_length_1(name):
     model = plain_model(name)

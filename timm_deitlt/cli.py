@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .ablation import ablate, study_names
-from .checkpoint import LAST
+from .checkpoint import LAST, MAKE_ROOM, no_space
 from .config import parse_args
 from .data.long_tail import UnreadableImageError
 from .finish import check_run, describe_run, has_mechanisms
@@ -46,7 +46,11 @@ def _message(error: Exception) -> str | None:
     frames = list(traceback.walk_tb(error.__traceback__))
     raised_in = frames[-1][0].f_globals.get('__name__', '') if frames else ''
     deliberate = isinstance(error, (ValueError, FileNotFoundError)) and raised_in.startswith('timm_deitlt')
-    return text if deliberate else None
+    if deliberate:
+        return text
+    # of a file that is not written by checkpoint.atomic_write, such as a logger's
+    reason = no_space(error)
+    return reason and f'{reason} ({text}). {MAKE_ROOM}'
 
 
 _GO_ON = (

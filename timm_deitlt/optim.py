@@ -200,17 +200,94 @@ def _not_finite(loss: Any) -> Any:
 
 
 class SAMSGD(SAM):
-    """SAM around torch's SGD; see `SAM`, other arguments are SGD's."""
+    """SAM around torch's SGD.
 
-    def __init__(self, params: Iterable[Any], rho: float = 0.05, adaptive: bool = False, **base_kwargs: Any) -> None:
-        super().__init__(params, torch.optim.SGD, rho=rho, adaptive=adaptive, **base_kwargs)
+    Args:
+        params, rho, adaptive: See `SAM`.
+        lr, momentum, dampening, weight_decay, nesterov, maximize, foreach, differentiable, fused: As for SGD.
+
+    Example:
+        >>> optimizer = SAMSGD(torch.nn.Linear(3, 1).parameters(), rho=0.1, lr=0.1, momentum=0.9)
+    """
+
+    # written out, as timm reads from the signature what an optimizer takes
+    def __init__(
+            self,
+            params: Iterable[Any],
+            rho: float = 0.05,
+            adaptive: bool = False,
+            *,
+            lr: float | Tensor = 1e-3,
+            momentum: float = 0,
+            dampening: float = 0,
+            weight_decay: float | Tensor = 0,
+            nesterov: bool = False,
+            maximize: bool = False,
+            foreach: bool | None = None,
+            differentiable: bool = False,
+            fused: bool | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            torch.optim.SGD,
+            rho=rho,
+            adaptive=adaptive,
+            lr=lr,
+            momentum=momentum,
+            dampening=dampening,
+            weight_decay=weight_decay,
+            nesterov=nesterov,
+            maximize=maximize,
+            foreach=foreach,
+            differentiable=differentiable,
+            fused=fused,
+        )
 
 
 class SAMAdamW(SAM):
-    """SAM around torch's AdamW; see `SAM`, other arguments are AdamW's."""
+    """SAM around torch's AdamW.
 
-    def __init__(self, params: Iterable[Any], rho: float = 0.05, adaptive: bool = False, **base_kwargs: Any) -> None:
-        super().__init__(params, torch.optim.AdamW, rho=rho, adaptive=adaptive, **base_kwargs)
+    Args:
+        params, rho, adaptive: See `SAM`.
+        lr, betas, eps, weight_decay, amsgrad, maximize, foreach, capturable, differentiable, fused: As for AdamW.
+
+    Example:
+        >>> optimizer = SAMAdamW(torch.nn.Linear(3, 1).parameters(), rho=0.1, lr=1e-3, betas=(0.9, 0.95))
+    """
+
+    def __init__(
+            self,
+            params: Iterable[Any],
+            rho: float = 0.05,
+            adaptive: bool = False,
+            *,
+            lr: float | Tensor = 1e-3,
+            betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+            eps: float = 1e-8,
+            weight_decay: float = 1e-2,
+            amsgrad: bool = False,
+            maximize: bool = False,
+            foreach: bool | None = None,
+            capturable: bool = False,
+            differentiable: bool = False,
+            fused: bool | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            torch.optim.AdamW,
+            rho=rho,
+            adaptive=adaptive,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            amsgrad=amsgrad,
+            maximize=maximize,
+            foreach=foreach,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+        )
 
 
 def orthogonalize_in_float32(optimizer: Muon) -> None:

@@ -19,11 +19,11 @@ from torch import nn
 
 from .build.data import Data, build_data
 from .build.device import choose_device, local_device
-from .build.estimate import expected_seconds, silenced
 from .build.loaders import build_eval_loader, update_size
+from .build.look_ahead import look_ahead, teacher_key, teacher_settings
 from .build.model import build_model, check_student, drw_start, drw_targets
 from .build.speed import choose_speed, speed_before
-from .build.trainer import build_trainer, choose_precision
+from .build.trainer import build_trainer, choose_precision, precision_words
 from .checkpoint import check_checkpoint, load_checkpoint, load_weights
 from .checks import validate_args
 from .config import args_to_yaml, describe_defaults
@@ -33,10 +33,10 @@ from .evaluation import ShotEvaluator, format_table
 from .finish import check_run, discard_findings, finish_run
 from .fit import fit, restore
 from .folder import RunFolder, tensorboard_tracker, wandb_tracker
-from .progress import doing, duration
+from .progress import doing
 from .results import final_table, plain_json, run_result, versions
 from .teacher_file import from_file, from_hub
-from .teachers import NO_NETWORK, Teacher, cache_key, cached_or_trained, is_cached, teacher_args
+from .teachers import NO_NETWORK, Teacher, cached_or_trained
 
 _logger = logging.getLogger(__name__)
 
@@ -83,7 +83,8 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         data.hold(args.cache_images, args.workers)
     if primary:
         with doing('timing a step'):
-            _logger.info(_describe_time(args, data, checkpoint['epoch'] + 1 if checkpoint and args.resume else 0))
+            start_epoch = checkpoint['epoch'] + 1 if checkpoint and args.resume else 0
+            _logger.info(look_ahead(args, data, path, start_epoch))
     with doing('waiting for the teacher that another process makes'):
         teacher = resolve_teacher(args, data)
     device = init_distributed_device(args)
@@ -211,7 +212,7 @@ def resolve_teacher(args: argparse.Namespace, data: Data) -> Teacher | None:
         if args.teacher_checkpoint:
             raise ValueError(f'--teacher-checkpoint is given, but --teacher is {args.teacher}: name its architecture.')
         return None
-    settings = _teacher_settings(args, data)
+    settings = teacher_settings(args, data)
 
     def create(settings: argparse.Namespace) -> nn.Module:
         return build_model(settings, data.train.num_classes)
@@ -219,39 +220,10 @@ def resolve_teacher(args: argparse.Namespace, data: Data) -> Teacher | None:
     if args.teacher_checkpoint or args.teacher_source == 'hub':
         return from_file(args, settings, data, create)
     device = local_device(args)
-    key = _teacher_key(settings, data)
+    key = teacher_key(settings, data)
     return cached_or_trained(
         args, settings, key, lambda: create(settings), lambda: from_hub(args, key),
         lambda path: train_teacher(settings, data, path, device))
-
-
-def _teacher_settings(args: argparse.Namespace, data: Data) -> argparse.Namespace:
-    settings = teacher_args(args, sum(data.train.class_counts))
-    validate_args(settings)
-    return settings
-
-
-def _teacher_key(settings: argparse.Namespace, data: Data) -> dict[str, Any]:
-    images = build_model(settings, data.train.num_classes).pretrained_cfg
-    precision = _precision(settings, local_device(settings))
-    return cache_key(settings, data.train.fingerprint, data.train.class_names, images, precision)
-
-
-def _describe_time(args: argparse.Namespace, data: Data, start_epoch: int) -> str:
-    """What the run will take, the teacher's training included where there is none yet."""
-    device, world_size = local_device(args), world_info_from_env()[2]
-    teacher, parts = None, {}
-    with silenced():
-        if args.teacher not in NO_NETWORK:
-            settings = _teacher_settings(args, data)
-            teacher = build_model(settings, data.train.num_classes)
-            given = args.teacher_checkpoint or args.teacher_source == 'hub'
-            if not given and not is_cached(args, _teacher_key(settings, data)):
-                parts['teacher'] = expected_seconds(build_trainer(settings, data, None, device), settings)
-        trainer = build_trainer(args, data, teacher, device, world_size)
-        parts['student' if teacher else 'model'] = expected_seconds(trainer, args, start_epoch)
-    words = ', '.join(f'{duration(seconds)} for the {name}' for name, seconds in parts.items())
-    return f'By a step timed just now this run will take about {duration(sum(parts.values()))}: {words}.'
 
 
 def train_teacher(settings: argparse.Namespace, data: Data, path: Path, device: torch.device) -> nn.Module:
@@ -302,16 +274,11 @@ def distribute(trainer: Trainer, args: argparse.Namespace, device: torch.device)
         )
 
 
-def _precision(args: argparse.Namespace, device: torch.device) -> str:
-    """Words for the precision of a training, the same on every device."""
-    return choose_precision(args, device)[2].split(' on ')[0]
-
-
 def _record(trainer: Trainer, args: argparse.Namespace, data: Data, device: torch.device) -> dict[str, Any]:
     """What a checkpoint says beside the state of training."""
     return {
         'experts': list(trainer.task.experts), 'data': data.describe(_test_counts(data)),
-        'precision': _precision(args, device)}
+        'precision': precision_words(args, device)}
 
 
 def _add_trackers(folder: RunFolder, args: argparse.Namespace) -> None:

@@ -249,7 +249,7 @@ def cached_or_trained(
                 else:
                     source, path = 'hub', fetched[1]
                     weights = weights_file(fetched[0])
-                atomic_write(folder / WEIGHTS, lambda path: path.write_bytes(weights))
+                atomic_write(folder / WEIGHTS, lambda path: path.write_bytes(weights), len(weights))
                 write_text(folder / RECORD, json.dumps(key, indent=2) + '\n')
     mend = f'Delete the folder {folder} to have the teacher trained anew, or give another --teacher-cache.'
     stored = read_record(folder / RECORD, mend)

@@ -42,6 +42,11 @@ def choose_precision(args: argparse.Namespace, device: torch.device) -> tuple[An
         f'automatic mixed precision, {args.amp_dtype} on {device} ({how})')
 
 
+def precision_words(args: argparse.Namespace, device: torch.device) -> str:
+    """Words for the precision of a training, the same on every device."""
+    return choose_precision(args, device)[2].split(' on ')[0]
+
+
 def warn_of_slow_bfloat16(args: argparse.Namespace, autocast: Callable, device: torch.device) -> None:
     """Say what bfloat16 costs where it was asked for and the CPU has no instructions for it."""
     mixed = autocast is not nullcontext and args.amp_dtype == 'bfloat16'

@@ -24,6 +24,14 @@ def checked_counts(class_counts: Sequence[int] | Tensor) -> Tensor:
     return counts
 
 
+def check_classes(logits: Tensor, num_classes: int, given: str = 'class_counts') -> None:
+    # PyTorch's own words would be about a weight, or a single class would be broadcast without any
+    if logits.shape[-1] != num_classes:
+        raise ValueError(
+            f'{given} is for {num_classes} classes, but the logits {tuple(logits.shape)} are of {logits.shape[-1]}: '
+            'the loss and the model must know the same classes, and class_counts list the images of each.')
+
+
 def class_weights(class_counts: Sequence[int] | Tensor, beta: float = 0.9999) -> Tensor:
     """Class weights (1 - beta) / (1 - beta^n), float32 `[C]`, by the effective number of images; mean 1.
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .classes import class_weights, full_precision, weighted_cross_entropy
+from .classes import check_classes, class_weights, full_precision, weighted_cross_entropy
 
 DISTILLATION_LOSS_TYPES = ('hard', 'soft', 'drw_hard', 'drw_soft')
 
@@ -72,7 +72,8 @@ class DRWDistillationLoss(DistillationLoss):
         distill_type, temperature: See `DistillationLoss`.
 
     Raises:
-        ValueError: If counts or start epoch are None, or as for `class_weights` and `DistillationLoss`.
+        ValueError: If counts or start epoch are None, if the logits are not of as many classes as there are counts, in
+            any epoch, or as for `class_weights` and `DistillationLoss`.
 
     Source: DeiT-LT (https://arxiv.org/abs/2404.02900), DRW from LDAM (https://arxiv.org/abs/1906.07413).
 
@@ -108,6 +109,11 @@ class DRWDistillationLoss(DistillationLoss):
     def set_epoch(self, epoch: int) -> None:
         """Choose the stage of a 0-based epoch."""
         self.in_drw_stage = epoch >= self.drw_start_epoch
+
+    def forward(self, dist_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        """As `DistillationLoss`; the classes are compared before stage two too, not hours later."""
+        check_classes(dist_logits, len(self.class_weight))
+        return super().forward(dist_logits, teacher_logits)
 
 
 def create_distillation_loss(

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from timm.loss import create_classification_loss
 from torch import Tensor, nn
 
-from .classes import checked_counts, class_weights, full_precision, weighted_cross_entropy
+from .classes import check_classes, checked_counts, class_weights, full_precision, weighted_cross_entropy
 
 
 class LDAMLoss(nn.Module):
@@ -21,7 +21,8 @@ class LDAMLoss(nn.Module):
         scale: Multiplies the logits, which are cosines.
 
     Raises:
-        ValueError: If a class has no image, or if targets are distributions: a mixed image has no one true class.
+        ValueError: If a class has no image, if the logits are not of as many classes as there are counts, or if targets
+            are distributions: a mixed image has no one true class.
 
     Source: LDAM (https://arxiv.org/abs/1906.07413).
 
@@ -41,6 +42,7 @@ class LDAMLoss(nn.Module):
         if target.ndim != 1:
             raise ValueError(
                 f'LDAM needs class indices [B], got targets {tuple(target.shape)}: train without mixup and cutmix.')
+        check_classes(logits, len(self.margin))
         margin = self.margin * F.one_hot(target, len(self.margin))
         return weighted_cross_entropy(self.scale * (full_precision(logits) - margin), target, weight)
 
@@ -65,7 +67,8 @@ class LabelLoss(nn.Module):
         bce_kwargs: 'bce_sum', 'bce_target_thresh', 'pos_weight' of timm's create_classification_loss, for 'bce' only.
 
     Raises:
-        ValueError: If an argument is out of range, missing, or at odds with another.
+        ValueError: If an argument is out of range, missing, or at odds with another, or the logits are not of
+            `num_classes`.
 
     Source: Long-tail learning via logit adjustment, equation 10 (https://arxiv.org/abs/2007.07314); Balanced
     meta-softmax, equation 3 (https://arxiv.org/abs/2007.10740).
@@ -111,6 +114,7 @@ class LabelLoss(nn.Module):
             given = 'none' if class_counts is None else len(class_counts)
             raise ValueError(
                 f'Class weights, a class prior and LDAM need class_counts of all {num_classes} classes, got {given}.')
+        self.num_classes = num_classes
         self.smoothing = smoothing
         self.keep_mixup = keep_mixup
         self.drw_start_epoch = drw_start_epoch
@@ -128,6 +132,7 @@ class LabelLoss(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Loss of logits `[B, C]` and class indices `[B]` or distributions `[B, C]`."""
+        check_classes(logits, self.num_classes, 'num_classes')
         logits = full_precision(logits)
         weight = self.class_weight if self.in_drw_stage else None
         if self.prior is not None and self.in_drw_stage:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from timm.layers import PatchDropout
 from timm.models import generate_default_cfgs, register_model
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import checkpoint_filter_fn
@@ -29,6 +30,12 @@ class DeiTLT(VisionTransformerDistilled):
         >>> model = timm.create_model('deit_lt_tiny', num_classes=10, img_size=32, patch_size=4).eval()
         >>> cls_logits, dist_logits = model.forward_experts(torch.randn(2, 3, 32, 32))
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if isinstance(self.patch_drop, PatchDropout):
+            # timm makes it for the class token alone, before its distilled ViT has two, and DIST would be dropped
+            self.patch_drop.num_prefix_tokens = self.num_prefix_tokens
 
     @torch.jit.export
     def forward_experts(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

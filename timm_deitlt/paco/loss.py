@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..loss import full_precision
-from ..loss.classes import checked_counts
+from ..loss.classes import check_classes, checked_counts
 
 EMPTY = -1  # class of a contrast that does not count
 
@@ -26,7 +26,8 @@ class PaCoLoss(nn.Module):
         temperature: T.
 
     Raises:
-        ValueError: If an argument is out of range, or the targets are not class indices.
+        ValueError: If an argument is out of range, the logits are not of as many classes as there are counts, or the
+            targets are not class indices.
 
     Source: PaCo (https://arxiv.org/abs/2107.12028), equations 3 and 4, as in its released training.
 
@@ -78,6 +79,7 @@ class PaCoLoss(nn.Module):
         if target.ndim != 1:
             raise ValueError(
                 f'PaCo takes class indices [B], got targets {list(target.shape)}: set --mixup 0 --cutmix 0.')
+        check_classes(logits, len(self.log_prior))
         # autocast would round the products to half precision, which 1 / T then magnifies
         with torch.autocast(logits.device.type, enabled=False):
             logits, queries, contrast = (full_precision(x) for x in (logits, queries, contrast))

@@ -1,17 +1,71 @@
-"""How long a training will take, from a step of it timed beforehand."""
+"""What a run will take, in time and on the disk, found out before anything is trained."""
 import argparse
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
+from timm.utils.distributed import world_info_from_env
+
+from ..checks import validate_args
 from ..data.loader import MicroBatch
 from ..engine import Trainer
 from ..optim import SAM
+from ..progress import duration
+from ..teachers import NO_NETWORK, cache_folder, cache_key, is_cached, teacher_args
+from .data import Data
+from .device import local_device
+from .model import build_model
+from .space import check_space
 from .speed import noise, synchronize
+from .trainer import build_trainer, precision_words
 
 # A step of so many seconds is long enough to be timed; a larger batch is in proportion
 _LONG_ENOUGH = .5
+
+
+def teacher_settings(args: argparse.Namespace, data: Data) -> argparse.Namespace:
+    """Settings of the teacher's own training, checked."""
+    settings = teacher_args(args, sum(data.train.class_counts))
+    validate_args(settings)
+    return settings
+
+
+def teacher_key(settings: argparse.Namespace, data: Data) -> dict[str, Any]:
+    """What the teacher of these settings is kept by, see `cache_key`."""
+    images = build_model(settings, data.train.num_classes).pretrained_cfg
+    precision = precision_words(settings, local_device(settings))
+    return cache_key(settings, data.train.fingerprint, data.train.class_names, images, precision)
+
+
+def look_ahead(args: argparse.Namespace, data: Data, folder: Path, start_epoch: int) -> str:
+    """What a run will take, in words; the teacher's training is included where there is none yet.
+
+    A step of student and of teacher is timed with networks that are thrown away.
+
+    Raises:
+        ValueError: If the checkpoints do not fit on the disk.
+    """
+    device, world_size = local_device(args), world_info_from_env()[2]
+    settings = network = None
+    seconds = {}
+    with silenced():
+        if args.teacher not in NO_NETWORK:
+            settings = teacher_settings(args, data)
+            network = build_model(settings, data.train.num_classes)
+        trainer = build_trainer(args, data, network, device, world_size)
+        check_space(args, folder, trainer, start_epoch)
+        seconds['student' if settings else 'model'] = expected_seconds(trainer, args, start_epoch)
+        if settings and not (args.teacher_checkpoint or args.teacher_source == 'hub'):
+            key = teacher_key(settings, data)
+            if not is_cached(args, key):
+                trainer = build_trainer(settings, data, None, device)
+                check_space(settings, cache_folder(args, key), trainer, 0, '--teacher-cache')
+                seconds['teacher'] = expected_seconds(trainer, settings)
+    parts = ', '.join(f'{duration(part)} for the {name}' for name, part in sorted(seconds.items(), reverse=True))
+    return f'By a step timed just now this run will take about {duration(sum(seconds.values()))}: {parts}.'
 
 
 def expected_seconds(trainer: Trainer, args: argparse.Namespace, start_epoch: int = 0) -> float:
@@ -56,7 +110,7 @@ def _batch_seconds(trainer: Trainer, epoch: int) -> float:
         size = min(full, 4 * size)
 
 
-def _timed(step, trainer: Trainer) -> float:
+def _timed(step: Callable[[], Any], trainer: Trainer) -> float:
     """Seconds of the second of two calls: the first also allocates."""
     for _ in range(2):
         began = time.perf_counter()
