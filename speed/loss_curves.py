@@ -3,8 +3,9 @@
     python speed/loss_curves.py loss_curves.png
     python speed/loss_curves.py teacher_curves.png --model resnet32_cifar --img-size 32 --opt samsgd
 
-Prints how far each curve lies from that of plain PyTorch in bf16, next to how far plain PyTorch in fp32 does. The
-student learns from soft labels: rounding would turn some of the hard ones of an untrained teacher.
+Prints how far each curve lies from that of plain PyTorch in bf16, next to how far plain PyTorch in fp32 does. On a CPU
+without instructions for bf16 both are in fp32. The student learns from soft labels: rounding would turn some of the
+hard ones of an untrained teacher.
 """
 import argparse
 from itertools import chain, count, islice
@@ -15,20 +16,20 @@ import numpy as np
 import timm
 import torch
 from pairs import machine
-from train_step import CLASSES, our_trainer
+from train_step import BFLOAT16, CLASSES, our_trainer
 
 from timm_deitlt.meter import Meter
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402
 
-PLAIN = 'plain, bf16'
+PLAIN = 'plain, bf16' if BFLOAT16 else 'plain, fp32'
 VARIANTS = {
-    PLAIN: ('--amp', '--auto-speed', 'off'),
+    PLAIN: ('--auto-speed', 'off'),
     'plain, fp32': ('--no-amp', '--auto-speed', 'off'),
-    'auto-speed': ('--amp',),
-    'channels last': ('--amp', '--channels-last'),
-    'compiled': ('--amp', '--torchcompile'),
+    'auto-speed': (),
+    'channels last': ('--channels-last',),
+    'compiled': ('--torchcompile',),
 }
 
 

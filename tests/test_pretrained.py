@@ -420,7 +420,7 @@ def test_what_is_listed_as_published_has_its_id_and_the_first_of_it_is_default(t
     assert found['is'] == [True, True, False, False]
     assert found['defaults'] == [
         'digits_if10', 'imagenet_lt', 'cifar10_if50_paco_sam', 'cifar100_if100_sam', 'imagenet_lt_sam']
-    assert found['small'] == [10, [3, 64, 64]]
+    assert found['small'] == [10, [3, 32, 32]]
     assert found['ids'] == ['timm-deitlt/deit_lt_small.digits_if10', None,
                             'timm-deitlt/resnet20_cifar.cifar10_if50_paco_sam']
     assert found['files'] == ['model.safetensors', None]
@@ -445,7 +445,7 @@ print(json.dumps({
     'pretrained': timm.list_pretrained(['deit_lt*', 'resnet*_cifar', 'resnet50_cosine']),
     'ids': {name: timm.get_pretrained_cfg(name).hf_hub_id for name in benchmarks.CATALOGUE if 'resnet50.' not in name},
     'defaults': [default(name) for name in ('deit_lt_tiny', 'deit_lt_base', 'resnet32_cifar', 'resnet50_cosine')],
-    'resnet32_cifar': timm.create_model('resnet32_cifar', pretrained=True).eval()(x[:, :, :32, :32]).tolist(),
+    'resnet32_cifar': timm.create_model('resnet32_cifar', pretrained=True).eval()(x).tolist(),
     'deit_lt_tiny': timm.create_model('deit_lt_tiny.digits_if10', pretrained=True).eval()(x).tolist(),
     'error': refusal('resnet20_cifar.digits_if10_paco_sam'),
     'timm': timm.get_pretrained_cfg('resnet50').hf_hub_id,
@@ -455,16 +455,16 @@ print(json.dumps({
 
 @torch.no_grad()
 def test_another_owner_has_all_tags_and_their_weights_load_offline_from_the_cache(tmp_path):
-    teacher, student = create(TEACHER), create('deit_lt_tiny.digits_if10', img_size=64, patch_size=16, depth=12)
+    teacher, student = create(TEACHER), create('deit_lt_tiny.digits_if10', img_size=32, patch_size=16, depth=12)
     cached(tmp_path / 'hf', f'someone/{TEACHER}', teacher)
     cached(tmp_path / 'hf', 'someone/deit_lt_tiny.digits_if10', student)
-    x = images(64)
+    x = images(32)
     torch.save(x, tmp_path / 'images.pth')
     found = child(OFFLINE, tmp_path, TIMM_DEITLT_HUB_OWNER='someone', HF_HUB_OFFLINE='1')
     assert set(found['pretrained']) == set(NAMES)
     assert found['ids'] == {name: f'someone/{name}' for name in NAMES}
     assert found['defaults'] == ['imagenet_lt', 'imagenet_lt', 'cifar100_if100_sam', 'imagenet_lt_sam']
-    torch.testing.assert_close(torch.tensor(found['resnet32_cifar']), teacher(x[:, :, :32, :32]), rtol=0, atol=1e-6)
+    torch.testing.assert_close(torch.tensor(found['resnet32_cifar']), teacher(x), rtol=0, atol=1e-6)
     torch.testing.assert_close(torch.tensor(found['deit_lt_tiny']), student(x), rtol=0, atol=1e-6)
     name = 'resnet20_cifar.digits_if10_paco_sam'
     assert f'{name} could not be read from someone/{name} on the Hub: HF_HUB_OFFLINE is set' in found['error']

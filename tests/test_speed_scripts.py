@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 
 SMALL = ['--img-size', '32', '--batch-size', '4', '--rounds', '1', '--device', 'cpu']
-STUDENTS = ["timm's task, bf16, teacher at its own size", 'ours, --auto-speed off']
+STUDENTS = ["timm's task, fp32, teacher at its own size", 'ours, --auto-speed off']
 TEACHERS = ['plain PyTorch, SGD, fp32', 'ours, SAM, --auto-speed off']
 
 

@@ -289,12 +289,11 @@ def _images(entry: Entry) -> dict[str, Any]:
     if entry.kind == 'student' and data.name != 'lt/digits':
         # the paper tests a central 224 px crop of an image resized to 256 px, normalised as ImageNet on every benchmark
         size, interpolation, crop_pct, data = 224, 'bicubic', .875, BENCHMARKS['lt/imagenet']
-    elif entry.kind == 'student':
-        size, interpolation, crop_pct = 64, 'bicubic', 1.
     elif entry.benchmark in _LARGE_TAGS:
         size, interpolation, crop_pct = 224, 'bilinear', .875
     else:
-        size, interpolation, crop_pct = 32, 'bicubic', 1.
+        size = 16 if entry.kind != 'student' and data.name == 'lt/digits' else 32
+        interpolation, crop_pct = 'bicubic', 1.
     return dict(
         input_size=(3, size, size), mean=data.mean, std=data.std, interpolation=interpolation, crop_pct=crop_pct)
 

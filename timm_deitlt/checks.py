@@ -110,7 +110,7 @@ def _conflicts(args: argparse.Namespace) -> tuple[tuple[Any, str], ...]:
         (args.resume and args.branch_from, '--resume goes on with a run, --branch-from starts a new one; give one'),
         (args.resume == 'auto' and not args.experiment, '--resume auto needs the name of the run in --experiment'),
         (args.wandb_resume_id and not args.resume, '--wandb-resume-id needs --resume'),
-        (args.teacher == 'none' and args.drw_on in ('dist', 'both'),
+        (args.teacher == 'none' and args.drw_on == 'dist',
          f'--drw-on {args.drw_on} needs a DIST expert, which --teacher none does not train; use --drw-on cls'),
         (args.teacher_checkpoint and args.teacher in ('none', 'labels'),
          f'--teacher-checkpoint needs the architecture of the teacher, got --teacher {args.teacher}'),

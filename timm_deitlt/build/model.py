@@ -185,6 +185,8 @@ def drw_start(args: argparse.Namespace) -> int:
 
 def drw_targets(args: argparse.Namespace, has_teacher: bool) -> str:
     """What the last stage re-weights: as given, else DIST with a teacher, the labels of LDAM, or nothing."""
+    if args.drw_on == 'both' and args.teacher == 'none':
+        return 'cls'  # the only expert
     if args.drw_on:
         return args.drw_on
     return 'dist' if has_teacher else 'cls' if args.loss == 'ldam' else 'none'

@@ -132,7 +132,7 @@ class Run:
         network = args.get('teacher') not in (None, 'none', 'labels')
         target = args.get('drw_on') or ('dist' if network else 'cls' if args.get('loss') == 'ldam' else 'none')
         words = {'both': 'DRW on CLS and DIST', 'none': 'stage two without DRW'}.get(target, f'DRW on {target.upper()}')
-        return start, 'DRW' if target == 'cls' and not self.two_experts else words
+        return start, 'DRW' if target in ('cls', 'both') and not self.two_experts else words
 
     def column(self, name: str, factor: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
         """Epochs trained and values of a column of summary.csv where it has a number."""

@@ -1,0 +1,86 @@
+"""What a run will take is said before anything is trained."""
+import copy
+import logging
+
+import pytest
+import torch
+from conftest import TINY
+
+from timm_deitlt import run
+from timm_deitlt.build import look_ahead
+from timm_deitlt.build.data import build_data
+from timm_deitlt.build.look_ahead import expected_seconds
+from timm_deitlt.build.trainer import build_trainer
+from timm_deitlt.config import parse_args
+
+CNN = ['--model', 'resnet20_cifar', '--model-kwargs', '--loss', 'ce', '--lr', '.001', '--img-size', '8']
+
+
+def made(*argv):
+    args = parse_args([*TINY, '--teacher', 'none', *map(str, argv)])
+    args.device = 'cpu'
+    return build_trainer(args, build_data(args), None, torch.device('cpu')), args
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A micro-batch takes 3 s forward and back, a step of the optimizer 2 s, an image 0.1 s."""
+    monkeypatch.setattr(look_ahead, '_batch_seconds', lambda trainer, epoch: 3.)
+    monkeypatch.setattr(look_ahead, '_timed', lambda step, trainer: 2.)
+    monkeypatch.setattr('timm_deitlt.data.loader.TrainLoader.seconds_per_image', lambda self: .1)
+
+
+@pytest.mark.parametrize('flags, passes', [([], 1), ([*CNN, '--opt', 'samsgd'], 2),
+                                           ([*CNN, '--opt', 'samsgd', '--sam-every', '2'], 1.5)])
+def test_seconds_are_those_of_all_updates_and_evaluations(flags, passes, clock):
+    trainer, args = made('--epochs', '10', '--val-interval', '5', '--grad-accum-steps', '2', *flags)
+    loader = trainer.loader
+    update = 2 * 3 * passes + 2 + .1 * loader.images_per_epoch / loader.updates_per_epoch
+    evaluation = 2 * 170 * (3 / 16 / 3 + .1)  # two batches of 170 images
+    expected = 10 * loader.updates_per_epoch * update + 2 * evaluation
+    assert expected_seconds(trainer, args) == pytest.approx(expected)
+    assert expected_seconds(trainer, args, start_epoch=5) == pytest.approx(expected / 2)
+
+
+def test_loader_processes_work_beside_the_step(clock):
+    trainer, args = made('--epochs', '1', '--val-interval', '1', '--workers', '1')
+    load = .1 * trainer.loader.images_per_epoch
+    compute = trainer.loader.updates_per_epoch * 5
+    assert expected_seconds(trainer, args) == pytest.approx(max(load, compute) + 2 * 170 * (3 / 16 / 3 + .1))
+
+
+def test_step_that_takes_long_is_timed_on_a_smaller_batch(monkeypatch):
+    trainer, args = made('--batch-size', '64')
+    sizes = []
+
+    def timed(step, trainer):
+        step()
+        return sizes[-1] / 50
+
+    def forward_backward(epoch, batch, images, target):
+        sizes.append(len(images))
+
+    monkeypatch.setattr(look_ahead, '_timed', timed)
+    monkeypatch.setattr(trainer, 'forward_backward', forward_backward)
+    assert look_ahead._batch_seconds(trainer, 0) == pytest.approx(64 / 50)
+    assert sizes == [8, 32], '32 images take 0.64 s, which is long enough'
+
+
+@pytest.mark.parametrize('flags', [[], [*CNN, '--opt', 'samsgd']], ids=['vit', 'cnn with sam'])
+def test_a_real_step_is_timed(flags):
+    assert 0 < expected_seconds(*made('--epochs', '2', *flags)) < 3600
+
+
+def test_a_run_says_what_it_will_take_before_its_teacher_is_trained_and_does_not_change_by_it(
+        tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    flags = [*TINY, '--epochs', '1', '--teacher', 'resnet20', '--teacher-epochs', '1', '--output', str(tmp_path)]
+    asked = parse_args([*flags, '--teacher-cache', str(tmp_path / 'cache')])
+    first = run.train(copy.deepcopy(asked))
+    found = [line for line in caplog.messages if line.startswith('By a step timed just now this run will take about')]
+    assert len(found) == 1 and ' for the teacher, ' in found[0] and ' for the student.' in found[0]
+    trained = next(place for place, line in enumerate(caplog.messages) if line.startswith('Training the teacher'))
+    assert caplog.messages.index(found[0]) < trained
+    caplog.clear()
+    monkeypatch.setattr(run, 'look_ahead', lambda *args: '')
+    assert run.train(asked)['weights_sha256'] == first['weights_sha256']
