@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 # read when huggingface_hub is imported, so cleared before anything imports it
@@ -15,7 +16,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from warm import EARLY, WarmProcess  # noqa: E402
+from warm import LATE, WITH_TIMM, WITH_TORCH, WarmProcess, torch_process  # noqa: E402
 
 import timm_deitlt  # noqa: E402, F401
 
@@ -60,29 +61,42 @@ def shared_teachers(tmp_path_factory):
 
 @functools.cache
 def warm_process():
-    """One process of this worker that has imported everything, and the environment that it was started with."""
+    """One process of this worker that has imported everything."""
     folder = tempfile.TemporaryDirectory()
     process = WarmProcess({}, Path(folder.name))
     atexit.register(folder.cleanup)
-    atexit.register(process.__exit__)
-    return process, dict(os.environ)
+    atexit.register(process.close)
+    return process
 
 
-def run_script(*args, script='train.py', check=True, env=None, cwd=None):
-    """Run train.py or another script in a process of its own, forked from a warm one where that makes no difference."""
+def run_script(*args, script='train.py', check=True, env=None, cwd=None, started=lambda pid: None):
+    """Run train.py or another script in a process of its own, forked from a warm one where that makes no difference.
+
+    `started` gets its process id, to be able to end it.
+    """
     env = env or {}
-    if any(name.startswith(EARLY) for name in env):
+    early = [name for name in env if name not in LATE]
+    if any(name.startswith(WITH_TORCH) for name in early):
         done = subprocess.run(
             [sys.executable, str(ROOT / script), *map(str, args)], capture_output=True, text=True, cwd=cwd,
             env={**os.environ, **env})
     else:
-        process, before = warm_process()
-        now = {**os.environ, **env}
-        changed = {name: now.get(name) for name in {**before, **now} if before.get(name) != now.get(name)}
-        done = process.run(ROOT / script, *args, cwd=cwd or os.getcwd(), env=changed)
+        process = torch_process() if any(name.startswith(WITH_TIMM) for name in early) else warm_process()
+        done = process.run(ROOT / script, *args, cwd=cwd or os.getcwd(), env=env, started=started)
     if check:
         assert done.returncode == 0, done.stderr[-3000:]
     return done
+
+
+def ends_it_after(signal, folder, pattern, wait=0.):
+    """For `started` of `run_script`: send a signal some seconds after there is such a file in the folder."""
+    def end(pid):
+        deadline = time.time() + 120
+        while not any(folder.glob(pattern)) and time.time() < deadline:
+            time.sleep(.01)
+        time.sleep(wait)
+        os.kill(pid, signal)
+    return end
 
 
 def last_json(done):

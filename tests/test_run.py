@@ -1,18 +1,14 @@
 """The real train.py on real digits: through the DRW switch, killed, resumed, branched, on two processes."""
 import csv
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import timm
 import torch
 import yaml
-from conftest import ROOT, TINY, TINY_TEACHER, last_json, run_script
+from conftest import TINY, TINY_TEACHER, ends_it_after, last_json, run_script
 
 from timm_deitlt.config import parse_args
 from timm_deitlt.run import _claim, train
@@ -82,17 +78,9 @@ def test_folder_of_a_run_holds_what_is_promised(reference):
 
 def test_killed_and_resumed_run_is_bit_identical_to_one_that_was_not(reference, tmp_path):
     command, output, _ = reference
-    command = [*map(str, command), '--output', str(tmp_path), '--experiment', 'killed']
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / 'train.py'), *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        start_new_session=True)
-    folder = tmp_path / 'killed'
-    deadline = time.time() + 120
-    while not (folder / 'last.pth.tar').is_file() and time.time() < deadline:
-        time.sleep(.02)
-    time.sleep(.2)  # somewhere in the second epoch
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    command, folder = [*command, '--output', tmp_path, '--experiment', 'killed'], tmp_path / 'killed'
+    somewhere_in_the_second_epoch = ends_it_after(signal.SIGKILL, folder, 'last.pth.tar', wait=.2)
+    assert run_script(*command, check=False, started=somewhere_in_the_second_epoch).returncode == -signal.SIGKILL
     killed_after = weights(folder)['epoch']
     done = run_script(*command, '--resume', 'auto')
     assert killed_after < 2, 'the run had not ended when it was killed'
@@ -246,18 +234,11 @@ def test_nan_loss_stops_names_the_update_and_keeps_the_last_checkpoint(tmp_path)
 
 def test_interrupt_leaves_the_last_checkpoint_and_says_how_to_go_on(tmp_path):
     command = [
-        *TINY, '--teacher', 'none', '--epochs', '500', '--auto-speed', 'off', '--output', str(tmp_path), '--experiment',
+        *TINY, '--teacher', 'none', '--epochs', '500', '--auto-speed', 'off', '--output', tmp_path, '--experiment',
         'run']
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / 'train.py'), *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    last = tmp_path / 'run' / 'last.pth.tar'
-    deadline = time.time() + 120
-    while not last.is_file() and time.time() < deadline:
-        time.sleep(.02)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert '--resume auto' in stderr and 'Traceback' not in stderr
+    done = run_script(*command, check=False, started=ends_it_after(signal.SIGINT, tmp_path / 'run', 'last.pth.tar'))
+    assert done.returncode == 130
+    assert '--resume auto' in done.stderr and 'Traceback' not in done.stderr
     assert weights(tmp_path / 'run')['epoch'] >= 0
 
 
