@@ -88,13 +88,12 @@ def run_script(*args, script='train.py', check=True, env=None, cwd=None, started
     return done
 
 
-def ends_it_after(signal, folder, pattern, wait=0.):
-    """For `started` of `run_script`: send a signal some seconds after there is such a file in the folder."""
+def ends_it_after(signal, folder, pattern):
+    """For `started` of `run_script`: send a signal once there is such a file in the folder."""
     def end(pid):
         deadline = time.time() + 120
         while not any(folder.glob(pattern)) and time.time() < deadline:
             time.sleep(.01)
-        time.sleep(wait)
         os.kill(pid, signal)
     return end
 

@@ -81,7 +81,7 @@ def test_floor_one_never_imports_its_neighbours():
 
 def test_importing_the_package_loads_nothing_heavy_beyond_timm():
     code = (
-        'import sys, timm, timm.task, torchvision; before = set(sys.modules); import timm_deitlt;'
+        'import sys, timm, timm.task, torchvision; before = set(sys.modules); import timm_deitlt, timm_deitlt.data;'
         'print(*(m for m in sorted(set(sys.modules) - before) if "." not in m))'
     )
     loaded = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split()
