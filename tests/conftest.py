@@ -55,8 +55,9 @@ def own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture(scope='session')
 def shared_teachers(tmp_path_factory):
-    """A cache of teachers that the tests of a session share, so that each is trained once."""
-    return tmp_path_factory.mktemp('teachers')
+    """A cache of teachers that the tests of all workers share, so that each is trained once."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if os.environ.get('PYTEST_XDIST_WORKER') else base) / 'teachers'  # its lock is the cache's own
 
 
 @functools.cache

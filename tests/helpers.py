@@ -56,7 +56,7 @@ def vit(**kwargs):
 
 def teacher():
     torch.manual_seed(1)
-    model = timm.create_model('resnet20_cifar', num_classes=CLASSES)
+    model = timm.create_model('resnet20_cifar', num_blocks=1, num_classes=CLASSES)
     model.pretrained_cfg = {**model.pretrained_cfg, 'mean': HALF, 'std': HALF, 'input_size': (3, SIZE, SIZE)}
     return model
 

@@ -122,7 +122,7 @@ def test_what_would_stop_a_cell_is_found_before_the_first_is_trained(tmp_path, s
 
 
 def test_a_cell_of_a_cnn_has_no_mechanisms(tmp_path):
-    cnn = dict(model='resnet20_cifar', model_kwargs={}, opt='momentum', loss='ce')
+    cnn = dict(model='resnet20_cifar', model_kwargs={'num_blocks': 1}, opt='momentum', loss='ce')
     result = run(tmp_path, 'plain', **cnn)
     assert result['analysis'] is None and result['metrics']['mean']['top1'] >= 0
     asked = study(tmp_path, **cnn)

@@ -306,7 +306,8 @@ def test_sam_teacher_on_two_processes_has_the_parameters_of_one_before_and_after
     does not, at the real step.
     """
     command = [
-        '--model', 'resnet20_cifar', '--opt', 'samsgd', '--n-max', '34', '--imbalance-factor', '4', '--img-size', '16',
+        '--model', 'resnet20_cifar', '--model-kwargs', 'num_blocks=1', '--opt', 'samsgd', '--n-max', '34',
+        '--imbalance-factor', '4', '--img-size', '16',
         '--batch-size', '16', '--global-batch-size', '64', '--epochs', '2', '--drw-start-epoch', '1', '--lr', '.02',
         '--warmup-lr', '.02', '--workers', '0', '--no-amp', '--model-dtype', 'float64', '--no-report', '--output',
         str(tmp_path), '--experiment']

@@ -161,7 +161,8 @@ def test_labels_train_both_tokens_without_a_teacher(tmp_path):
 
 def test_cnn_trains_alone_with_sam(tmp_path):
     args = parse_args([
-        '--model', 'resnet20_cifar', '--opt', 'samsgd', '--epochs', '1', '--n-max', '40', '--imbalance-factor', '4',
+        '--model', 'resnet20_cifar', '--model-kwargs', 'num_blocks=1', '--opt', 'samsgd', '--epochs', '1', '--n-max',
+        '40', '--imbalance-factor', '4',
         '--output', str(tmp_path), '--experiment', 'run', '--no-amp', '--img-size', '16'])
     result = train(args)
     assert result['cls']['top1'] >= 0 and result['dist'] is None
@@ -281,7 +282,8 @@ def test_paco_with_sam_goes_on_bit_for_bit_and_leaves_a_plain_classifier(tmp_pat
     config = tmp_path / 'teacher.yaml'
     config.write_text(
         'base: [default/teacher, digits/teacher, teachers/paco, digits/paco, teachers/paco_sam]\n'
-        'model: resnet20_cifar\nimg_size: 16\nn_max: 20\nimbalance_factor: 4\nepochs: 2\npaco_queue: 50\namp: false\n'
+        'model: resnet20_cifar\nmodel_kwargs: {num_blocks: 1}\nimg_size: 16\nn_max: 20\nimbalance_factor: 4\n'
+        'epochs: 2\npaco_queue: 50\namp: false\n'
         'batch_size: 16\nglobal_batch_size: 32\n')
     command = ['-c', str(config), '--output', str(tmp_path), '--experiment']
     train(parse_args([*command, 'whole']))
@@ -293,7 +295,7 @@ def test_paco_with_sam_goes_on_bit_for_bit_and_leaves_a_plain_classifier(tmp_pat
         for name, value in state.items():
             assert torch.equal(value, parts['task_state'][part][name]), f'{part} {name}'
     assert (whole['task_state']['queue']['labels'] >= 0).all(), 'the images of an epoch have filled the queue of 50'
-    plain = timm.create_model('resnet20_cifar', num_classes=10)
+    plain = timm.create_model('resnet20_cifar', num_blocks=1, num_classes=10)
     plain.load_state_dict(whole['state_dict'])
 
 

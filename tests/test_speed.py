@@ -20,7 +20,7 @@ from timm_deitlt.data.loader import MicroBatch
 from timm_deitlt.fit import checkpoint_state, restore
 from timm_deitlt.progress import Progress
 
-CNN = ['--model', 'resnet20_cifar', '--model-kwargs', '--opt', 'samsgd', '--loss', 'ce', '--lr', '.001']
+CNN = ['--model', 'resnet20_cifar', '--model-kwargs', 'num_blocks=1', '--opt', 'samsgd', '--loss', 'ce', '--lr', '.001']
 PACO = [*CNN, '--loss', 'paco', '--mixup', '0', '--cutmix', '0', '--smoothing', '0', '--drw-on', 'none']
 SILENT = Progress('', 1, 0, 1, 1., enabled=False)
 MATMUL = {'fused_attention': False, 'channels_last': False, 'compile': ''}

@@ -139,7 +139,8 @@ class TorchProcess(_Process):
     def __init__(self):
         self._folder = tempfile.TemporaryDirectory()
         self._process = subprocess.Popen(
-            [sys.executable, '-c', _SERVE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            [sys.executable, '-c', _SERVE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, 'HOME': self._folder.name, 'XDG_CACHE_HOME': self._folder.name})
         super().__init__(self._process.stdin, self._process.stdout, Path(self._folder.name), {}, WITH_TORCH)
 
     def serve(self, folder: Path, env: Mapping[str, str]) -> tuple:
