@@ -24,7 +24,8 @@ ROOT = Path(__file__).parents[1]
 
 # Files that take longest, to be begun first so that two workers end together
 LONGEST = (
-    'test_benchmark_runs', 'test_run', 'test_distributed', 'test_teachers', 'test_publish', 'test_hub_models')
+    'test_run', 'test_publish', 'test_distributed', 'test_teachers', 'test_hub_models', 'test_benchmark_runs',
+    'test_speed', 'test_report', 'test_finish', 'test_ablation_runs')
 
 # A student and a teacher that train in seconds, by the real train.py on the real digits
 TINY = [

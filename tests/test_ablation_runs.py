@@ -134,7 +134,7 @@ def test_the_script_trains_what_it_can_and_says_what_failed(tmp_path):
     (tmp_path / 'mine.yaml').write_text(yaml.safe_dump(content, sort_keys=False))
     done = run_script(
         tmp_path / 'mine.yaml', '--seeds', '1', '--results', tmp_path / 'results', '--work', tmp_path / 'work',
-        '--arms', 'plain', 'bad', script='ablate.py', check=False)
+        '--jobs', '2', '--arms', 'plain', 'bad', script='ablate.py', check=False)
     assert done.returncode == 1, done.stderr
     result = last_json(done)
     assert result['cells'] == ['plain-subset0-seed1']

@@ -193,11 +193,19 @@ def test_settings_that_hold_the_token_are_not_published(bench, runs, tmp_path):
 
 # Faults: the version there is the old one or the new one, whole
 
+@pytest.fixture(scope='module')
+def another_model(served, runs, tmp_path_factory):
+    """Files of a published model."""
+    bench = Bench(*served, tmp_path_factory.mktemp('another'), 'another-model')
+    succeeded(bench.publish(runs / 'b'))
+    return bench.files
+
+
 @pytest.fixture(params=['new', 'existing'])
-def old(request, bench, runs):
+def old(request, another_model, bench):
     """What the repository holds before: nothing, or another model."""
     if request.param == 'existing':
-        succeeded(bench.publish(runs / 'b'))
+        bench.hub.commit(bench.id, another_model, message='Publish another model')
     return bench.files
 
 

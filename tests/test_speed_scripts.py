@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_script
 
 SMALL = ['--img-size', '32', '--batch-size', '4', '--rounds', '1', '--device', 'cpu']
 STUDENTS = ["timm's task, bf16, teacher at its own size", 'ours, --auto-speed off']
@@ -33,7 +33,8 @@ def test_each_variant_has_its_row(command, rows):
 
 
 def test_a_variant_that_dies_is_said_in_one_error():
-    done = run('train_step.py', *SMALL, '--variants', 'ours', '--teacher', 'no_such_teacher')
+    done = run_script(
+        *SMALL, '--variants', 'ours', '--teacher', 'no_such_teacher', script='speed/train_step.py', check=False)
     assert done.returncode == 1 and 'ended with code 1' in done.stderr and 'no_such_teacher' in done.stderr
 
 
