@@ -15,10 +15,7 @@ for name in [name for name in os.environ if name.startswith(('HF_', 'HUGGING_FAC
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 import pytest  # noqa: E402
-import torch  # noqa: E402
 from warm import LATE, WITH_TIMM, WITH_TORCH, WarmProcess, torch_process  # noqa: E402
-
-import timm_deitlt  # noqa: E402, F401
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,6 +41,8 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope='session', autouse=True)
 def one_thread():
+    import torch  # here, as the process that only distributes the tests needs none
+
     torch.set_num_threads(1)
 
 

@@ -145,10 +145,22 @@ def loopback():
     return {'GLOO_SOCKET_IFNAME': 'lo'} if 'lo' in dict(map(reversed, socket.if_nameindex())) else {}
 
 
+def free_port():
+    """One for the two ranks to meet at."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        return free.getsockname()[1]
+
+
+def environment_of(rank, port):
+    """What a launcher gives one of two ranks."""
+    return {
+        **loopback(), 'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1',
+        'MASTER_PORT': str(port)}
+
+
 def _rank(rank, port, function, args):
-    os.environ.update(
-        loopback(), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2', MASTER_ADDR='127.0.0.1',
-        MASTER_PORT=str(port))
+    os.environ.update(environment_of(rank, port))
     torch.set_num_threads(1)
     function(rank, *args)
 
@@ -158,7 +170,4 @@ def on_two_ranks(function, *args):
 
     They are forked, so that they need not import anything anew.
     """
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.start_processes(_rank, (port, function, args), nprocs=2, start_method='fork')
+    torch.multiprocessing.start_processes(_rank, (free_port(), function, args), nprocs=2, start_method='fork')

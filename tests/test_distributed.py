@@ -3,7 +3,9 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +20,9 @@ from helpers import (
     cnn,
     differ,
     distiller,
+    environment_of,
     eval_loader,
+    free_port,
     loopback,
     on_two_ranks,
     sgd,
@@ -30,6 +34,7 @@ from helpers import (
 )
 from timm.data import Mixup
 from torch import nn
+from warm import WarmProcess
 
 from timm_deitlt.config import parse_args
 from timm_deitlt.data.augment import BatchAugment
@@ -265,19 +270,29 @@ COMMAND = [
 ]
 
 
+def run_on_two_ranks(folder, *command, **env):
+    """train.py with what a launcher gives its two processes, and what they print."""
+    def run(rank):
+        (folder / f'rank{rank}').mkdir()
+        with WarmProcess({}, folder / f'rank{rank}') as process:
+            return process.run(ROOT / 'train.py', *command, env={**env, **environment_of(rank, port)})
+
+    port = free_port()
+    with ThreadPoolExecutor() as pool:
+        ranks = list(pool.map(run, range(2)))
+    assert not any(done.returncode for done in ranks), ''.join(done.stderr[-3000:] for done in ranks)
+    return SimpleNamespace(**{name: ''.join(getattr(done, name) for done in ranks) for name in ('stdout', 'stderr')})
+
+
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
-    """train.py on two processes with an empty cache, as a user starts it; then the same run in one."""
+    """train.py on two processes with an empty cache; then the same run in one."""
     root = tmp_path_factory.mktemp('runs')
     (root / 'spy_of_ranks.py').write_text(SPY)
     command = [*COMMAND, '--teacher-cache', str(root / 'cache'), '--output', str(root)]
-    two = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--local-addr', '127.0.0.1', '--nproc-per-node',
-         '2', str(ROOT / 'train.py'), *command, '--grad-accum-steps', '2', '--experiment', 'two', '--device-modules',
-         'spy_of_ranks'],
-        capture_output=True, text=True,
-        env={**os.environ, **loopback(), 'PYTHONPATH': str(root), 'SPY_LOG': str(root / 'spy.log')})
-    assert two.returncode == 0, two.stderr[-3000:]
+    two = run_on_two_ranks(
+        root, *command, '--grad-accum-steps', '2', '--experiment', 'two', '--device-modules', 'spy_of_ranks',
+        PYTHONPATH=str(root), SPY_LOG=str(root / 'spy.log'))
     one = train(parse_args([*command, '--grad-accum-steps', '4', '--experiment', 'one']))
     return root, one, two, (root / 'spy.log').read_text().splitlines()
 
@@ -354,3 +369,14 @@ def test_rank_0_alone_writes_the_run_and_prints_the_result(runs):
     assert len(two.stdout.splitlines()) == 1, 'one JSON object'
     assert two.stderr.count('train epoch 3/3') == 1
     assert json.loads((root / 'two' / 'metrics.json').read_text()) == json.loads(two.stdout)
+
+
+@pytest.mark.slow
+def test_torchrun_starts_two_processes_that_print_one_result(tmp_path):
+    done = subprocess.run(
+        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--local-addr', '127.0.0.1', '--nproc-per-node',
+         '2', str(ROOT / 'train.py'), *TINY, '--teacher', 'none', '--epochs', '1', '--output', str(tmp_path),
+         '--experiment', 'run'],
+        capture_output=True, text=True, env={**os.environ, **loopback()})
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout) == json.loads((tmp_path / 'run' / 'metrics.json').read_text())
