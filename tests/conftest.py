@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 # read when huggingface_hub is imported, so cleared before anything imports it
@@ -14,16 +15,14 @@ for name in [name for name in os.environ if name.startswith(('HF_', 'HUGGING_FAC
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 import pytest  # noqa: E402
-import torch  # noqa: E402
-from warm import EARLY, WarmProcess  # noqa: E402
-
-import timm_deitlt  # noqa: E402, F401
+from warm import LATE, WITH_TIMM, WITH_TORCH, WarmProcess, torch_process  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 
 # Files that take longest, to be begun first so that two workers end together
 LONGEST = (
-    'test_benchmark_runs', 'test_run', 'test_distributed', 'test_teachers', 'test_publish', 'test_hub_models')
+    'test_run', 'test_publish', 'test_distributed', 'test_teachers', 'test_hub_models', 'test_benchmark_runs',
+    'test_speed', 'test_report', 'test_finish', 'test_ablation_runs')
 
 # A student and a teacher that train in seconds, by the real train.py on the real digits
 TINY = [
@@ -42,6 +41,8 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope='session', autouse=True)
 def one_thread():
+    import torch  # here, as the process that only distributes the tests needs none
+
     torch.set_num_threads(1)
 
 
@@ -54,35 +55,48 @@ def own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture(scope='session')
 def shared_teachers(tmp_path_factory):
-    """A cache of teachers that the tests of a session share, so that each is trained once."""
-    return tmp_path_factory.mktemp('teachers')
+    """A cache of teachers that the tests of all workers share, so that each is trained once."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if os.environ.get('PYTEST_XDIST_WORKER') else base) / 'teachers'  # its lock is the cache's own
 
 
 @functools.cache
 def warm_process():
-    """One process of this worker that has imported everything, and the environment that it was started with."""
+    """One process of this worker that has imported everything."""
     folder = tempfile.TemporaryDirectory()
     process = WarmProcess({}, Path(folder.name))
     atexit.register(folder.cleanup)
-    atexit.register(process.__exit__)
-    return process, dict(os.environ)
+    atexit.register(process.close)
+    return process
 
 
-def run_script(*args, script='train.py', check=True, env=None, cwd=None):
-    """Run train.py or another script in a process of its own, forked from a warm one where that makes no difference."""
+def run_script(*args, script='train.py', check=True, env=None, cwd=None, started=lambda pid: None):
+    """Run train.py or another script in a process of its own, forked from a warm one where that makes no difference.
+
+    `started` gets its process id, to be able to end it.
+    """
     env = env or {}
-    if any(name.startswith(EARLY) for name in env):
+    early = [name for name in env if name not in LATE]
+    if any(name.startswith(WITH_TORCH) for name in early):
         done = subprocess.run(
             [sys.executable, str(ROOT / script), *map(str, args)], capture_output=True, text=True, cwd=cwd,
             env={**os.environ, **env})
     else:
-        process, before = warm_process()
-        now = {**os.environ, **env}
-        changed = {name: now.get(name) for name in {**before, **now} if before.get(name) != now.get(name)}
-        done = process.run(ROOT / script, *args, cwd=cwd or os.getcwd(), env=changed)
+        process = torch_process() if any(name.startswith(WITH_TIMM) for name in early) else warm_process()
+        done = process.run(ROOT / script, *args, cwd=cwd or os.getcwd(), env=env, started=started)
     if check:
         assert done.returncode == 0, done.stderr[-3000:]
     return done
+
+
+def ends_it_after(signal, folder, pattern):
+    """For `started` of `run_script`: send a signal once there is such a file in the folder."""
+    def end(pid):
+        deadline = time.time() + 120
+        while not any(folder.glob(pattern)) and time.time() < deadline:
+            time.sleep(.01)
+        os.kill(pid, signal)
+    return end
 
 
 def last_json(done):

@@ -122,7 +122,7 @@ def test_what_would_stop_a_cell_is_found_before_the_first_is_trained(tmp_path, s
 
 
 def test_a_cell_of_a_cnn_has_no_mechanisms(tmp_path):
-    cnn = dict(model='resnet20_cifar', model_kwargs={}, opt='momentum', loss='ce')
+    cnn = dict(model='resnet20_cifar', model_kwargs={'num_blocks': 1}, opt='momentum', loss='ce')
     result = run(tmp_path, 'plain', **cnn)
     assert result['analysis'] is None and result['metrics']['mean']['top1'] >= 0
     asked = study(tmp_path, **cnn)
@@ -134,7 +134,7 @@ def test_the_script_trains_what_it_can_and_says_what_failed(tmp_path):
     (tmp_path / 'mine.yaml').write_text(yaml.safe_dump(content, sort_keys=False))
     done = run_script(
         tmp_path / 'mine.yaml', '--seeds', '1', '--results', tmp_path / 'results', '--work', tmp_path / 'work',
-        '--arms', 'plain', 'bad', script='ablate.py', check=False)
+        '--jobs', '2', '--arms', 'plain', 'bad', script='ablate.py', check=False)
     assert done.returncode == 1, done.stderr
     result = last_json(done)
     assert result['cells'] == ['plain-subset0-seed1']

@@ -12,7 +12,7 @@ from timm_deitlt.benchmarks import BENCHMARKS
 
 SHORT = [
     '--img-size', '32', '--workers', '0', '--validation-batch-size', '250', '--val-interval', '2', '--epochs', '2',
-    '--drw-start-epoch', '1', '--batch-size', '32', '--global-batch-size', '64', '--no-report',
+    '--drw-start-epoch', '1', '--batch-size', '32', '--global-batch-size', '64', '--no-amp', '--no-report',
 ]
 SMALL_STUDENT = ['--model-kwargs', 'embed_dim=48', 'depth=2', 'num_heads=3']  # its patches stay 16 px
 # torchvision knows the published files by their checksum; nothing else of it is touched
@@ -121,10 +121,11 @@ def stages(root, recipe):
 
 
 @pytest.mark.parametrize('recipe, num_classes, n_max', [
-    ('cifar10_if100/deit_lt_tiny', 10, 100), ('cifar100_if50/deit_lt_tiny', 100, 50)])
+    ('cifar10_if100/deit_lt_tiny', 10, 10), ('cifar100_if50/deit_lt_tiny', 100, 2)])
 def test_cifar_pickles_train_teacher_and_student_from_the_recipe(tmp_path, recipe, num_classes, n_max):
     data, env = cifar_pickles(tmp_path, num_classes, n_max, 2)
-    result = run(recipe, tmp_path, *data, *SHORT, *SMALL_STUDENT, '--n-max', n_max, '--teacher-epochs', '2', env=env)
+    few = ['--n-max', n_max, '--imbalance-factor', n_max, '--teacher-epochs', '1']
+    result = run(recipe, tmp_path, *data, *SHORT, *SMALL_STUDENT, *few, env=env)
     counts = result['data']['train_counts']
     assert counts[0] == n_max and counts[-1] == 1 and len(counts) == num_classes
     assert result['teacher']['source'] == 'trained' and result['teacher']['name'] == 'resnet32_paco_sam'
@@ -134,7 +135,7 @@ def test_cifar_pickles_train_teacher_and_student_from_the_recipe(tmp_path, recip
 
 @pytest.mark.parametrize('teacher_model', [
     pytest.param([], marks=pytest.mark.slow, id='resnet50'),  # the recipe's own
-    pytest.param(['--model', 'resnet18'], id='resnet18')])
+    pytest.param(['--model', 'test_resnet'], id='test_resnet')])
 def test_imagenet_tree_with_lists_trains_teacher_and_student_from_the_recipes(tmp_path, teacher_model):
     data = imagenet_tree(tmp_path)
     sizes = [*SHORT, '--batch-size', '64', '--global-batch-size', '128']
@@ -155,11 +156,11 @@ def test_imagenet_tree_with_lists_trains_teacher_and_student_from_the_recipes(tm
 def test_inat_tree_with_json_trains_teacher_and_student_from_the_recipes(tmp_path):
     data = inat_tree(tmp_path)
     sizes = [*SHORT, '--batch-size', '64', '--global-batch-size', '256']
-    teacher = run('inat18/teacher_paco_sam', tmp_path, *data, '--model', 'resnet18', *sizes)
+    teacher = run('inat18/teacher_paco_sam', tmp_path, *data, '--model', 'test_resnet', *sizes)
     assert len(teacher['data']['train_counts']) == 8142 and sum(teacher['data']['test_counts']) == 408
     checkpoint = tmp_path / 'output' / 'inat18-teacher_paco_sam' / 'last.pth.tar'
     result = run(
-        'inat18/deit_lt_base', tmp_path, *data, *sizes, *SMALL_STUDENT, '--teacher', 'resnet18_paco_sam',
+        'inat18/deit_lt_base', tmp_path, *data, *sizes, *SMALL_STUDENT, '--teacher', 'test_resnet_paco_sam',
         '--teacher-checkpoint', checkpoint)
     assert result['teacher']['per_class'] == teacher['cls']['per_class']
     assert stages(tmp_path, 'inat18/deit_lt_base') == (2, True)

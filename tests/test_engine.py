@@ -1,7 +1,6 @@
 """The loop against hand-written loops: updates, SAM, stages, means, evaluation, files, compilation."""
 import argparse
 import copy
-import csv
 import errno
 import random
 import resource
@@ -10,124 +9,49 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
-from conftest import TINY, TINY_TEACHER, last_json, run_script
-from PIL import Image
+from conftest import TINY, last_json, run_script
+from helpers import (
+    CLASSES,
+    COUNTS,
+    HALF,
+    SEED,
+    SILENT,
+    SIZE,
+    Breaks,
+    Pictures,
+    assert_close,
+    classifier,
+    cnn,
+    differ,
+    distiller,
+    eval_loader,
+    sgd,
+    summary,
+    teacher,
+    train_loader,
+    trainer,
+    vit,
+    weights,
+)
 from timm.data import Mixup
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.task import TokenDistillationTask
 from torch import nn
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import IterableDataset
 
-from timm_deitlt import ClassifierTask, DeiTLTTask, Shots, create_distillation_loss
 from timm_deitlt.build.space import optimizer_bytes
 from timm_deitlt.checkpoint import atomic_write, load_checkpoint, save_checkpoint, tensor_bytes, write_text
 from timm_deitlt.data.augment import BatchAugment, train_transform
-from timm_deitlt.data.loader import TrainLoader, create_eval_loader
+from timm_deitlt.data.loader import TrainLoader
 from timm_deitlt.data.seeds import seed_everything
-from timm_deitlt.engine import Trainer
 from timm_deitlt.fit import fit, restore
 from timm_deitlt.folder import RunFolder
 from timm_deitlt.loss import LabelLoss, class_weights
 from timm_deitlt.meter import Meter, NonFiniteLossError
 from timm_deitlt.optim import SAMSGD
-from timm_deitlt.progress import Progress
-
-CLASSES, SIZE, SEED = 5, 16, 7
-COUNTS = [40, 20, 8, 4, 2]
-HALF = (.5,) * 3
-SILENT = Progress('', 1, 0, 1, 1., enabled=False)
-
-
-class Pictures(Dataset):
-    """Noise, whose classes follow one another."""
-
-    def __init__(self, length):
-        generator = np.random.RandomState(0)
-        self.pixels = generator.randint(0, 256, (length, SIZE, SIZE, 3), dtype=np.uint8)
-
-    def __len__(self):
-        return len(self.pixels)
-
-    def __getitem__(self, index):
-        return Image.fromarray(self.pixels[index]), index % CLASSES
-
-    def batch(self, indices):
-        """Normalised images and targets, without a loader."""
-        pixels = torch.from_numpy(self.pixels[list(indices)]).permute(0, 3, 1, 2).float()
-        return (pixels / 255 - .5) / .5, torch.tensor([index % CLASSES for index in indices])
-
-
-def vit(**kwargs):
-    torch.manual_seed(0)
-    model = timm.create_model(
-        'deit_lt_tiny', img_size=SIZE, patch_size=8, embed_dim=24, depth=2, num_heads=2, num_classes=CLASSES, **kwargs)
-    model.pretrained_cfg = {**model.pretrained_cfg, 'mean': HALF, 'std': HALF}
-    return model
-
-
-def teacher():
-    torch.manual_seed(1)
-    model = timm.create_model('resnet20_cifar', num_classes=CLASSES)
-    model.pretrained_cfg = {**model.pretrained_cfg, 'mean': HALF, 'std': HALF, 'input_size': (3, SIZE, SIZE)}
-    return model
-
-
-def cnn():
-    torch.manual_seed(2)
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-        nn.Linear(8, CLASSES))
-
-
-def classifier(model, criterion=None, **kwargs):
-    return ClassifierTask(
-        model, criterion or nn.CrossEntropyLoss(), verbose=False, shots=Shots.from_counts(COUNTS), **kwargs)
-
-
-def distiller(model=None, loss='hard', criterion=None):
-    distillation = create_distillation_loss(loss, class_counts=COUNTS, drw_start_epoch=0)
-    return DeiTLTTask(
-        model or vit(), teacher(), distillation, criterion or nn.CrossEntropyLoss(), task_loss_weight=.3, verbose=False,
-        shots=Shots.from_counts(COUNTS))
-
-
-def train_loader(images=22, batch_size=4, accum=4, no_aug=True, **kwargs):
-    return TrainLoader(
-        Pictures(images), [(train_transform((3, SIZE, SIZE), no_aug=no_aug),)], HALF, HALF, batch_size=batch_size,
-        grad_accum_steps=accum, even=True, seed=SEED, **kwargs)
-
-
-def eval_loader(images, **kwargs):
-    transform = train_transform((3, SIZE, SIZE), no_aug=True)
-    return create_eval_loader(Pictures(images), transform, HALF, HALF, batch_size=4, **kwargs)
-
-
-def trainer(task, optimizer=None, loader=None, augment=None, **kwargs):
-    return Trainer(
-        task=task, optimizer=optimizer or sgd(task), loader=loader or train_loader(), augment=augment or BatchAugment(),
-        seed=SEED, **kwargs)
-
-
-def sgd(task, lr=.1, momentum=.9):
-    return torch.optim.SGD(task.trainable_module.parameters(), lr=lr, momentum=momentum)
-
-
-def weights(task):
-    return copy.deepcopy(task.trainable_module.state_dict())
-
-
-def assert_close(a, b, atol=1e-6):
-    assert a.keys() == b.keys()
-    for name, value in a.items():
-        assert torch.allclose(value, b[name], rtol=0, atol=atol), name
-
-
-def differ(a, b, atol=1e-5):
-    return any(not torch.allclose(value, b[name], rtol=0, atol=atol) for name, value in a.items())
 
 
 def test_accumulated_update_equals_timms_task_on_the_whole_batch():
@@ -230,18 +154,6 @@ def test_sam_counts_batch_norm_statistics_once_and_clips_the_second_gradient_onl
     assert task.trainable_module[1].num_batches_tracked == 6, '22 images are 6 micro-batches'
     assert_close(weights(task), sam_by_hand(*parts(), clip=clip))
     assert differ(weights(task), sam_by_hand(*parts())), 'the bound was reached'
-
-
-class Breaks(nn.Module):
-    """Cross-entropy that is NaN at one call."""
-
-    def __init__(self, at):
-        super().__init__()
-        self.at, self.calls = at, 0
-
-    def forward(self, logits, target):
-        self.calls += 1
-        return F.cross_entropy(logits, target) * (float('nan') if self.calls == self.at else 1)
 
 
 @pytest.mark.parametrize('on_cpu', [True, False])
@@ -380,11 +292,6 @@ def test_evaluation_equals_a_plain_loop_and_leaves_mode_weights_and_random_numbe
             per_class = [100 * right[target == label].mean().item() for label in range(CLASSES)]
             assert result[expert]['per_class'] == pytest.approx(per_class)
     assert ema_metrics['cls']['per_class'][3] == 100
-
-
-def summary(folder):
-    with open(folder / 'summary.csv') as file:
-        return list(csv.DictReader(file))
 
 
 def settings(**kwargs):
@@ -549,7 +456,9 @@ def test_compiled_task_trains_and_measures_as_the_plain_one_and_compiles_once():
 
 @pytest.mark.slow
 def test_train_script_compiles_by_inductor(tmp_path, shared_teachers):
-    command = [*TINY, *TINY_TEACHER, '--teacher-cache', shared_teachers, '--epochs', '1', '--output', tmp_path]
+    command = [
+        *TINY, '--teacher', 'test_resnet_sam', '--teacher-epochs', '1', '--teacher-cache', shared_teachers, '--epochs',
+        '1', '--output', tmp_path]
     plain = last_json(run_script(*command, '--experiment', 'plain'))
     compiled = last_json(run_script(*command, '--experiment', 'compiled', '--torchcompile'))
     for expert in ('mean', 'cls', 'dist'):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from helpers import on_two_ranks
 from timm.data.distributed_sampler import OrderedDistributedSampler
 from timm.task.evaluator import ClassificationEvaluator
 
@@ -261,11 +261,10 @@ def test_update_reads_nothing_back_from_the_device():
         evaluator.compute()
 
 
-def evaluate_rank(rank, world_size, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group('gloo', init_method=f'file://{folder}/rendezvous', rank=rank, world_size=world_size)
+def evaluate_rank(rank, folder):
+    dist.init_process_group('gloo')
     logits, target = example()
-    sampler = OrderedDistributedSampler(range(NUM_IMAGES), world_size, rank)
+    sampler = OrderedDistributedSampler(range(NUM_IMAGES), 2, rank)
     mine = torch.tensor(list(sampler))
     evaluator = evaluate(
         {name: x[mine] for name, x in logits.items()}, target[mine], max_samples=sampler.num_valid_samples)
@@ -275,13 +274,12 @@ def evaluate_rank(rank, world_size, folder):
         'metrics': evaluator.compute(distributed=True),
         'test_counts': evaluator.test_counts,
     }
-    with open(f'{folder}/{rank}.json', 'w') as file:
-        json.dump(result, file)
+    (folder / f'{rank}.json').write_text(json.dumps(result))
     dist.destroy_process_group()
 
 
 def test_two_processes_with_padding_agree_with_one(tmp_path):
-    mp.spawn(evaluate_rank, (2, str(tmp_path)), nprocs=2)
+    on_two_ranks(evaluate_rank, tmp_path)
     ranks = [json.loads((tmp_path / f'{rank}.json').read_text()) for rank in range(2)]
     assert [rank['padding'] for rank in ranks] == [0, 1]
     assert [rank['seen'] for rank in ranks] == [27, 26]

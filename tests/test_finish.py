@@ -17,11 +17,11 @@ def names(folder):
 
 
 @pytest.fixture(scope='module')
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, shared_teachers):
     """A run with the report on: folder, finished process."""
     output = tmp_path_factory.mktemp('runs')
     done = run_script(
-        *TINY, *TINY_TEACHER, '--report', '--epochs', '2', '--teacher-cache', output / 'teachers',
+        *TINY, *TINY_TEACHER, '--report', '--epochs', '2', '--teacher-cache', shared_teachers,
         '--output', output, '--experiment', 'run')
     return output / 'run', done
 

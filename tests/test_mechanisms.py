@@ -43,12 +43,12 @@ OF_DIST = ('rank_dist', 'effective_rank_dist', 'cos', 'divergence', 'cos_norm')
 
 
 @pytest.fixture(scope='module')
-def analyzed(tmp_path_factory):
+def analyzed(tmp_path_factory, shared_teachers):
     """A run with a teacher across the DRW switch, and analyze.py on it: folder, finished process."""
     output = tmp_path_factory.mktemp('runs')
     run_script(
         *TINY, *TINY_TEACHER, '--epochs', '3', '--drw-start-epoch', '2', '--mixup-prob', '1', '--drop-path', '.1',
-        '--teacher-cache', output / 'teachers', '--output', output, '--experiment', 'run')
+        '--teacher-cache', shared_teachers, '--output', output, '--experiment', 'run')
     return output / 'run', run_script(output / 'run', script='analyze.py')
 
 
@@ -290,8 +290,9 @@ def test_exported_model_is_measured_without_its_training(analyzed, tmp_path):
 
 def test_cnn_is_refused_in_one_line(tmp_path):
     train(parse_args([
-        '--model', 'resnet20_cifar', '--epochs', '1', '--n-max', '40', '--imbalance-factor', '4', '--output',
-        str(tmp_path), '--experiment', 'run', '--no-amp', '--img-size', '16', '--workers', '0']))
+        '--model', 'resnet20_cifar', '--model-kwargs', 'num_blocks=1', '--epochs', '1', '--n-max', '40',
+        '--imbalance-factor', '4', '--output', str(tmp_path), '--experiment', 'run', '--no-amp', '--img-size', '16',
+        '--workers', '0']))
     (tmp_path / 'run' / 'last.pth.tar').rename(tmp_path / 'run' / 'cnn.pth.tar')
     done = run_script(tmp_path / 'run' / 'cnn.pth.tar', script='analyze.py', check=False)
     assert done.returncode == 2 and not done.stdout

@@ -10,6 +10,7 @@ from timm_deitlt.models import DeiTLT
 
 VARIANTS = {'deit_lt_tiny': 192, 'deit_lt_small': 384, 'deit_lt_base': 768}
 SMALL = {'img_size': 32, 'patch_size': 8, 'depth': 3, 'num_classes': 10}
+NARROW = {'embed_dim': 48, 'num_heads': 3}
 
 variants = pytest.mark.parametrize('variant', VARIANTS)
 
@@ -73,7 +74,7 @@ def test_weights_of_timms_distilled_deit_give_the_same_logits(variant):
 
 @variants
 def test_mean_of_the_experts_is_what_evaluation_returns(variant):
-    model = create(variant)
+    model = create(variant, **NARROW)
     cls_logits, dist_logits = model.forward_experts(images())
     assert cls_logits.shape == dist_logits.shape == (2, 10)
     assert not torch.allclose(cls_logits, dist_logits)
@@ -163,7 +164,7 @@ def test_intermediates_end_in_the_features(variant):
 @variants
 def test_script_equals_eager_for_logits_and_experts(variant):
     with timm.set_scriptable(True):
-        model = create(variant)
+        model = create(variant, **NARROW)
     scripted = torch.jit.script(model)
     with torch.no_grad():
         torch.testing.assert_close(scripted(images()), model(images()))
@@ -173,7 +174,7 @@ def test_script_equals_eager_for_logits_and_experts(variant):
 
 @variants
 def test_fx_graph_equals_eager(variant):
-    model = create(variant)
+    model = create(variant, **NARROW)
     last = get_graph_node_names(model)[1][-1]
     graph = create_feature_extractor(model, [last])
     torch.testing.assert_close(graph(images())[last], model(images()))
@@ -183,7 +184,7 @@ def test_fx_graph_equals_eager(variant):
 def test_checkpointing_gives_the_same_gradient(variant):
     gradients = []
     for enable in (False, True):
-        model = create(variant).train()
+        model = create(variant, **NARROW).train()
         model.set_distilled_training(True)
         model.set_grad_checkpointing(enable)
         sum(logits.pow(2).sum() for logits in model(images())).backward()

@@ -175,9 +175,9 @@ def test_pruned_model_ends_at_the_kept_feature_and_uses_every_parameter(index):
     assert pruned(images()).shape == (2, 5)
 
 
-@pytest.mark.parametrize('variant, cosine', [*((name, False) for name in BLOCKS), ('resnet20_cifar', True)])
-def test_script_and_fx_equal_eager(variant, cosine):
-    model = create(variant, cosine=cosine)
+@both_classifiers
+def test_script_and_fx_equal_eager(cosine):
+    model = create(cosine=cosine)
     expected = model(images())
     torch.testing.assert_close(torch.jit.script(model)(images()), expected)
     torch.testing.assert_close(torch.fx.symbolic_trace(model)(images()), expected)
@@ -186,11 +186,10 @@ def test_script_and_fx_equal_eager(variant, cosine):
     torch.testing.assert_close(graph(images())[last], expected)
 
 
-@variants
-def test_checkpointing_gives_the_same_gradient(variant):
+def test_checkpointing_gives_the_same_gradient():
     gradients = []
     for enable in (False, True):
-        model = create(variant)
+        model = create()
         model.set_grad_checkpointing(enable)
         model.train()(images()).pow(2).sum().backward()
         gradients.append([p.grad for p in model.parameters()])

@@ -10,19 +10,12 @@ from configparser import ConfigParser
 
 import pytest
 from conftest import ROOT
+from warm import torch_process
 
 from timm_deitlt.config import recipe_names
 from timm_deitlt.version import __version__
 
 SOURCES = ('setup.cfg', 'pyproject.toml', 'README.md', 'LICENSE')
-
-
-def run_python(code, cwd, **env):
-    """Run code that sees neither the checkout nor the caller's PYTHONPATH."""
-    env = {**{name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}, **env}
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=cwd, env=env)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout.split()
 
 
 @pytest.fixture(scope='module')
@@ -32,7 +25,9 @@ def wheel(tmp_path_factory):
     for name in SOURCES:
         shutil.copy(ROOT / name, source)
     shutil.copytree(ROOT / 'timm_deitlt', source / 'timm_deitlt', ignore=shutil.ignore_patterns('__pycache__'))
-    run_python(f'from setuptools import build_meta; build_meta.build_wheel({str(output)!r})', source)
+    code = f'from setuptools import build_meta; build_meta.build_wheel({str(output)!r})'
+    env = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
+    subprocess.run([sys.executable, '-c', code], cwd=source, env=env, check=True, capture_output=True)
     path, = output.glob('*.whl')
     return path
 
@@ -74,7 +69,10 @@ print(timm_deitlt.__file__)
 print(timm.is_model('deit_lt_tiny'), 'samsgd' in timm.optim.list_optimizers())
 print(*(name for name in recipe_names() if load_recipe(name).is_recipe))
 '''
-    file, model, optimizer, *recipes = run_python(code, tmp_path, PYTHONPATH=str(unpacked))
+    (tmp_path / 'child.py').write_text(code)
+    done = torch_process().run(tmp_path / 'child.py', cwd=tmp_path, env={'PYTHONPATH': str(unpacked)})
+    assert done.returncode == 0, done.stderr[-3000:]
+    file, model, optimizer, *recipes = done.stdout.split()
     assert file == str(unpacked / 'timm_deitlt' / '__init__.py')
     assert (model, optimizer) == ('True', 'True')
     assert recipes == recipe_names() and 'digits/student' in recipes

@@ -2,8 +2,6 @@
 import copy
 import doctest
 import math
-import os
-import socket
 from datetime import timedelta
 
 import pytest
@@ -11,6 +9,7 @@ import timm
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from helpers import on_two_ranks
 from timm.utils import unwrap_model
 from torch import nn
 
@@ -385,17 +384,13 @@ def two_epochs(world, rank, sam):
 
 
 def play(rank, folder):
-    torch.set_num_threads(1)
-    if 'lo' in dict(map(reversed, socket.if_nameindex())):
-        os.environ['GLOO_SOCKET_IFNAME'] = 'lo'
-    dist.init_process_group(
-        'gloo', init_method=f'file://{folder}/meeting', world_size=2, rank=rank, timeout=timedelta(minutes=2))
+    dist.init_process_group('gloo', timeout=timedelta(minutes=2))
     torch.save([two_epochs(2, rank, sam) for sam in (False, True)], folder / f'{rank}.pt')
     dist.destroy_process_group()
 
 
 def test_two_ranks_make_the_updates_of_one_and_fill_the_same_queue(tmp_path):
-    torch.multiprocessing.spawn(play, args=(tmp_path,), nprocs=2)
+    on_two_ranks(play, tmp_path)
     ranks = [torch.load(tmp_path / f'{rank}.pt') for rank in range(2)]
     for which, sam in enumerate((False, True)):
         one = two_epochs(1, 0, sam)

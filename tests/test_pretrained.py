@@ -5,15 +5,13 @@ import json
 import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import timm
 import torch
-from conftest import ROOT
+from conftest import ROOT, last_json
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -28,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from timm.models import resolve_model_input_args, resolve_pretrained_cfg, save_for_hf
 from torch import nn
+from warm import torch_process
 
 import timm_deitlt.benchmarks
 from timm_deitlt.benchmarks import BENCHMARKS, CATALOGUE, PUBLISHED, RELEASED, TAGS, hub_id, tag_of
@@ -375,10 +374,11 @@ def default(architecture):
 
 def child(code, tmp_path, published=(), **env):
     prelude = PRELUDE.format(package=str(ROOT / 'timm_deitlt'), published=tuple(published))
-    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'HF_HOME': str(tmp_path / 'hf'), 'HF_HUB_DISABLE_XET': '1', **env}
-    done = subprocess.run([sys.executable, '-c', prelude + code], capture_output=True, text=True, env=env, cwd=tmp_path)
+    (tmp_path / 'child.py').write_text(prelude + code)
+    done = torch_process().run(
+        tmp_path / 'child.py', cwd=tmp_path, env={'HF_HOME': str(tmp_path / 'hf'), 'HF_HUB_DISABLE_XET': '1', **env})
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return last_json(done)
 
 
 REGISTRY = '''

@@ -193,11 +193,19 @@ def test_settings_that_hold_the_token_are_not_published(bench, runs, tmp_path):
 
 # Faults: the version there is the old one or the new one, whole
 
+@pytest.fixture(scope='module')
+def another_model(served, runs, tmp_path_factory):
+    """Files of a published model."""
+    bench = Bench(*served, tmp_path_factory.mktemp('another'), 'another-model')
+    succeeded(bench.publish(runs / 'b'))
+    return bench.files
+
+
 @pytest.fixture(params=['new', 'existing'])
-def old(request, bench, runs):
+def old(request, another_model, bench):
     """What the repository holds before: nothing, or another model."""
     if request.param == 'existing':
-        succeeded(bench.publish(runs / 'b'))
+        bench.hub.commit(bench.id, another_model, message='Publish another model')
     return bench.files
 
 
@@ -391,14 +399,14 @@ def test_interrupted_says_what_is_there(bench, runs, old):
     assert 'is published, but not verified' in done.stderr and not is_whole(bench, old)
 
 
-def test_offline_and_without_a_network_it_stops_at_once(bench, runs, tmp_path):
-    failed(run_script(
-        runs / 'a', bench.id, script='hfhub/publish.py', check=False,
-        env={'HF_ENDPOINT': 'http://127.0.0.1:9', 'HF_TOKEN': TOKEN, 'HF_HOME': str(tmp_path)}),
-        Exit.NETWORK, '127.0.0.1:9 cannot be reached')
-    failed(run_script(
-        runs / 'a', bench.id, script='hfhub/publish.py', check=False,
-        env={'HF_HUB_OFFLINE': '1', 'HF_TOKEN': TOKEN, 'HF_HOME': str(tmp_path)}), Exit.NETWORK, 'HF_HUB_OFFLINE')
+@pytest.mark.parametrize('variables, words', [
+    ({'HF_ENDPOINT': 'http://127.0.0.1:9'}, '127.0.0.1:9 cannot be reached'),
+    ({'HF_HUB_OFFLINE': '1'}, 'HF_HUB_OFFLINE')])
+def test_offline_and_without_a_network_it_stops_at_once(bench, runs, tmp_path, variables, words):
+    done = run_script(
+        runs / 'a', bench.id, '--sample', '40', script='hfhub/publish.py', check=False,
+        env={**bench.hub.env(TOKEN, tmp_path / 'home'), **variables})
+    failed(done, Exit.NETWORK, words)
 
 
 # What is not published

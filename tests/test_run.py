@@ -1,18 +1,14 @@
 """The real train.py on real digits: through the DRW switch, killed, resumed, branched, on two processes."""
 import csv
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import timm
 import torch
 import yaml
-from conftest import ROOT, TINY, TINY_TEACHER, last_json, run_script
+from conftest import TINY, TINY_TEACHER, ends_it_after, last_json, run_script
 
 from timm_deitlt.config import parse_args
 from timm_deitlt.run import _claim, train
@@ -82,17 +78,9 @@ def test_folder_of_a_run_holds_what_is_promised(reference):
 
 def test_killed_and_resumed_run_is_bit_identical_to_one_that_was_not(reference, tmp_path):
     command, output, _ = reference
-    command = [*map(str, command), '--output', str(tmp_path), '--experiment', 'killed']
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / 'train.py'), *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        start_new_session=True)
-    folder = tmp_path / 'killed'
-    deadline = time.time() + 120
-    while not (folder / 'last.pth.tar').is_file() and time.time() < deadline:
-        time.sleep(.02)
-    time.sleep(.2)  # somewhere in the second epoch
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    command, folder = [*command, '--output', tmp_path, '--experiment', 'killed'], tmp_path / 'killed'
+    in_the_second_epoch = ends_it_after(signal.SIGKILL, folder, 'last.pth.tar')
+    assert run_script(*command, check=False, started=in_the_second_epoch).returncode == -signal.SIGKILL
     killed_after = weights(folder)['epoch']
     done = run_script(*command, '--resume', 'auto')
     assert killed_after < 2, 'the run had not ended when it was killed'
@@ -173,7 +161,8 @@ def test_labels_train_both_tokens_without_a_teacher(tmp_path):
 
 def test_cnn_trains_alone_with_sam(tmp_path):
     args = parse_args([
-        '--model', 'resnet20_cifar', '--opt', 'samsgd', '--epochs', '1', '--n-max', '40', '--imbalance-factor', '4',
+        '--model', 'resnet20_cifar', '--model-kwargs', 'num_blocks=1', '--opt', 'samsgd', '--epochs', '1', '--n-max',
+        '40', '--imbalance-factor', '4',
         '--output', str(tmp_path), '--experiment', 'run', '--no-amp', '--img-size', '16'])
     result = train(args)
     assert result['cls']['top1'] >= 0 and result['dist'] is None
@@ -246,18 +235,11 @@ def test_nan_loss_stops_names_the_update_and_keeps_the_last_checkpoint(tmp_path)
 
 def test_interrupt_leaves_the_last_checkpoint_and_says_how_to_go_on(tmp_path):
     command = [
-        *TINY, '--teacher', 'none', '--epochs', '500', '--auto-speed', 'off', '--output', str(tmp_path), '--experiment',
+        *TINY, '--teacher', 'none', '--epochs', '500', '--auto-speed', 'off', '--output', tmp_path, '--experiment',
         'run']
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / 'train.py'), *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    last = tmp_path / 'run' / 'last.pth.tar'
-    deadline = time.time() + 120
-    while not last.is_file() and time.time() < deadline:
-        time.sleep(.02)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert '--resume auto' in stderr and 'Traceback' not in stderr
+    done = run_script(*command, check=False, started=ends_it_after(signal.SIGINT, tmp_path / 'run', 'last.pth.tar'))
+    assert done.returncode == 130
+    assert '--resume auto' in done.stderr and 'Traceback' not in done.stderr
     assert weights(tmp_path / 'run')['epoch'] >= 0
 
 
@@ -300,7 +282,8 @@ def test_paco_with_sam_goes_on_bit_for_bit_and_leaves_a_plain_classifier(tmp_pat
     config = tmp_path / 'teacher.yaml'
     config.write_text(
         'base: [default/teacher, digits/teacher, teachers/paco, digits/paco, teachers/paco_sam]\n'
-        'model: resnet20_cifar\nimg_size: 16\nn_max: 40\nimbalance_factor: 4\nepochs: 2\npaco_queue: 100\namp: false\n'
+        'model: resnet20_cifar\nmodel_kwargs: {num_blocks: 1}\nimg_size: 16\nn_max: 20\nimbalance_factor: 4\n'
+        'epochs: 2\npaco_queue: 50\namp: false\n'
         'batch_size: 16\nglobal_batch_size: 32\n')
     command = ['-c', str(config), '--output', str(tmp_path), '--experiment']
     train(parse_args([*command, 'whole']))
@@ -311,8 +294,8 @@ def test_paco_with_sam_goes_on_bit_for_bit_and_leaves_a_plain_classifier(tmp_pat
     for part, state in whole['task_state'].items():
         for name, value in state.items():
             assert torch.equal(value, parts['task_state'][part][name]), f'{part} {name}'
-    assert (whole['task_state']['queue']['labels'] >= 0).all(), '194 images have filled the queue of 100'
-    plain = timm.create_model('resnet20_cifar', num_classes=10)
+    assert (whole['task_state']['queue']['labels'] >= 0).all(), 'the images of an epoch have filled the queue of 50'
+    plain = timm.create_model('resnet20_cifar', num_blocks=1, num_classes=10)
     plain.load_state_dict(whole['state_dict'])
 
 

@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 from conftest import last_json, run_script
-from test_teachers import asked
+from helpers import asked
 from timm.models import save_for_hf
 
 from timm_deitlt import run
