@@ -32,6 +32,7 @@ TINY = [
     '--mixup-prob', '.3', '--no-report',
 ]
 TINY_TEACHER = ['--teacher', 'resnet20_sam', '--teacher-epochs', '1']
+TINIEST_TEACHER = ['--teacher', 'test_resnet_sam', '--teacher-epochs', '1']
 
 
 def pytest_collection_modifyitems(items):

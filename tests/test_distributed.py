@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import ROOT, TINY, TINY_TEACHER
+from conftest import ROOT, TINIEST_TEACHER, TINY
 from helpers import (
     CLASSES,
     SILENT,
@@ -264,7 +264,7 @@ run.train_teacher, os.replace = train_teacher, replace
 # Plain momentum is linear in the gradient. Adam divides by its size: a weight whose gradient is next to nothing would
 # follow the rounding of that gradient at the full learning rate.
 COMMAND = [
-    *TINY, *TINY_TEACHER, '--epochs', '3', '--drw-start-epoch', '2', '--opt', 'momentum', '--lr', '.05',
+    *TINY, *TINIEST_TEACHER, '--epochs', '3', '--drw-start-epoch', '2', '--opt', 'momentum', '--lr', '.05',
     '--warmup-epochs', '1', '--aug-repeats', '3', '--reprob', '.5', '--mixup-prob', '1', '--drop-path', '.3',
     '--val-fraction', '.22', '--validation-batch-size', '10', '--clip-grad', '5',
 ]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY, last_json, run_script
+from conftest import TINIEST_TEACHER, TINY, last_json, run_script
 from helpers import (
     CLASSES,
     COUNTS,
@@ -457,8 +457,7 @@ def test_compiled_task_trains_and_measures_as_the_plain_one_and_compiles_once():
 @pytest.mark.slow
 def test_train_script_compiles_by_inductor(tmp_path, shared_teachers):
     command = [
-        *TINY, '--teacher', 'test_resnet_sam', '--teacher-epochs', '1', '--teacher-cache', shared_teachers, '--epochs',
-        '1', '--output', tmp_path]
+        *TINY, *TINIEST_TEACHER, '--teacher-cache', shared_teachers, '--epochs', '1', '--output', tmp_path]
     plain = last_json(run_script(*command, '--experiment', 'plain'))
     compiled = last_json(run_script(*command, '--experiment', 'compiled', '--torchcompile'))
     for expert in ('mean', 'cls', 'dist'):

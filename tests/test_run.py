@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 import yaml
-from conftest import TINY, TINY_TEACHER, ends_it_after, last_json, run_script
+from conftest import TINIEST_TEACHER, TINY, ends_it_after, last_json, run_script
 
 from timm_deitlt.config import parse_args
 from timm_deitlt.run import _claim, train
@@ -37,7 +37,7 @@ def reference(tmp_path_factory):
     """One run through the switch with workers, mixing, drop path and an EMA, never interrupted."""
     output = tmp_path_factory.mktemp('runs')
     command = [
-        *TINY, *TINY_TEACHER, *EPOCHS, '--teacher-cache', output / 'teachers', '--drop-path', '.1', '--workers', '2',
+        *TINY, *TINIEST_TEACHER, *EPOCHS, '--teacher-cache', output / 'teachers', '--drop-path', '.1', '--workers', '2',
         '--mixup-prob', '1', '--model-ema', '--model-ema-decay', '.9', '--output', output]
     done = run_script(*command, '--experiment', 'whole')
     return command, output, done
@@ -187,13 +187,13 @@ def test_val_fraction_never_trains_on_what_it_evaluates(tmp_path):
 
 def test_weak_teacher_view_runs(tmp_path, shared_teachers):
     result, _ = run_here(
-        tmp_path, '--epochs', '1', *TINY_TEACHER, '--teacher-cache', shared_teachers, '--teacher-view', 'weak')
+        tmp_path, '--epochs', '1', *TINIEST_TEACHER, '--teacher-cache', shared_teachers, '--teacher-view', 'weak')
     assert result['dist'] is not None
 
 
 def test_several_image_sizes_go_on_bit_for_bit_and_leave_a_plain_model(tmp_path, shared_teachers):
     sizes = [
-        '--epochs', '3', *TINY_TEACHER, '--teacher-cache', shared_teachers, '--teacher-view', 'weak',
+        '--epochs', '3', *TINIEST_TEACHER, '--teacher-cache', shared_teachers, '--teacher-view', 'weak',
         '--train-img-sizes', '8', '16', '--train-size-schedule', 'progressive', '--aug-repeats', '2']
     result, whole = run_here(tmp_path / 'whole', *sizes)
     run_here(tmp_path / 'cut', *sizes, '--stop-epoch', '1')
@@ -212,7 +212,7 @@ def test_several_image_sizes_go_on_bit_for_bit_and_leave_a_plain_model(tmp_path,
 
 def test_student_trained_with_sam_and_clipping(tmp_path, shared_teachers):
     result, checkpoint = run_here(
-        tmp_path, '--epochs', '1', *TINY_TEACHER, '--teacher-cache', shared_teachers, '--opt', 'samadamw', '--rho',
+        tmp_path, '--epochs', '1', *TINIEST_TEACHER, '--teacher-cache', shared_teachers, '--opt', 'samadamw', '--rho',
         '.05', '--clip-grad', '1', '--grad-accum-steps', '2')
     assert checkpoint['optimizer']['param_groups'][0]['rho'] == .05
 

@@ -514,8 +514,8 @@ def test_bare_weights_tell_whether_their_classifier_is_linear(tmp_path):
 
 def train_cnn(folder, *argv):
     return run.train(parse_args([
-        '--model', 'resnet20_cifar', '--n-max', '40', '--imbalance-factor', '4', '--epochs', '1', '--no-amp',
-        '--output', str(folder), '--experiment', 'cnn', *map(str, argv)]))
+        '--model', 'resnet20_cifar', '--workers', '0', '--n-max', '40', '--imbalance-factor', '4', '--epochs', '1',
+        '--no-amp', '--output', str(folder), '--experiment', 'cnn', *map(str, argv)]))
 
 
 @pytest.mark.parametrize('flags, classifier', [
