@@ -31,7 +31,7 @@ from timm_deitlt.validation import validate
 AUGMENTATION = (
     '--no-aug', '--train-crop-mode rkrc', '--scale .1 .2', '--ratio 1 1', '--hflip .7', '--vflip .7',
     '--color-jitter .3', '--color-jitter-prob .5', '--grayscale-prob .1', '--gaussian-blur-prob .1',
-    '--aa rand-m3-mstd0.5-inc1', '--aug-repeats 3', '--reprob .7', '--remode const', '--recount 2', '--mixup .1',
+    '--aa rand-m9-mstd0.5-inc1', '--aug-repeats 3', '--reprob .7', '--remode const', '--recount 2', '--mixup .1',
     '--cutmix .1', '--cutmix-minmax .2 .4', '--mixup-prob .9', '--mixup-switch-prob .1', '--mixup-mode pair',
     '--mixup-off-epoch 1', '--smoothing .3', '--train-interpolation nearest')
 OUR_AUGMENTATION = ('--cutout 5', '--force-color-jitter', '--augment-backend opencv')
@@ -519,13 +519,13 @@ def train_cnn(folder, *argv):
 
 
 @pytest.mark.parametrize('flags, classifier', [
-    ([], CosineLinear), (['--loss', 'ce', '--classifier', 'linear', '--img-size', '16', '--mean', '.1'], nn.Linear)])
+    ([], CosineLinear), (['--loss', 'ce', '--classifier', 'linear', '--img-size', '12', '--mean', '.1'], nn.Linear)])
 def test_checkpoint_of_train_py_says_itself_how_its_teacher_was_made(tmp_path, flags, classifier):
     trained = train_cnn(tmp_path, *flags)
     checkpoint = tmp_path / 'cnn' / 'last.pth.tar'
     teacher = resolve('--teacher-checkpoint', checkpoint, teacher='resnet20')
     assert type(teacher.model.fc) is classifier
-    assert teacher.model.pretrained_cfg['input_size'] == ((3, 16, 16) if flags else (3, 32, 32))
+    assert teacher.model.pretrained_cfg['input_size'] == (3, 12, 12) if flags else (3, 16, 16)
     result, _ = train_here(tmp_path, '--teacher', 'resnet20', '--teacher-checkpoint', checkpoint)
     assert result['teacher']['source'] == 'file' and result['teacher']['path'] == str(checkpoint)
     assert result['teacher']['per_class'] == trained['cls']['per_class']
@@ -553,9 +553,9 @@ def test_teacher_sees_images_of_its_own_size_and_statistics(teacher_folder, digi
     args = asked('--mean', '.1', '--std', '.2')
     teacher = resolve('--teacher-cache', teacher_folder.parents[1])
     trainer = build_trainer(args, digits, teacher.model, CPU)
-    images = torch.zeros(2, 3, 16, 16)
+    images = torch.zeros(2, 3, 24, 24)
     view = trainer.task.teacher_view(images)
-    assert view.shape == (2, 3, 32, 32)
+    assert view.shape == (2, 3, 16, 16)
     mean, std = teacher.args.mean[0], teacher.args.std[0]
     assert torch.allclose(view, torch.full_like(view, (.1 - mean) / std), atol=1e-5)
 
