@@ -60,7 +60,7 @@ def test_a_cell_is_a_file_with_every_setting_and_figure(trained):
     assert {cell.arm: result for cell, result in found.items()} == results
     assert plan(asked, place / 'results', list(asked.arms), [1], [0]) == []
     for arm, result in results.items():
-        assert result['resolved']['lr'] == 5e-4 and result['resolved']['aa'] == 'rand-m5-mstd0.5-inc1', 'of the recipe'
+        assert result['resolved']['lr'] == 5e-4 and result['resolved']['aa'] == 'rand-m3-mstd0.5-inc1', 'of the recipe'
         assert result['teacher_settings'] is None and set(result['fusion']) == {'cls_adjusted'}
         assert len(result['curve']) == (3 if arm == 'plain' else 2), 'a branch has its own epochs'
         assert result['metrics']['seconds'] > 0 and result['analysis']['rank_cls'] and result['versions']['git']

@@ -105,8 +105,8 @@ def test_branch_goes_on_from_the_milestone_into_a_folder_of_its_own(reference, t
     same = run_script(*command, '--branch-from', milestone, '--output', tmp_path, '--experiment', 'same')
     assert_same_state(weights(output / 'whole'), weights(tmp_path / 'same'))
     other = run_script(
-        *command, '--drw-on', 'both', '--branch-from', milestone, '--output', tmp_path, '--experiment', 'both')
-    assert 'drw_on None -> both' in other.stderr
+        *command, '--drw-on', 'dist', '--branch-from', milestone, '--output', tmp_path, '--experiment', 'both')
+    assert 'drw_on both -> dist' in other.stderr
     assert last_json(other)['epochs_trained'] == 3
     a, b = weights(tmp_path / 'same'), weights(tmp_path / 'both')
     assert any(not torch.equal(value, b['state_dict'][name]) for name, value in a['state_dict'].items())
