@@ -91,8 +91,8 @@ def test_radius_schedule_reaches_the_trainer():
 
 
 @pytest.mark.parametrize('flags, tau', [
-    ([], None), (['--cls-loss', 'balanced_softmax', '--drw-on', 'dist', '--logit-adjust-tau', '3'], 1.),
-    (['--cls-loss', 'logit_adjust', '--drw-on', 'dist', '--logit-adjust-tau', '3'], 3.)])
+    ([], None), (['--cls-loss', 'balanced_softmax', '--drw-on', 'none', '--logit-adjust-tau', '3'], 1.),
+    (['--cls-loss', 'logit_adjust', '--drw-on', 'none', '--logit-adjust-tau', '3'], 3.)])
 def test_class_prior_reaches_the_loss_of_cls(flags, tau):
     trainer = made(*TINY, *flags)
     counts = torch.tensor(trainer.task.shots.class_counts).double()
