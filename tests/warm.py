@@ -20,13 +20,14 @@ WITH_TORCH, WITH_TIMM = ('OMP_', 'PYTHON', 'TORCH'), ('HF_', 'TIMM_')
 # ... and those of the same prefix that are not; a script gets its PYTHONPATH as a new interpreter would
 LATE = ('HF_TOKEN', 'PYTHONPATH')
 _SERVE = '''
-import contextlib, importlib, json, os, runpy, sys, traceback
+import contextlib, importlib, json, os, runpy, signal, sys, traceback
 import numpy, scipy, sklearn.datasets, torch, torchvision, yaml
 with contextlib.suppress(ImportError):
     import matplotlib.backends.backend_agg, matplotlib.backends.backend_svg, matplotlib.figure
 torch.set_num_threads(1)
 
 def begin(job):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell lets its background jobs ignore
     for fd, name in ((1, 'stdout'), (2, 'stderr')):
         os.dup2(os.open(job[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), fd)
     before = os.environ.get('PYTHONPATH')
