@@ -3,7 +3,7 @@
 
     python analyze.py output/train/NAME
 """
-from timm_deitlt.cli import analyze_main
+from timm_deitlt.cli.commands import analyze_main
 
 if __name__ == '__main__':
     analyze_main()

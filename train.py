@@ -10,8 +10,8 @@ if __name__ == '__main__':
     if {'-h', '--help'} & set(sys.argv[1:]):
         # the package without its __init__, which imports torch and timm: the help is there at once
         sys.modules['timm_deitlt'] = module_from_spec(find_spec('timm_deitlt'))
-        from timm_deitlt.config import build_parser
+        from timm_deitlt.settings.layers import build_parser
         build_parser('train.py').print_help()
         sys.exit()
-    from timm_deitlt.cli import train_main
+    from timm_deitlt.cli.commands import train_main
     train_main()

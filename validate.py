@@ -3,7 +3,7 @@
 
     python validate.py output/train/NAME
 """
-from timm_deitlt.cli import validate_main
+from timm_deitlt.cli.commands import validate_main
 
 if __name__ == '__main__':
     validate_main()

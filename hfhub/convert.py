@@ -26,10 +26,11 @@ from timm.models._hub import save_config_for_hf
 
 from timm_deitlt import __version__
 from timm_deitlt.benchmarks import BENCHMARKS
-from timm_deitlt.checkpoint import CONFIG, WEIGHTS, atomic_write
 from timm_deitlt.data.readers import listed_classes
-from timm_deitlt.hub import file_sha256
 from timm_deitlt.models import conversion
+from timm_deitlt.models._hub import file_sha256
+from timm_deitlt.models.weights import CONFIG, WEIGHTS
+from timm_deitlt.utils.files import atomic_write
 
 
 class _NumpyType:

@@ -30,12 +30,12 @@ from huggingface_hub import get_token
 
 from timm_deitlt import __version__
 from timm_deitlt.benchmarks import CATALOGUE, PUBLISHED
-from timm_deitlt.hub import HUB_ERRORS, explain, split_id
-from timm_deitlt.publishing.build import FILES, CardFacts, build_folder
-from timm_deitlt.publishing.plan import EXITS, Exit, Plan, PublishError, Remote, local_files
-from timm_deitlt.publishing.remote import Published, Repository
-from timm_deitlt.publishing.sample import check_sample
-from timm_deitlt.publishing.source import read_model
+from timm_deitlt.hub.build import FILES, CardFacts, build_folder
+from timm_deitlt.hub.plan import EXITS, Exit, Plan, PublishError, Remote, local_files
+from timm_deitlt.hub.remote import Published, Repository
+from timm_deitlt.hub.sample import check_sample
+from timm_deitlt.hub.source import read_model
+from timm_deitlt.models._hub import HUB_ERRORS, explain, split_id
 
 _logger = logging.getLogger('publish')
 
@@ -241,7 +241,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format='%(message)s', stream=sys.stderr)
     for name in ('timm', 'httpx', 'httpx2', 'huggingface_hub', 'filelock'):
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger('timm_deitlt.build').setLevel(logging.WARNING)
+    logging.getLogger('timm_deitlt.run.build').setLevel(logging.WARNING)
     try:
         with contextlib.ExitStack() as stack:
             folder = args.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))

@@ -16,10 +16,10 @@ from PIL import Image
 from timm.data import create_loader
 from torch.utils.data import Dataset
 
-from timm_deitlt.build.device import keep_freed_memory
 from timm_deitlt.data.augment import BatchAugment, mend_posterize, train_transform
 from timm_deitlt.data.loader import TrainLoader
 from timm_deitlt.data.opencv import to_opencv
+from timm_deitlt.engine.device import keep_freed_memory
 
 RECIPE = dict(auto_augment='rand-m9-mstd0.5-inc1', interpolation='bicubic')
 ERASING = dict(re_prob=.25, re_mode='pixel')

@@ -18,7 +18,7 @@ import torch
 from pairs import machine
 from train_step import BFLOAT16, CLASSES, our_trainer
 
-from timm_deitlt.meter import Meter
+from timm_deitlt.engine.meter import Meter
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402

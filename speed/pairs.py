@@ -16,7 +16,7 @@ from statistics import median
 
 import torch
 
-from timm_deitlt.results import versions
+from timm_deitlt.utils.versions import versions
 
 Step = Callable[[], object]
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 FIRST_UPDATE = '''
 import os
 from timm_deitlt import engine
-from timm_deitlt.cli import train_main
+from timm_deitlt.cli.commands import train_main
 update = engine.Trainer.update
 def first(*args, **kwargs):
     update(*args, **kwargs)

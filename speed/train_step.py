@@ -26,14 +26,14 @@ from timm.utils import dispatch_clip_grad
 from torch import nn
 
 import timm_deitlt  # noqa: F401  registers the models
-from timm_deitlt.build.data import build_data
-from timm_deitlt.build.device import choose_device, has_bfloat16, keep_freed_memory
-from timm_deitlt.build.speed import choose_speed
-from timm_deitlt.build.trainer import build_trainer
-from timm_deitlt.config import parse_args
 from timm_deitlt.data.loader import MicroBatch
-from timm_deitlt.engine import Trainer
-from timm_deitlt.meter import Meter
+from timm_deitlt.engine.device import choose_device, has_bfloat16, keep_freed_memory
+from timm_deitlt.engine.meter import Meter
+from timm_deitlt.engine.speed import choose_speed
+from timm_deitlt.engine.trainer import Trainer
+from timm_deitlt.run.build.data import build_data
+from timm_deitlt.run.build.trainer import build_trainer
+from timm_deitlt.settings.layers import parse_args
 
 CLASSES = 10  # of the digits, whose recipe ours runs
 

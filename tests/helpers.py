@@ -14,11 +14,11 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from timm_deitlt import ClassifierTask, DeiTLTTask, Shots, create_distillation_loss
-from timm_deitlt.config import parse_args
 from timm_deitlt.data.augment import BatchAugment, train_transform
 from timm_deitlt.data.loader import TrainLoader, create_eval_loader
-from timm_deitlt.engine import Trainer
-from timm_deitlt.progress import Progress
+from timm_deitlt.engine.progress import Progress
+from timm_deitlt.engine.trainer import Trainer
+from timm_deitlt.settings.layers import parse_args
 
 CLASSES, SIZE, SEED = 5, 16, 7
 COUNTS = [40, 20, 8, 4, 2]

@@ -6,16 +6,16 @@ import statistics
 import pytest
 from conftest import ROOT
 
-from timm_deitlt.ablation.cells import Cell, cell_args, cell_path, cell_settings, plan, read_results, resolved_settings
-from timm_deitlt.ablation.command import add_verdicts, with_table
-from timm_deitlt.ablation.study import load_study, study_names
-from timm_deitlt.ablation.table import FAILS, FEW, HOLDS, OPEN, format_study, value, verdicts
-from timm_deitlt.build.loaders import build_train_transform
-from timm_deitlt.build.model import drw_start
-from timm_deitlt.checks import validate_args
-from timm_deitlt.config import model_kind, recipes_for, resolve
 from timm_deitlt.data.augment import weak_transform
-from timm_deitlt.teachers import teacher_args
+from timm_deitlt.run.build.loaders import build_train_transform
+from timm_deitlt.run.build.model import drw_start
+from timm_deitlt.run.teachers import teacher_args
+from timm_deitlt.settings.checks import validate_args
+from timm_deitlt.settings.layers import model_kind, recipes_for, resolve
+from timm_deitlt.studies.cells import Cell, cell_args, cell_path, cell_settings, plan, read_results, resolved_settings
+from timm_deitlt.studies.command import add_verdicts, with_table
+from timm_deitlt.studies.study import load_study, study_names
+from timm_deitlt.studies.table import FAILS, FEW, HOLDS, OPEN, format_study, value, verdicts
 
 CONFIG = {'input_size': (1, 28, 28), 'interpolation': 'bicubic', 'mean': (.5,)}
 STUDY = '''

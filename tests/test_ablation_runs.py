@@ -8,10 +8,10 @@ import yaml
 from conftest import last_json, run_script
 from filelock import FileLock
 
-from timm_deitlt.ablation.cells import Cell, cell_path, plan, read_results
-from timm_deitlt.ablation.study import load_study
-from timm_deitlt.ablation.table import format_study
-from timm_deitlt.ablation.train_cells import check_cells, train_cell
+from timm_deitlt.studies.cells import Cell, cell_path, plan, read_results
+from timm_deitlt.studies.study import load_study
+from timm_deitlt.studies.table import format_study
+from timm_deitlt.studies.train_cells import check_cells, train_cell
 
 CONTENT = {
     'settings': {

@@ -6,32 +6,17 @@ from warm import torch_process
 
 PACKAGE = Path(__file__).parents[1] / 'timm_deitlt'
 FLOORS = [
-    ['version', 'benchmarks', 'hub', 'flags', 'config', 'checks'],
-    ['models', 'data', 'optim', 'loss', 'evaluation', 'checkpoint', 'analysis', 'fusion',
-     'signatures'],
-    ['task', 'paco'],
-    ['meter', 'engine', 'progress', 'folder', 'fit'],
-    ['teachers', 'teacher_file', 'report'],
-    ['build', 'results', 'dry_run', 'finish', 'run', 'validation', 'mechanisms'],
-    ['publishing', 'ablation'],
+    ['version', 'benchmarks'],
+    ['utils', 'settings'],
+    ['models', 'data', 'loss', 'optim', 'evaluation', 'analysis'],
+    ['task', 'report'],
+    ['engine'],
+    ['run'],
+    ['hub', 'studies'],
     ['cli'],
 ]
-# modules of one floor that may import each other, downward in this order
-PARTS = {
-    'config': {'flags', 'benchmarks'},
-    'checks': {'config'},
-    'paco': {'task'},
-    'progress': {'meter'},
-    'engine': {'meter', 'progress'},
-    'fit': {'engine', 'folder', 'progress'},
-    'results': {'build'},
-    'teacher_file': {'teachers'},
-    'dry_run': {'build'},
-    'finish': {'mechanisms'},
-    'run': {'build', 'dry_run', 'finish', 'results'},
-    'validation': {'build', 'results'},
-    'mechanisms': {'build', 'results', 'validation'},
-}
+DOORS = {'__init__', '__main__'}
+ENTRIES = {'__init__.py', '__main__.py', 'benchmarks.py', 'version.py', 'py.typed', 'recipes'}
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 
 
@@ -58,25 +43,29 @@ def imported_rooms(path):
 
 
 def test_every_module_has_a_floor():
-    rooms = {room(path) for path in PACKAGE.rglob('*.py')} - {'__init__'}
+    rooms = {room(path) for path in PACKAGE.rglob('*.py')} - DOORS
     assert rooms == set(FLOOR)
 
 
 def test_imports_go_down_only():
     for path in PACKAGE.rglob('*.py'):
         here = room(path)
-        if here == '__init__':
+        if here in DOORS:
             continue
         for there in imported_rooms(path):
-            down = FLOOR[there] < FLOOR[here] or there in PARTS.get(here, ())
-            assert down or there == here, f'{path.name} ({here}) may not import {there}'
+            assert FLOOR[there] < FLOOR[here] or there == here, f'{path.name} ({here}) may not import {there}'
 
 
-def test_floor_one_never_imports_its_neighbours():
-    for path in PACKAGE.rglob('*.py'):
-        if FLOOR.get(room(path)) == 1:
-            neighbours = {there for there in imported_rooms(path) if FLOOR[there] == 1} - {room(path)}
-            assert not neighbours, f'{path} imports {neighbours}'
+def test_nothing_else_stands_at_the_root():
+    rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir()} - {'__pycache__', 'recipes'}
+    assert rooms == set(FLOOR) - {'version', 'benchmarks'}
+    assert {path.name for path in PACKAGE.iterdir()} - {'__pycache__'} == rooms | ENTRIES
+
+
+def test_every_room_says_what_lives_there():
+    for name in set(FLOOR) - {'version', 'benchmarks'}:
+        text = ast.get_docstring(ast.parse((PACKAGE / name / '__init__.py').read_text()))
+        assert text and len(text.splitlines()) <= 9, name
 
 
 LIGHT = '''

@@ -14,12 +14,12 @@ from conftest import TINY, TINY_TEACHER, run_script
 from PIL import Image
 from torch.utils.data import IterableDataset
 
-from timm_deitlt import run
-from timm_deitlt.build import data as build_data
-from timm_deitlt.cli import guarded, train_main, validate_main
-from timm_deitlt.config import parse_args
+from timm_deitlt.cli.commands import guarded, train_main, validate_main
 from timm_deitlt.data.long_tail import UnreadableImageError
-from timm_deitlt.validation import validate
+from timm_deitlt.run import train as run
+from timm_deitlt.run.build import data as build_data
+from timm_deitlt.run.validate import validate
+from timm_deitlt.settings.layers import parse_args
 
 SUBSET = TINY.index('--n-max')
 # the tiny student without the subset of the digits

@@ -20,12 +20,12 @@ from timm_deitlt.benchmarks import (
     published_id,
     tag_of,
 )
-from timm_deitlt.build.model import build_model
-from timm_deitlt.config import model_kind, parse_args, recipe_names
 from timm_deitlt.data import class_counts, create_dataset
 from timm_deitlt.models import CosineLinear
 from timm_deitlt.models.conversion import ROWS
-from timm_deitlt.teachers import teacher_args
+from timm_deitlt.run.build.model import build_model
+from timm_deitlt.run.teachers import teacher_args
+from timm_deitlt.settings.layers import model_kind, parse_args, recipe_names
 
 
 @pytest.mark.parametrize('benchmark', BENCHMARKS.values(), ids=BENCHMARKS)

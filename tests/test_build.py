@@ -7,14 +7,14 @@ import torch
 from conftest import TINY
 from PIL import Image
 
-from timm_deitlt.build import loaders
-from timm_deitlt.build.data import build_data
-from timm_deitlt.build.model import build_model
-from timm_deitlt.build.speed import noise
-from timm_deitlt.build.trainer import build_trainer
-from timm_deitlt.config import parse_args
 from timm_deitlt.data.augment import Cutout
-from timm_deitlt.paco import PaCoTask
+from timm_deitlt.engine.speed import noise
+from timm_deitlt.run.build import loaders
+from timm_deitlt.run.build.data import build_data
+from timm_deitlt.run.build.model import build_model
+from timm_deitlt.run.build.trainer import build_trainer
+from timm_deitlt.settings.layers import parse_args
+from timm_deitlt.task.paco import PaCoTask
 
 PACO = [
     '--model', 'resnet20_cifar', '--img-size', '16', '--workers', '0', '--no-amp', '--loss', 'paco', '--classifier',

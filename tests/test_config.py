@@ -6,15 +6,8 @@ import pytest
 import yaml
 
 import timm_deitlt
-from timm_deitlt.checks import validate_args
-from timm_deitlt.config import (
-    args_to_yaml,
-    describe_defaults,
-    model_kind,
-    parse_args,
-    recipes_for,
-    resolve,
-)
+from timm_deitlt.settings.checks import validate_args
+from timm_deitlt.settings.layers import args_to_yaml, describe_defaults, model_kind, parse_args, recipes_for, resolve
 
 RECIPES = Path(timm_deitlt.__file__).parent / 'recipes'
 

@@ -18,7 +18,7 @@ from conftest import ROOT, last_json, run_script
 from safetensors.torch import load_file
 
 from timm_deitlt.benchmarks import BENCHMARKS
-from timm_deitlt.hub import file_sha256
+from timm_deitlt.models._hub import file_sha256
 from timm_deitlt.models.conversion import (
     CIFAR100_NAMES,
     ROWS,

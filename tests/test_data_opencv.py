@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from timm.data.auto_augment import AugmentOp
 
-from timm_deitlt.build.loaders import build_train_transform
-from timm_deitlt.config import parse_args
 from timm_deitlt.data import opencv
 from timm_deitlt.data.augment import posterize, train_transform
 from timm_deitlt.data.seeds import seed_everything
+from timm_deitlt.run.build.loaders import build_train_transform
+from timm_deitlt.settings.layers import parse_args
 
 RECIPE = dict(auto_augment='rand-m9-mstd0.5-inc1', color_jitter=None, interpolation='bicubic')
 

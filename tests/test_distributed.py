@@ -36,12 +36,12 @@ from timm.data import Mixup
 from torch import nn
 from warm import WarmProcess
 
-from timm_deitlt.config import parse_args
 from timm_deitlt.data.augment import BatchAugment
+from timm_deitlt.engine.meter import NonFiniteLossError
 from timm_deitlt.loss import LabelLoss
-from timm_deitlt.meter import NonFiniteLossError
 from timm_deitlt.optim import SAMSGD
-from timm_deitlt.run import train
+from timm_deitlt.run.train import train
+from timm_deitlt.settings.layers import parse_args
 
 MICRO_BATCHES = 4  # of an update, over all ranks
 

@@ -6,14 +6,14 @@ import torch
 from conftest import TINY, last_json, run_script
 from PIL import Image
 
-from timm_deitlt import run
-from timm_deitlt.build.data import build_data
-from timm_deitlt.build.loaders import update_size
-from timm_deitlt.build.trainer import build_trainer
-from timm_deitlt.config import parse_args
 from timm_deitlt.data.loader import MicroBatchSampler
-from timm_deitlt.dry_run import dry_run
 from timm_deitlt.loss import class_weights
+from timm_deitlt.run import train as run
+from timm_deitlt.run.build.data import build_data
+from timm_deitlt.run.build.loaders import update_size
+from timm_deitlt.run.build.trainer import build_trainer
+from timm_deitlt.run.dry_run import dry_run
+from timm_deitlt.settings.layers import parse_args
 
 PROMISED = {
     'recipe', 'train_images', 'class_counts', 'global_batch_size', 'updates_per_epoch', 'peak_lr', 'final_lr', 'epochs',

@@ -10,7 +10,8 @@ from timm.data.distributed_sampler import OrderedDistributedSampler
 from timm.task.evaluator import ClassificationEvaluator
 
 import timm_deitlt.evaluation
-from timm_deitlt.evaluation import ShotEvaluator, Shots, format_table, shot_accuracy
+from timm_deitlt.evaluation import ShotEvaluator, Shots, format_table
+from timm_deitlt.evaluation.evaluator import shot_accuracy
 
 # by class index; sorted: 2, 5, 0, 3, 6, 1, 4 (3 before 6: equally frequent)
 COUNTS = [150, 19, 900, 60, 2, 300, 60]

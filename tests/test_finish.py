@@ -5,9 +5,9 @@ import shutil
 import pytest
 from conftest import TINY, TINY_TEACHER, last_json, run_script
 
-from timm_deitlt import finish
-from timm_deitlt.config import parse_args
-from timm_deitlt.run import train
+from timm_deitlt.run import finish
+from timm_deitlt.run.train import train
+from timm_deitlt.settings.layers import parse_args
 
 ADDED = {'analysis.json', 'attention.npz', 'signatures.json', 'report.html', 'plots'}
 

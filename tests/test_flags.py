@@ -11,8 +11,8 @@ from timm.loss import LOSS_TYPES
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.scheduler.wsd_lr import _DECAY_FNS
 
-from timm_deitlt.config import build_parser, parse_args, resolve
-from timm_deitlt.flags import REFUSED, REFUSED_VALUES
+from timm_deitlt.settings.flags import REFUSED, REFUSED_VALUES
+from timm_deitlt.settings.layers import build_parser, parse_args, resolve
 
 
 def names(text):

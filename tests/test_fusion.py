@@ -4,9 +4,9 @@ import math
 import pytest
 import torch
 
-from timm_deitlt.engine import evaluate
+from timm_deitlt.engine.trainer import evaluate
 from timm_deitlt.evaluation import ShotEvaluator, Shots
-from timm_deitlt.fusion import FUSIONS, choose_fusions, fuse
+from timm_deitlt.evaluation.fusion import FUSIONS, choose_fusions, fuse
 
 COUNTS = [100, 10, 1]
 CLS = [[2., 1., 0.], [0., 3., -1.]]

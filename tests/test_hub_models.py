@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from test_conversion import teacher_file, teacher_of
 from warm import WarmProcess
 
-from timm_deitlt.checkpoint import load_checkpoint
+from timm_deitlt.engine.checkpoint import load_checkpoint
 
 TOKEN = 'hf_tokenOfTheTests'
 TEACHER, STUDENT = 'me/resnet20_cifar.digits_if10_sam', 'me/deit_lt_tiny.digits_if10'
@@ -30,10 +30,10 @@ TEACHER_FLAGS = [*STUDENT_FLAGS, '--teacher', 'resnet20_sam', '--teacher-epochs'
 RESOLVE = ONE_UPDATE + '''
 import json, logging, sys
 logging.basicConfig(level=logging.INFO)
-from timm_deitlt.build.data import build_data
-from timm_deitlt.build.device import choose_device
-from timm_deitlt.config import parse_args
-from timm_deitlt.run import resolve_teacher
+from timm_deitlt.run.build.data import build_data
+from timm_deitlt.engine.device import choose_device
+from timm_deitlt.settings.layers import parse_args
+from timm_deitlt.run.train import resolve_teacher
 args = parse_args(sys.argv[1:])
 choose_device(args)
 teacher = resolve_teacher(args, build_data(args))

@@ -6,12 +6,12 @@ import pytest
 import torch
 from conftest import TINY
 
-from timm_deitlt import run
-from timm_deitlt.build import look_ahead
-from timm_deitlt.build.data import build_data
-from timm_deitlt.build.look_ahead import expected_seconds
-from timm_deitlt.build.trainer import build_trainer
-from timm_deitlt.config import parse_args
+from timm_deitlt.run import look_ahead
+from timm_deitlt.run import train as run
+from timm_deitlt.run.build.data import build_data
+from timm_deitlt.run.build.trainer import build_trainer
+from timm_deitlt.run.look_ahead import expected_seconds
+from timm_deitlt.settings.layers import parse_args
 
 CNN = ['--model', 'resnet20_cifar', '--model-kwargs', '--loss', 'ce', '--lr', '.001', '--img-size', '8']
 

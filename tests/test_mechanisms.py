@@ -24,14 +24,14 @@ from timm_deitlt.analysis import (
     prefix_attention,
     token_features,
 )
-from timm_deitlt.build.data import build_data
-from timm_deitlt.build.loaders import build_eval_loader
-from timm_deitlt.build.trainer import build_trainer
-from timm_deitlt.config import parse_args
 from timm_deitlt.data.seeds import seed_everything
-from timm_deitlt.mechanisms import analyze
-from timm_deitlt.mechanisms.subject import choose
-from timm_deitlt.run import train
+from timm_deitlt.run.build.data import build_data
+from timm_deitlt.run.build.loaders import build_eval_loader
+from timm_deitlt.run.build.trainer import build_trainer
+from timm_deitlt.run.mechanisms import analyze
+from timm_deitlt.run.mechanisms.subject import choose
+from timm_deitlt.run.train import train
+from timm_deitlt.settings.layers import parse_args
 
 SHAPE = dict(embed_dim=48, depth=2, num_heads=3, patch_size=8, img_size=16, num_classes=10)
 KEYS = {

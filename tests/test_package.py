@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 from warm import torch_process
 
-from timm_deitlt.config import recipe_names
+from timm_deitlt.settings.layers import recipe_names
 from timm_deitlt.version import __version__
 
 SOURCES = ('setup.cfg', 'pyproject.toml', 'README.md', 'LICENSE')
@@ -45,7 +45,7 @@ def test_wheel_holds_every_file_of_the_package_and_nothing_else(wheel):
         held = {name for name in file.namelist() if '.dist-info/' not in name}
     ours = {path.relative_to(ROOT).as_posix() for path in (ROOT / 'timm_deitlt').rglob('*') if path.is_file()}
     assert held == {name for name in ours if '__pycache__' not in name}
-    assert 'timm_deitlt/py.typed' in held and 'timm_deitlt/build/model.py' in held
+    assert 'timm_deitlt/py.typed' in held and 'timm_deitlt/run/build/model.py' in held
     assert {f'timm_deitlt/recipes/{name}.yaml' for name in recipe_names()} <= held
 
 
@@ -64,7 +64,7 @@ def test_wheel_alone_resolves_every_recipe_and_registers_its_names(unpacked, tmp
     code = '''
 import timm, timm.optim
 import timm_deitlt
-from timm_deitlt.config import load_recipe, recipe_names
+from timm_deitlt.settings.layers import load_recipe, recipe_names
 print(timm_deitlt.__file__)
 print(timm.is_model('deit_lt_tiny'), 'samsgd' in timm.optim.list_optimizers())
 print(*(name for name in recipe_names() if load_recipe(name).is_recipe))

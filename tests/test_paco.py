@@ -15,8 +15,13 @@ from torch import nn
 
 from timm_deitlt import Shots
 from timm_deitlt.data.loader import MicroBatch, MicroBatchSampler
+from timm_deitlt.loss import paco as loss
+from timm_deitlt.loss.paco import PaCoLoss
 from timm_deitlt.optim import SAMSGD
-from timm_deitlt.paco import KeyQueue, PaCoLoss, PaCoNet, PaCoTask, loss, network, task
+from timm_deitlt.task import paco as task
+from timm_deitlt.task import paco_network as network
+from timm_deitlt.task.paco import PaCoTask
+from timm_deitlt.task.paco_network import KeyQueue, PaCoNet
 
 COUNTS = [40, 20, 8, 4, 2]
 IMAGES = 26  # in micro-batches of 4, four to an update: the last update is short, and so is its last micro-batch

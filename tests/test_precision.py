@@ -9,12 +9,12 @@ from conftest import TINY, run_script
 from timm.optim import create_optimizer_v2, muon
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from timm_deitlt.build import model, trainer
-from timm_deitlt.build.data import build_data
-from timm_deitlt.build.device import has_bfloat16
-from timm_deitlt.config import parse_args
-from timm_deitlt.meter import Meter
-from timm_deitlt.optim import orthogonalize_in_float32
+from timm_deitlt.engine.device import has_bfloat16
+from timm_deitlt.engine.meter import Meter
+from timm_deitlt.optim.muon import orthogonalize_in_float32
+from timm_deitlt.run.build import model, trainer
+from timm_deitlt.run.build.data import build_data
+from timm_deitlt.settings.layers import parse_args
 
 CPU = torch.device('cpu')
 PRODUCTS = {
@@ -83,7 +83,7 @@ def test_a_type_of_the_weights_is_not_overruled_by_naming_that_of_mixed_precisio
 def test_cpu_told_to_use_avx2_alone_has_no_bfloat16(tmp_path):
     script = tmp_path / 'ask.py'
     script.write_text(
-        'import torch\nfrom timm_deitlt.build.device import has_bfloat16, price_of_bfloat16\n'
+        'import torch\nfrom timm_deitlt.engine.device import has_bfloat16, price_of_bfloat16\n'
         'print(has_bfloat16(torch.device("cpu")), price_of_bfloat16() > 0)\n')
     weak = {'ONEDNN_MAX_CPU_ISA': 'AVX2', 'ATEN_CPU_CAPABILITY': 'avx2', 'PYTHONPATH': '.'}
     assert run_script(script=script, env=weak).stdout.split() == ['False', 'True']

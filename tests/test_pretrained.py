@@ -30,9 +30,9 @@ from warm import torch_process
 
 import timm_deitlt.benchmarks
 from timm_deitlt.benchmarks import BENCHMARKS, CATALOGUE, PUBLISHED, RELEASED, TAGS, hub_id, tag_of
-from timm_deitlt.config import parse_args
-from timm_deitlt.hub import explain
 from timm_deitlt.models import CosineLinear
+from timm_deitlt.models._hub import explain
+from timm_deitlt.settings.layers import parse_args
 
 SPEC = importlib.util.spec_from_file_location('hfhub_convert', ROOT / 'hfhub' / 'convert.py')
 CONVERT = importlib.util.module_from_spec(SPEC)

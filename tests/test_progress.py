@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from timm_deitlt import progress
-from timm_deitlt.progress import Progress, doing, duration, heartbeat
+from timm_deitlt.engine import progress
+from timm_deitlt.engine.progress import Progress, doing, duration, heartbeat
 
 METER = SimpleNamespace(pending_on_host=True, loss=lambda: 1.25)
 

@@ -11,10 +11,11 @@ from conftest import ROOT, TINY, TINY_TEACHER, run_script
 from hub_server import HubServer
 from warm import WarmProcess
 
-from timm_deitlt.checkpoint import load_checkpoint, weights_sha256
+from timm_deitlt.engine.checkpoint import load_checkpoint
 from timm_deitlt.evaluation import Shots
-from timm_deitlt.publishing.figures import _recomputed
-from timm_deitlt.publishing.plan import Exit
+from timm_deitlt.hub.figures import _recomputed
+from timm_deitlt.hub.plan import Exit
+from timm_deitlt.models.weights import weights_sha256
 
 TOKEN, READ_TOKEN = 'hf_writeTokenOfTheTests', 'hf_readTokenOfTheTests'
 OURS = {'README.md', 'args.yaml', 'config.json', 'metrics.json', 'model.safetensors'}

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from timm.models._hub import save_for_hf
 
-from timm_deitlt.publishing.card import About, model_card
+from timm_deitlt.hub.card import About, model_card
 
 COLUMNS = ('top1', 'head', 'mid', 'tail', 'balanced')
 SHOTS = {

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import save_file
 from timm.models._hub import save_config_for_hf
 
-from timm_deitlt.publishing import remote
-from timm_deitlt.publishing.plan import Exit, Plan, PublishError, Remote, local_files
-from timm_deitlt.publishing.remote import Published, Repository
+from timm_deitlt.hub import remote
+from timm_deitlt.hub.plan import Exit, Plan, PublishError, Remote, local_files
+from timm_deitlt.hub.remote import Published, Repository
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ import re
 
 from conftest import ROOT
 
-from timm_deitlt.config import build_parser, recipe_names
+from timm_deitlt.settings.layers import build_parser, recipe_names
 
 README = (ROOT / 'README.md').read_text()
 

@@ -11,11 +11,11 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 
 import timm_deitlt
 from timm_deitlt.benchmarks import BENCHMARKS
-from timm_deitlt.build.trainer import rho_schedule
-from timm_deitlt.checks import validate_args
-from timm_deitlt.config import TEACHER_RECIPES, load_recipe, parse_args, recipe_names, recipes_for, resolve
-from timm_deitlt.dry_run import dry_run
-from timm_deitlt.teachers import IRRELEVANT_SETTINGS, split_name, teacher_args
+from timm_deitlt.run.build.trainer import rho_schedule
+from timm_deitlt.run.dry_run import dry_run
+from timm_deitlt.run.teachers import IRRELEVANT_SETTINGS, split_name, teacher_args
+from timm_deitlt.settings.checks import validate_args
+from timm_deitlt.settings.layers import TEACHER_RECIPES, load_recipe, parse_args, recipe_names, recipes_for, resolve
 
 RECIPES = Path(timm_deitlt.__file__).parent / 'recipes'
 PATHS = sorted(RECIPES.rglob('*.yaml'))

@@ -17,11 +17,11 @@ import pytest
 import yaml
 
 from timm_deitlt import report
-from timm_deitlt.build.model import drw_start, drw_targets
 from timm_deitlt.evaluation import GROUPS, Shots
 from timm_deitlt.report import mechanism_plots, plots, run_plots, write_report
 from timm_deitlt.report.page import DARK, LIGHT, plain
 from timm_deitlt.report.run_files import Run
+from timm_deitlt.run.build.model import drw_start, drw_targets
 
 DPI = plots._DPI
 COUNTS = (38, 140, 18, 83, 108, 14, 64, 30, 50, 23)

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from test_report import Page
 
-from timm_deitlt.ablation.cells import Cell
-from timm_deitlt.ablation.study import load_study
-from timm_deitlt.ablation.table import verdicts
 from timm_deitlt.report import plots, study_mechanism_plots, study_page, study_plots, write_study_report
 from timm_deitlt.report.study_values import Study
+from timm_deitlt.studies.cells import Cell
+from timm_deitlt.studies.study import load_study
+from timm_deitlt.studies.table import verdicts
 
 # of each teacher: accuracy of the student's CLS and DIST (overall, head, mid, tail), and the teacher's own
 TEACHERS = {

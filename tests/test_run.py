@@ -10,8 +10,8 @@ import torch
 import yaml
 from conftest import TINIEST_TEACHER, TINY, ends_it_after, last_json, run_script
 
-from timm_deitlt.config import parse_args
-from timm_deitlt.run import _claim, train
+from timm_deitlt.run.train import _claim, train
+from timm_deitlt.settings.layers import parse_args
 
 EPOCHS = ['--epochs', '3', '--drw-start-epoch', '2']
 

@@ -1,7 +1,7 @@
 """Each sign of failure on figures just beyond its border and just before it."""
 import pytest
 
-from timm_deitlt.signatures import CHECKS, failure_signatures
+from timm_deitlt.evaluation.signatures import CHECKS, failure_signatures
 
 
 def healthy():

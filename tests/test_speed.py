@@ -9,14 +9,14 @@ import pytest
 import torch
 from conftest import TINY, run_script
 
-from timm_deitlt.build import speed
-from timm_deitlt.build.data import build_data
-from timm_deitlt.build.speed import Speed, choose_speed, speed_before
-from timm_deitlt.build.trainer import build_trainer
-from timm_deitlt.config import parse_args
 from timm_deitlt.data.loader import MicroBatch
-from timm_deitlt.fit import checkpoint_state, restore
-from timm_deitlt.progress import Progress
+from timm_deitlt.engine import speed
+from timm_deitlt.engine.fit import checkpoint_state, restore
+from timm_deitlt.engine.progress import Progress
+from timm_deitlt.engine.speed import Speed, choose_speed, speed_before
+from timm_deitlt.run.build.data import build_data
+from timm_deitlt.run.build.trainer import build_trainer
+from timm_deitlt.settings.layers import parse_args
 
 CNN = ['--model', 'resnet20_cifar', '--model-kwargs', 'num_blocks=1', '--opt', 'samsgd', '--loss', 'ce', '--lr', '.001']
 PACO = [*CNN, '--loss', 'paco', '--mixup', '0', '--cutmix', '0', '--smoothing', '0', '--drw-on', 'none']
@@ -187,7 +187,7 @@ def test_option_that_excludes_the_fused_optimizer_is_taken_instead(option):
 RESIDENT = """
 import resource
 from pathlib import Path
-from timm_deitlt.build.device import keep_freed_memory, return_freed_memory
+from timm_deitlt.engine.device import keep_freed_memory, return_freed_memory
 
 def resident():
     return int(Path('/proc/self/statm').read_text().split()[1]) * resource.getpagesize() >> 20

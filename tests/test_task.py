@@ -11,9 +11,9 @@ from timm.task.task import TrainingTask
 from torch import nn
 
 from timm_deitlt import ClassifierTask, DeiTLTTask, Shots, create_distillation_loss
-from timm_deitlt.engine import expert_logits
+from timm_deitlt.engine.trainer import expert_logits
 from timm_deitlt.loss import LabelLoss
-from timm_deitlt.task import frozen_statistics
+from timm_deitlt.task.common import frozen_statistics
 
 COUNTS = [40, 20, 8, 4, 2]
 SMALL = dict(img_size=32, patch_size=16, embed_dim=48, depth=2, num_heads=3, num_classes=5)

@@ -9,11 +9,11 @@ from conftest import last_json, run_script
 from helpers import asked
 from timm.models import save_for_hf
 
-from timm_deitlt import run
-from timm_deitlt.build.data import build_data
-from timm_deitlt.checkpoint import exported_settings, load_config
-from timm_deitlt.teacher_file import reorder_classes
-from timm_deitlt.validation import validate
+from timm_deitlt.models.weights import exported_settings, load_config
+from timm_deitlt.run import train as run
+from timm_deitlt.run.build.data import build_data
+from timm_deitlt.run.teacher_file import reorder_classes
+from timm_deitlt.run.validate import validate
 
 CLASSES = [str(i) for i in range(10)]
 BY_COUNT = ['3', '1', '4', '0', '5', '9', '2', '6', '8', '7']

@@ -18,15 +18,16 @@ from safetensors.torch import load_file, save_file
 from timm.layers import set_fused_attn
 from torch import nn
 
-from timm_deitlt import run, teachers
-from timm_deitlt.build.data import build_data
-from timm_deitlt.build.trainer import build_trainer
-from timm_deitlt.checks import validate_args
-from timm_deitlt.config import load_recipe, parse_args
-from timm_deitlt.flags import FLAGS
 from timm_deitlt.models.cosine import CosineLinear
-from timm_deitlt.teachers import NO_NETWORK, cache_key, cached_or_trained, split_name, teacher_args
-from timm_deitlt.validation import validate
+from timm_deitlt.run import teachers
+from timm_deitlt.run import train as run
+from timm_deitlt.run.build.data import build_data
+from timm_deitlt.run.build.trainer import build_trainer
+from timm_deitlt.run.teachers import NO_NETWORK, cache_key, cached_or_trained, split_name, teacher_args
+from timm_deitlt.run.validate import validate
+from timm_deitlt.settings.checks import validate_args
+from timm_deitlt.settings.flags import FLAGS
+from timm_deitlt.settings.layers import load_recipe, parse_args
 
 AUGMENTATION = (
     '--no-aug', '--train-crop-mode rkrc', '--scale .1 .2', '--ratio 1 1', '--hflip .7', '--vflip .7',

@@ -69,11 +69,12 @@ def serve(asked, told):
             begin(job)
             if job.get('modules') is None:
                 os._exit(run(job))
+            ends = open(job['asked']), open(job['told'], 'w')  # before what may fail, or the other side would wait
             for name in job['modules']:
                 importlib.import_module(name)
             timm = sys.modules['timm']  # what torch imports at its first pass without values, as for a card's GMACs
             timm.create_model('test_vit', device='meta')(torch.empty(1, 3, 160, 160, device='meta'))
-            serve(open(job['asked']), open(job['told'], 'w'))
+            serve(*ends)
             os._exit(0)
         tell(pid=pid)
         if job.get('modules') is None:
@@ -85,8 +86,8 @@ def serve(asked, told):
 serve(sys.stdin, sys.stdout)
 '''
 _MODULES = [
-    'timm', 'timm.task', 'huggingface_hub', 'safetensors.torch', 'timm_deitlt', 'timm_deitlt.cli',
-    'timm_deitlt.publishing.build', 'timm_deitlt.publishing.remote']
+    'timm', 'timm.task', 'huggingface_hub', 'safetensors.torch', 'timm_deitlt', 'timm_deitlt.cli.commands',
+    'timm_deitlt.hub.build', 'timm_deitlt.hub.remote']
 
 
 class _Process:
@@ -107,7 +108,12 @@ class _Process:
             'cwd': str(cwd or self.folder), 'env': {name: value for name, value in whole.items() if value is not None},
             **{name: str(file) for name, file in files.items()}, **job}) + '\n')
         self._asked.flush()
-        return json.loads(self._told.readline())['pid'], files
+        return self._answer()['pid'], files
+
+    def _answer(self) -> dict[str, int]:
+        if not (line := self._told.readline()):
+            raise RuntimeError(f'the process of which scripts are forks has ended; its output is in {self.folder}')
+        return json.loads(line)
 
     def run(
             self,
@@ -131,7 +137,7 @@ class _Process:
         """
         pid, files = self._ask(env or {}, cwd, script=str(script), args=list(map(str, args)))
         started(pid)
-        code = json.loads(self._told.readline())['code']
+        code = self._answer()['code']
         return SimpleNamespace(returncode=code, **{name: file.read_text() for name, file in files.items()})
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ from timm.models import PretrainedCfg, build_model_with_cfg, resolve_pretrained_
 from torch import nn
 
 from ..benchmarks import BENCHMARKS, CATALOGUE, RELEASED, TAGS, Entry, hub_id, published_id
-from ..hub import HUB_ERRORS, explain
+from ._hub import HUB_ERRORS, explain
 
 __all__ = ['create_pretrained']
 

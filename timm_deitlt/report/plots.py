@@ -17,7 +17,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from ..checkpoint import atomic_write
+from ..utils.files import atomic_write
 from .page import LIGHT, Plot, text
 
 WIDTH = 4.8  # inches: its 10 pt text is legible on a phone and where a page of paper holds two beside each other

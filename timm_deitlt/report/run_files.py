@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ..config import model_kind
+from ..settings.layers import model_kind
 from .page import plain
 
 EXPERTS = {'mean': 'mean of both', 'cls': 'CLS', 'dist': 'DIST'}

@@ -3,7 +3,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import atomic_write
+from ..utils.files import atomic_write
 from .mechanism_plots import (
     attention_distance,
     attention_last_block,

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import atomic_write
+from ..utils.files import atomic_write
 from .page import Plot, details, document, facts, figures, missing, paragraph, text
 from .plots import drawing, write_plots
 from .run_files import short_path

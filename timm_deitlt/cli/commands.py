@@ -1,0 +1,165 @@
+"""What the scripts share: logging, one clear line for bad input, one JSON object at the end."""
+import argparse
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..data.long_tail import UnreadableImageError
+from ..engine.checkpoint import LAST
+from ..engine.meter import NonFiniteLossError
+from ..engine.progress import heartbeat
+from ..evaluation.fusion import FUSIONS
+from ..run.finish import check_run, describe_run, has_mechanisms
+from ..run.mechanisms import analyze
+from ..run.train import train
+from ..run.validate import validate
+from ..settings.layers import parse_args
+from ..studies import ablate, study_names
+from ..utils.files import MAKE_ROOM, no_space
+
+FAILED = 1
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+
+def setup_logging() -> None:
+    """Log to stderr; only warnings on ranks other than the first."""
+    primary = int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0
+    logging.basicConfig(level=logging.INFO if primary else logging.WARNING, format='%(message)s', stream=sys.stderr)
+    for name in ('timm', 'filelock', 'httpx', 'httpx2', 'huggingface_hub', 'matplotlib'):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _message(error: Exception) -> str | None:
+    """The line to show for an error that means bad input; None for a mistake of the program."""
+    text = ' '.join(str(error).split())
+    if isinstance(error, UnreadableImageError):
+        # a loader process sends its traceback along, the message is its last line
+        return str(error).strip().splitlines()[-1].removeprefix(
+            f'{UnreadableImageError.__module__}.{UnreadableImageError.__qualname__}: ')
+    if isinstance(error, NonFiniteLossError):
+        return text
+    frames = list(traceback.walk_tb(error.__traceback__))
+    raised_in = frames[-1][0].f_globals.get('__name__', '') if frames else ''
+    deliberate = isinstance(error, (ValueError, FileNotFoundError)) and raised_in.startswith('timm_deitlt')
+    if deliberate:
+        return text
+    # of a file that is not written by checkpoint.atomic_write, such as a logger's
+    reason = no_space(error)
+    return reason and f'{reason} ({text}). {MAKE_ROOM}'
+
+
+_GO_ON = (
+    'the last complete checkpoint, if an epoch was finished, is intact: go on with --resume auto and the --experiment '
+    'name of the run.')
+
+
+def guarded(prog: str, run: Callable[[], dict[str, Any]], go_on: str = _GO_ON) -> dict[str, Any]:
+    """Run, print the result as the last line; exit with 2 and one line where the input is at fault."""
+    setup_logging()
+    try:
+        with heartbeat():
+            result = run()
+    except KeyboardInterrupt:
+        sys.stderr.write(f'\n{prog}: interrupted; {go_on}\n')
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        message = _message(error)
+        if message is None:
+            raise
+        sys.stderr.write(f'{prog}: error: {message}\n')
+        sys.exit(BAD_INPUT)
+    if int(os.environ.get('RANK', 0)) == 0:
+        print(json.dumps(result), flush=True)
+    return result
+
+
+def train_main(argv: list[str] | None = None) -> None:
+    """Entry of train.py."""
+    guarded('train.py', lambda: train(parse_args(argv)))
+
+
+def _model_parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """Parser of a script that takes a trained model and the data to evaluate it on."""
+    parser = argparse.ArgumentParser(prog=prog, description=description)
+    parser.add_argument(
+        'checkpoint', help='folder of a run or of an exported model, checkpoint of a run, or hf-hub:OWNER/NAME')
+    parser.add_argument('--data-dir', metavar='DIR', help='where the data set is (default: as in training)')
+    parser.add_argument('--dataset', metavar='NAME', help='data set of an exported model')
+    parser.add_argument('--list-dir', metavar='DIR', help='list files of lt/imagenet and lt/inat18')
+    parser.add_argument('--imbalance-factor', type=float, metavar='X', help='of the data set of an exported model')
+    parser.add_argument('--val-split', metavar='NAME', help='split to evaluate (default: as in training)')
+    parser.add_argument(
+        '-b', '--batch-size', dest='validation_batch_size', type=int, metavar='N', help='images in a batch')
+    parser.add_argument('-j', '--workers', type=int, metavar='N', help='loader processes')
+    parser.add_argument('--device', help='cuda, cuda:N or cpu (default: cuda if available)')
+    parser.add_argument('--amp', action=argparse.BooleanOptionalAction, help='mixed precision (default: as trained)')
+    return parser
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def validate_main(argv: list[str] | None = None) -> None:
+    """Entry of validate.py."""
+    parser = _model_parser('validate.py', 'Evaluate a run or an exported model, every expert by shot.')
+    parser.add_argument(
+        '--fusion', default='mean', choices=('mean', *FUSIONS, 'all'),
+        help='further ways to join the experts (default: the mean of their logits alone)')
+    values = vars(parser.parse_args(argv))
+    path, fusion = values.pop('checkpoint'), values.pop('fusion')
+    guarded('validate.py', lambda: validate(path, _given(values), fusion), 'run it again.')
+
+
+def analyze_main(argv: list[str] | None = None) -> None:
+    """Entry of analyze.py."""
+    parser = _model_parser(
+        'analyze.py',
+        'Measure the mechanisms of a run or an exported model: how local its attention is, how many dimensions its '
+        'tokens fill, how far CLS and DIST part, and what its teacher makes of the training images.')
+    parser.add_argument(
+        '--num-images', type=int, default=1000, metavar='N', help='evaluation images at most (default: 1000)')
+    values = vars(parser.parse_args(argv))
+    path, num_images = values.pop('checkpoint'), values.pop('num_images')
+
+    def analyze_and_describe() -> dict[str, Any]:
+        folder = Path(path).parent if Path(path).name == LAST else Path(path)
+        is_run = (folder / 'metrics.json').is_file() and (folder / LAST).is_file()
+        if is_run and not has_mechanisms(folder):
+            result = {}  # of a CNN, or of a run without evaluation images, there is a page all the same
+        else:
+            result = analyze(path, _given(values), num_images)
+        if is_run:
+            check_run(folder)
+            describe_run(folder)
+        return result
+
+    guarded('analyze.py', analyze_and_describe, 'run it again.')
+
+
+def ablate_main(argv: list[str] | None = None) -> None:
+    """Entry of ablate.py."""
+    parser = argparse.ArgumentParser(
+        prog='ablate.py', description='Train the arms of a study over seeds; print its table and verdicts.')
+    parser.add_argument('study', help=f'{", ".join(study_names())}, or a YAML file of the same form')
+    parser.add_argument('--arms', nargs='+', metavar='NAME', help='arms to train (default: all)')
+    parser.add_argument('--seeds', nargs='+', type=int, metavar='N', help="seeds of the runs (default: the study's)")
+    parser.add_argument('--subsets', nargs='+', type=int, default=[0], metavar='N', help='seeds of the images')
+    parser.add_argument('--data-dir', metavar='DIR', help='where the data set is')
+    parser.add_argument('--results', type=Path, default=Path('results'), metavar='DIR', help='folder of results')
+    parser.add_argument('--work', type=Path, default=Path('output/ablate'), metavar='DIR', help='folder of the runs')
+    parser.add_argument('--jobs', type=int, default=1, metavar='N', help='trainings at a time, which share the cores')
+    parser.add_argument('--table', action='store_true', help='train nothing; write verdicts.json and print the table')
+    parser.add_argument('--readme', type=Path, metavar='FILE', help='put the table between its marks in this file too')
+    args = parser.parse_args(argv)
+    result = guarded(
+        'ablate.py', lambda: ablate(**vars(args)),
+        'what is finished is kept: the same command goes on with the rest.')
+    if result['failed']:
+        sys.exit(FAILED)

@@ -1,0 +1,83 @@
+"""Checkpoints that are whole or not there, in timm's key layout, and models in timm's form for the hub."""
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..models.weights import tensor_bytes
+from ..utils.files import atomic_write
+
+LAST = 'last.pth.tar'
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Save a training checkpoint atomically.
+
+    Args:
+        path: File to write.
+        state: Keys as timm's CheckpointSaver writes them: 'state_dict', 'optimizer', 'epoch' (0-based, finished),
+            'arch', 'args', and 'state_dict_ema' or the loss scaler's where used. 'version' 2 is added.
+    """
+    def write(temporary: Path) -> None:
+        # of a file that it opens itself torch does not say why it could not be written
+        with open(temporary, 'wb') as file:
+            torch.save({'version': 2, **state}, file)
+
+    atomic_write(Path(path), write, tensor_bytes(state))
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint on the CPU, tensors and plain values only.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is truncated or not a checkpoint.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f'There is no checkpoint {str(path)!r}.')
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f'The checkpoint {str(path)!r} cannot be read: it is truncated, or not a file of weights and plain values '
+            f'({reason}). Use a last.pth.tar or milestone-*.pth.tar that train.py wrote.') from error
+    if not isinstance(checkpoint, dict) or 'state_dict' not in checkpoint:
+        raise ValueError(
+            f"The checkpoint {str(path)!r} holds no 'state_dict': use a last.pth.tar or milestone-*.pth.tar that "
+            'train.py wrote.')
+    return checkpoint
+
+
+def check_checkpoint(
+        checkpoint: dict[str, Any],
+        source: str,
+        architecture: str,
+        fingerprint: str,
+        class_names: Sequence[str] | None = None,
+) -> None:
+    """Refuse a checkpoint of another architecture, trained on other images, or with another order of classes if given.
+
+    Raises:
+        ValueError: Naming the difference.
+    """
+    if checkpoint.get('arch') != architecture:
+        raise ValueError(
+            f"The checkpoint {source} is of the architecture {checkpoint.get('arch')}, not {architecture}: give "
+            f"--model {checkpoint.get('arch')}.")
+    data = checkpoint.get('data', {})
+    if data.get('fingerprint') != fingerprint:
+        raise ValueError(
+            f"The checkpoint {source} was trained on other images ({data.get('name')}, counts "
+            f"{str(data.get('train_counts'))[:60]}): give the same data set, --imbalance-factor, --n-max, --split-seed "
+            'and --val-fraction.')
+    if class_names is not None and list(data['class_names']) != list(class_names):
+        raise ValueError(
+            f'The checkpoint {source} numbers the classes otherwise than the data set does now, so that it cannot go '
+            'on: give list files, --class-map and data as they were in training.')
+
+

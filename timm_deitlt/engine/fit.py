@@ -1,0 +1,169 @@
+"""Epochs of a run: train, evaluate, write, save."""
+import argparse
+import logging
+import time
+from typing import Any
+
+from timm.utils import unwrap_model
+
+from ..evaluation import format_table
+from ..models.weights import load_weights
+from ..optim.layout import match_layout
+from .folder import RunFolder
+from .progress import Progress
+from .trainer import Trainer
+
+_logger = logging.getLogger(__name__)
+
+# Options of parameter groups that flags decide; the learning rate is the schedule's, if there is one
+FLAG_OPTIONS = ('weight_decay', 'momentum', 'betas', 'eps', 'rho', 'adaptive', 'lr_scale', 'fused', 'foreach')
+
+
+def checkpoint_state(trainer: Trainer, epoch: int, args: argparse.Namespace, record: dict[str, Any]) -> dict[str, Any]:
+    """State after a finished epoch in timm's key layout, with `record` (data, experts) beside."""
+    state = {
+        'epoch': epoch,
+        'arch': args.model,
+        'args': argparse.Namespace(**{key: value for key, value in vars(args).items() if key != 'sources'}),
+        'sources': getattr(args, 'sources', {}),
+        'optimizer': trainer.optimizer.state_dict(),
+        **trainer.task.get_checkpoint_state(),
+        **trainer.task.get_checkpoint_state(ema=True),
+        **record,
+    }
+    if trainer.scaler is not None:
+        state['amp_scaler'] = trainer.scaler.state_dict()
+    return state
+
+
+def restore(trainer: Trainer, checkpoint: dict[str, Any], source: str, with_optimizer: bool = True) -> int:
+    """Load a checkpoint into a trainer before it is wrapped for its ranks.
+
+    Options of the optimizer stay as the trainer's: a run that branches off may change --weight-decay or --rho.
+
+    Returns:
+        The 0-based epoch to go on with.
+
+    Raises:
+        ValueError: If the checkpoint is of another architecture or optimizer.
+    """
+    task = trainer.task
+    load_weights(unwrap_model(task.get_eval_model()), checkpoint['state_dict'], source)
+    task.load_task_state(checkpoint.get('task_state'))
+    if task.has_ema():
+        ema = task.get_trainable_module(ema=True)
+        weights = checkpoint.get('state_dict_ema')
+        if weights is None:
+            _logger.info(f'{source} holds no EMA: it starts from the weights.')
+            ema.set(unwrap_model(task.get_trainable_module()))
+        else:
+            load_weights(unwrap_model(ema), weights, f'the EMA of {source}')
+    if with_optimizer:
+        names = FLAG_OPTIONS if trainer.scheduler is not None else (*FLAG_OPTIONS, 'lr')
+        options = [
+            {name: group[name] for name in names if name in group} for group in trainer.optimizer.param_groups]
+        try:
+            saved = checkpoint['optimizer']
+            # before it is loaded: by `fused` torch decides where the counts of steps lie
+            groups = [{**group, **own} for group, own in zip(saved['param_groups'], options, strict=True)]
+            trainer.optimizer.load_state_dict({**saved, 'param_groups': groups})
+        except (KeyError, ValueError) as error:
+            raise ValueError(
+                f'The optimizer state of {source} does not fit {type(trainer.optimizer).__name__}: give --opt and its '
+                'options as they were, or --no-resume-opt to start it anew.') from error
+        match_layout(trainer.optimizer)
+        if trainer.scaler is not None and 'amp_scaler' in checkpoint:
+            trainer.scaler.load_state_dict(checkpoint['amp_scaler'])
+    start_epoch = checkpoint['epoch'] + 1
+    if trainer.scheduler is not None:
+        if trainer.scheduler.t_in_epochs:
+            trainer.scheduler.step(start_epoch)
+        else:
+            trainer.scheduler.step_update(start_epoch * trainer.loader.updates_per_epoch)
+    return start_epoch
+
+
+def fit(
+        trainer: Trainer,
+        folder: RunFolder,
+        args: argparse.Namespace,
+        record: dict[str, Any],
+        start_epoch: int = 0,
+        title: str = 'train',
+) -> dict[str, Any] | None:
+    """Train from `start_epoch` to the end of the schedule (or `args.stop_epoch`).
+
+    Each epoch is trained, evaluated every `args.val_interval` epochs and after the last, written to summary.csv and
+    saved as last.pth.tar; the state at the DRW start and after each of `args.save_epochs` is kept as a milestone.
+
+    Returns:
+        Metrics of the last epoch under 'experts' and, with an EMA, 'ema'; None without evaluation images.
+    """
+    end = min(trainer.epochs, args.stop_epoch or trainer.epochs)
+    loader = trainer.loader
+    progress = Progress(
+        title, end, start_epoch, loader.updates_per_epoch, loader.images_per_epoch / loader.updates_per_epoch,
+        args.log_interval, folder.primary)
+    milestones = {trainer.drw_start_epoch, *(args.save_epochs or ())}
+    metrics = None
+    if trainer.eval_loader is not None and start_epoch >= end:
+        metrics = _evaluate(trainer, args)
+    with progress:
+        for epoch in range(start_epoch, end):
+            progress.begin(epoch)
+            trained = trainer.train_one_epoch(epoch, progress)
+            trainer.end_epoch(epoch)
+            final = epoch + 1 == end
+            began = time.perf_counter()
+            metrics = None
+            if trainer.eval_loader is not None and ((epoch + 1) % args.val_interval == 0 or final):
+                metrics = _evaluate(trainer, args)
+            row = {'epoch': epoch, **{f'train_{key.removeprefix("train_")}': value for key, value in trained.items()}}
+            row['eval_seconds'] = time.perf_counter() - began
+            row.update(_eval_columns(metrics))
+            folder.add_row(row)
+            folder.save(checkpoint_state(trainer, epoch, args, record), milestone=epoch + 1 in milestones)
+            progress.line(epoch_report(trainer, title, epoch, trained, metrics))
+    return metrics
+
+
+def _evaluate(trainer: Trainer, args: argparse.Namespace) -> dict[str, Any]:
+    metrics = {'experts': trainer.evaluate()}
+    if trainer.task.has_ema() and not args.model_ema_force_cpu:
+        metrics['ema'] = trainer.evaluate(ema=True)
+    return metrics
+
+
+def _eval_columns(metrics: dict[str, Any] | None) -> dict[str, float | None]:
+    columns = {}
+    for prefix, experts in (('eval', 'experts'), ('ema', 'ema')):
+        for expert, values in (metrics or {}).get(experts, {}).items():
+            for name, value in values.items():
+                if name != 'per_class':
+                    columns[f'{prefix}_{expert}_{name}'] = value
+    return columns
+
+
+def epoch_report(
+        trainer: Trainer,
+        title: str,
+        epoch: int,
+        trained: dict[str, float],
+        metrics: dict[str, Any] | None,
+) -> str:
+    """What an epoch leaves on the screen: a line about training, a short table of the experts."""
+    line = (
+        f'{title} epoch {epoch + 1}/{trainer.epochs}  loss {trained["loss"]:.3f}  '
+        f'{trained["train_images_per_second"]:.0f} img/s')
+    if 'image_size' in trained:
+        line += f'  images of {trained["image_size"]:.0f} px on average'
+    if 'teacher_correct' in trained:
+        line += (
+            f'  teacher right on {100 * trained["teacher_correct"]:.0f} % of these images, DIST agrees on '
+            f'{100 * trained["agreement"]:.0f} %, cos(CLS, DIST) {trained["cosine"]:.2f}')
+    if metrics is None:
+        return line
+    rows = {**metrics['experts'], **{f'ema {expert}': values for expert, values in metrics.get('ema', {}).items()}}
+    if 'dist' not in rows:
+        rows.pop('mean')  # of a single expert it is the same
+    return f'{line}\n{format_table(rows, trainer.task.shots, trainer.test_counts, header=False)}'

@@ -1,0 +1,247 @@
+"""What is fastest on this machine, found by timing the training step itself.
+
+Nothing that is chosen here changes a result by more than rounding. A run that goes on keeps what it began with.
+"""
+import argparse
+import logging
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from timm.layers import Attention
+from timm.utils import unwrap_model
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..data.loader import MicroBatch
+from ..optim import SAM
+from ..optim.layout import match_layout
+from .device import keep_freed_memory, return_freed_memory
+from .trainer import Trainer
+
+_logger = logging.getLogger(__name__)
+
+# Runs of fewer micro-batches end before a choice pays: they take what is usual on their device
+FEWEST_STEPS = 200
+# Compiling takes seconds for each layer, measured on a slow CPU: 95 s for the 98 of a ResNet-32, forward and back
+SECONDS_TO_COMPILE_A_LAYER = 1.
+# The largest part of a step that compiling was seen to save, and how often over it must earn what trying it costs
+MOST_GAIN_OF_COMPILING = {'cpu': .2, 'cuda': .4}
+LEAST_RETURN_OF_COMPILING = 3
+# Less may be noise, and then two runs of the same settings would differ in rounding
+LEAST_GAIN = .1
+_TIMED_STEPS = 4
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How a training computes.
+
+    Attributes:
+        fused_attention: timm's attention by torch's fused kernel, not by matrix products.
+        channels_last: Memory format of the networks.
+        compile: Backend of torch.compile, '' for none.
+    """
+    fused_attention: bool
+    channels_last: bool
+    compile: str
+
+    def words(self, attention: bool) -> str:
+        """In words, those of a network with `attention` or without."""
+        words = []
+        if attention:
+            words.append('fused attention' if self.fused_attention else 'attention by matrix products')
+        if self.channels_last:
+            words.append('channels last')
+        if self.compile:
+            words.append(f'compiled by {self.compile}')
+        return ', '.join(words) or 'plain'
+
+
+def choose_speed(
+        trainer: Trainer,
+        args: argparse.Namespace,
+        start_epoch: int = 0,
+        before: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Choose and apply what makes the training step fastest, and log why; to be called before DDP wraps the task.
+
+    Args:
+        trainer: Weights, statistics and optimizer stay as they are.
+        args: Settings. --auto-speed off takes what PyTorch takes; --channels-last and --torchcompile are done in any
+            case.
+        start_epoch: Epoch to be trained first.
+        before: What was chosen for the run that goes on, see `speed_before`.
+
+    Returns:
+        The choices, for checkpoints.
+    """
+    on_cpu = torch.device(args.device).type == 'cpu'
+    usual = Speed(args.auto_speed == 'off' or not on_cpu, args.channels_last, args.torchcompile or '')
+    steps = (trainer.epochs - start_epoch) * trainer.loader.updates_per_epoch * trainer.loader.grad_accum_steps
+    speed, reason = usual, ''
+    if args.auto_speed == 'off':
+        reason = ', as --auto-speed off asks for'
+    elif before is not None:
+        speed, reason = Speed(**before), ', as before'
+        if speed.compile != usual.compile and math.isinf(_seconds(trainer, args, speed, start_epoch)):
+            speed = replace(speed, compile=usual.compile)  # a machine without a compiler
+    elif steps >= FEWEST_STEPS:
+        speed, reason = _fastest(trainer, args, usual, start_epoch, steps)
+        return_freed_memory()
+    also = [words for words, true in (
+        ('fused optimizer', any(group.get('fused') for group in trainer.optimizer.param_groups)),
+        ('freed memory kept', on_cpu and args.auto_speed == 'on' and keep_freed_memory())) if true]
+    _logger.info(f'Speed: {", ".join([speed.words(_attends(trainer)) + reason, *also])}')
+    _apply(trainer, args, speed)
+    return asdict(speed)
+
+
+def speed_before(checkpoint: dict[str, Any] | None, args: argparse.Namespace) -> dict[str, Any] | None:
+    """What was chosen for the run of a checkpoint, or None if it was asked for something else, or on another device."""
+    if checkpoint is None or 'speed' not in checkpoint:
+        return None
+    then = vars(checkpoint['args'])
+    same = all(then.get(name) == getattr(args, name) for name in (
+        'auto_speed', 'channels_last', 'torchcompile', 'torchcompile_mode'))
+    same_device = str(then.get('device')).split(':')[0] == str(args.device).split(':')[0]
+    return checkpoint['speed'] if same and same_device else None
+
+
+def _fastest(
+        trainer: Trainer,
+        args: argparse.Namespace,
+        speed: Speed,
+        epoch: int,
+        steps: int,
+) -> tuple[Speed, str]:
+    """The fastest choices, each tried on top of those before, and words for what they gain."""
+    passes = 1 + isinstance(trainer.optimizer, SAM) / args.sam_every
+    first = seconds = _seconds(trainer, args, speed, epoch)
+    if math.isinf(first):
+        return speed, ''  # training will say why
+    for name, value in _alternatives(trainer, speed):
+        if name == 'compile' and not _compiling_can_pay(trainer, seconds * steps * passes):
+            continue
+        candidate = replace(speed, **{name: value})
+        other = _seconds(trainer, args, candidate, epoch)
+        if other < seconds * (1 - LEAST_GAIN):
+            speed, seconds = candidate, other
+        elif name == 'compile':
+            torch.compiler.reset()  # graphs that were only tried
+    gain = f', {1e3 * first:.0f} otherwise' if seconds < first else ''
+    return speed, f' ({1e3 * seconds:.0f} ms for a batch forward and back{gain})'
+
+
+def _compiling_can_pay(trainer: Trainer, seconds: float) -> bool:
+    """Whether so many seconds of steps are enough to try to compile them: most trials gain nothing."""
+    layers = sum(not list(module.children()) for module in trainer.task.modules())
+    gain = seconds * MOST_GAIN_OF_COMPILING.get(trainer.task.device.type, .2)
+    return gain > LEAST_RETURN_OF_COMPILING * layers * SECONDS_TO_COMPILE_A_LAYER
+
+
+def _alternatives(trainer: Trainer, speed: Speed) -> Iterator[tuple[str, Any]]:
+    if _attends(trainer):
+        yield 'fused_attention', not speed.fused_attention
+    normalises = any(isinstance(module, _BatchNorm) for module in trainer.task.get_trainable_module().modules())
+    if normalises and not speed.channels_last:
+        yield 'channels_last', True
+    sizes = trainer.loader.sizes
+    if not speed.compile and (sizes is None or len(set(sizes.drawn)) == 1):  # each further one is compiled anew
+        yield 'compile', 'inductor'
+
+
+def _attends(trainer: Trainer) -> bool:
+    return any(isinstance(module, Attention) for module in trainer.task.get_trainable_module().modules())
+
+
+def _seconds(trainer: Trainer, args: argparse.Namespace, speed: Speed, epoch: int) -> float:
+    """Least time of a micro-batch forward and back under these choices, the slowest rank's; infinite if it fails.
+
+    It leaves no trace in weights, statistics, gradients and queues.
+    """
+    task, device = trainer.task, trainer.task.device
+    images, target = noise(trainer, trainer.loader.batch_size)
+    batch = MicroBatch(number=0, indices=(), weight=1., last=True)
+    seconds = []
+    try:
+        _apply(trainer, args, speed)
+        task.train()
+        task.set_epoch(epoch)
+        trainer.augment.mixup_enabled = trainer.mixing(epoch)
+        with _restored_buffers(task):  # frozen statistics would compile a graph that training does not use
+            for _ in range(1 + _TIMED_STEPS):
+                began = time.perf_counter()
+                trainer.forward_backward(epoch, batch, images, target)
+                synchronize(device)
+                seconds.append(time.perf_counter() - began)
+        result = min(seconds[1:])
+    except Exception as error:  # no compiler for the backend, no kernel for the type, too little memory
+        words = next(iter(str(error).splitlines()), type(error).__name__)
+        _logger.info(f'Speed: not {speed.words(_attends(trainer))}, which fails: {words}')
+        result = math.inf
+    finally:
+        trainer.optimizer.zero_grad()
+        task.set_epoch(epoch)
+    if trainer.world_size > 1:  # all ranks must choose alike
+        slowest = torch.tensor(result, device=device)
+        dist.all_reduce(slowest, dist.ReduceOp.MAX)
+        result = slowest.item()
+    return result
+
+
+@contextmanager
+def _restored_buffers(module: nn.Module) -> Iterator[None]:
+    before = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in before:
+            buffer.copy_(value)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for what a device was told to do."""
+    if device.type != 'cpu':
+        torch.accelerator.synchronize()
+
+
+def noise(trainer: Trainer, batch_size: int) -> tuple[Tensor, Tensor]:
+    """A micro-batch as the loader gives it: starting its workers for one batch would take longer than the step."""
+    model, loader, device = unwrap_model(trainer.task.get_eval_model()), trainer.loader, trainer.task.device
+    generator = torch.Generator().manual_seed(0)
+    channels, *size = model.pretrained_cfg['input_size']
+    if loader.sizes is not None:
+        size = [max(loader.sizes.drawn)] * 2
+    shape = (loader.num_views * batch_size, channels, *size)
+    images = torch.randn(shape, generator=generator).to(device, loader.dtype)
+    return images, torch.randint(model.num_classes, shape[:1], generator=generator).to(device)
+
+
+def _apply(trainer: Trainer, args: argparse.Namespace, speed: Speed) -> None:
+    task = trainer.task
+    _undo_compile(task)
+    for module in task.modules():
+        if isinstance(module, Attention):
+            module.fused_attn = speed.fused_attention
+    if speed.channels_last != trainer.channels_last:
+        task.to(memory_format=torch.channels_last if speed.channels_last else torch.contiguous_format)
+        match_layout(trainer.optimizer)
+        trainer.channels_last = speed.channels_last
+    if speed.compile:
+        torch._inductor.config.fallback_random = True  # the random numbers of the plain network
+        task.compile(backend=speed.compile, mode=args.torchcompile_mode)
+
+
+def _undo_compile(task: nn.Module) -> None:
+    for parent in list(task.modules()):
+        parent._compiled_call_impl = None
+        for name, child in list(parent._modules.items()):  # named_children leaves out a second name of the same module
+            if hasattr(child, '_orig_mod'):
+                setattr(parent, name, child._orig_mod)
+    task._modules.pop('eval_model', None)  # which timm's `compile` adds

@@ -1,0 +1,201 @@
+"""What is to be published: a finished run, a cached teacher or a converted model, with figures that are its own."""
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models.deit import VisionTransformerDistilled
+from torch import nn
+
+from ..engine.checkpoint import LAST, load_checkpoint
+from ..models.weights import CONFIG, WEIGHTS, load_config, load_safetensors, load_weights, weights_sha256
+from ..run.build.model import build_model
+from ..run.build.trainer import choose_precision
+from ..run.teachers import NO_NETWORK, NO_WEIGHTS, RECORD, benchmark_tag, cache_key, key_sha256, read_record
+from ..settings.layers import with_defaults
+from ..version import __version__
+from .figures import METRICS, VALIDATION, find_figures, headline
+from .settings import public_name, public_teacher
+
+_OF_A_TEACHER = ('name', 'source', 'path', 'top1', 'head', 'mid', 'tail')
+_DATA = ('name', 'imbalance_factor', 'split_seed', 'fingerprint', 'evaluated_on')
+
+
+@dataclass
+class Model:
+    """A model to publish, and what is known of it.
+
+    Attributes:
+        network: In eval mode, on the CPU.
+        config: The 'timm_deitlt' object of config.json.
+        class_names: Names by label.
+        metrics: Content of metrics.json; None if nobody measured these weights.
+        settings: Settings of its training; None for a converted model.
+        data_config: Size, mean, std, interpolation and crop of its images.
+        plots: Image files of the run.
+    """
+    network: nn.Module
+    config: dict[str, Any]
+    class_names: list[str]
+    metrics: dict[str, Any] | None
+    settings: argparse.Namespace | None
+    data_config: dict[str, Any]
+    plots: Sequence[Path] = ()
+
+
+def read_model(folder: Path) -> Model:
+    """Read what is to be published: the folder of a run, of a cached teacher, or of a converted model.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If the run is not finished, its weights are not finite, metrics are of other weights, or classes do
+            not add up.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f'There is no folder {str(folder)!r}: give the folder of a run of train.py.')
+    if (folder / CONFIG).is_file():
+        return _read_converted(folder)
+    record = None
+    if (folder / RECORD).is_file():  # a cached teacher: its run lies inside
+        record = read_record(folder / RECORD, 'Have the teacher trained anew.')
+        folder = folder / 'train'
+    if not (folder / LAST).is_file():
+        raise ValueError(
+            f'{str(folder)!r} holds neither {LAST}, as a run of train.py, nor {CONFIG}, as a model that '
+            'hfhub/convert.py wrote: give the folder of one of them.')
+    if record is not None and not _has_weights(folder):
+        raise ValueError(f'{folder} holds other weights than the teacher beside it. Have the teacher trained anew.')
+    try:
+        return _read_run(folder, record)
+    except KeyError as error:
+        raise ValueError(
+            f'{folder} lacks {error}: it was written by another version of train.py. Train it again.') from error
+
+
+def _has_weights(folder: Path) -> bool:
+    """Whether the weights of a cached teacher are those of the run inside."""
+    cached = load_safetensors(folder.parent, 'Have the teacher trained anew.')
+    return weights_sha256(cached) == weights_sha256(load_checkpoint(folder / LAST)['state_dict'])
+
+
+def _read_run(folder: Path, record: dict[str, Any] | None) -> Model:
+    checkpoint = load_checkpoint(folder / LAST)
+    if not {'args', 'experts', 'data'} <= checkpoint.keys():
+        raise ValueError(f'{folder / LAST} was not written by this train.py: it names no settings and no data.')
+    args = with_defaults(checkpoint['args'])
+    args.sources = checkpoint.get('sources', {})
+    data = checkpoint['data']
+    if checkpoint['epoch'] + 1 < args.epochs:
+        raise ValueError(
+            f'{folder} is not finished: {checkpoint["epoch"] + 1} of {args.epochs} epochs are trained. Go on with it '
+            'by train.py --resume.')
+    weights = checkpoint['state_dict']
+    _check_finite(weights, str(folder / LAST))
+    metrics = find_figures(folder, weights_sha256(weights), (METRICS, VALIDATION))
+    network = build_model(argparse.Namespace(**{**vars(args), **NO_WEIGHTS}), len(data['class_names']))
+    load_weights(network, weights, str(folder / LAST))
+    student = isinstance(network, VisionTransformerDistilled)
+    teacher = None
+    if args.teacher not in NO_NETWORK:  # figures that were measured later do not tell
+        teacher = metrics['teacher'] = {'name': args.teacher, 'source': None, **(metrics.get('teacher') or {})}
+    config = {
+        'kind': 'student' if student else 'teacher',
+        'benchmark': benchmark_tag(args),
+        'data': {**_public_data(data), 'selection': _selection(args)},
+        'class_counts': data['train_counts'],
+        'shots': metrics['shots'],
+        'experts': list(checkpoint['experts']) if student else ['mean', 'cls'],
+        'teacher': teacher and {
+            name: value for name, value in public_teacher(teacher).items() if name in _OF_A_TEACHER},
+        'training': {'epochs': args.epochs, 'seed': args.seed, 'git': _commit(folder, metrics)},
+        'version': __version__,
+    }
+    if not student:
+        precision = checkpoint.get('precision') or choose_precision(args, torch.device('cpu'))[2].split(' on ')[0]
+        key = cache_key(
+            args, data['fingerprint'], data['class_names'], network.pretrained_cfg,
+            record['precision'] if record else precision)
+        if record not in (None, key):
+            raise ValueError(f'{folder} was trained otherwise than {RECORD} beside it says. Have it trained anew.')
+        config['training']['key'] = key_sha256(key)
+    return _checked(Model(
+        network.eval(), config, list(data['class_names']), metrics, args, network.pretrained_cfg,
+        sorted(folder.glob('plots/*.png'))), str(folder))
+
+
+def _commit(folder: Path, metrics: dict[str, Any]) -> str | None:
+    """Commit that the run was trained by: figures may have been measured by another."""
+    versions = folder / 'versions.json'
+    if versions.is_file():
+        return json.loads(versions.read_text()).get('git')
+    return metrics['versions'].get('git') if metrics.get('train_images_per_second') else None
+
+
+def _public_data(data: dict[str, Any]) -> dict[str, Any]:
+    return {**{name: data[name] for name in _DATA}, 'name': public_name(data['name'])}
+
+
+def _selection(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that chose the images, for others who have the same data."""
+    names = (
+        'dataset', 'imbalance_factor', 'imbalance_profile', 'n_max', 'split_seed', 'val_fraction', 'train_split',
+        'val_split')
+    return {name: getattr(args, name) for name in names if getattr(args, name) not in (None, '')}
+
+
+def _read_converted(folder: Path) -> Model:
+    config = load_config(folder)
+    weights = load_safetensors(folder, 'Convert it again.')
+    _check_finite(weights, str(folder / WEIGHTS))
+    try:
+        network = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+    except RuntimeError as error:
+        raise ValueError(f'timm cannot load {folder}: {error}. Convert it again.') from error
+    metrics = None
+    if (folder / VALIDATION).is_file():
+        metrics = find_figures(folder, weights_sha256(weights), (VALIDATION,))
+    about = dict(config['about'])
+    kind = 'student' if isinstance(network, VisionTransformerDistilled) else 'teacher'
+    data = metrics and metrics['data']
+    about.update(
+        kind=kind,
+        released_kind=about.get('kind'),
+        data=data and _public_data(data),
+        class_counts=data and data['train_counts'],
+        shots=metrics and metrics['shots'],
+        experts=['mean', 'cls', 'dist'] if kind == 'student' else ['mean', 'cls'],
+        training=None,
+        version=__version__,
+    )
+    names = config['pretrained_cfg'].get('label_names')
+    if not names:
+        raise ValueError(f'{folder / CONFIG} has no label_names: convert the file again.')
+    return _checked(Model(network, about, list(names), metrics, None, config['pretrained_cfg']), str(folder))
+
+
+def _check_finite(weights: dict[str, torch.Tensor], name: str) -> None:
+    wrong = [key for key, value in weights.items() if value.is_floating_point() and not torch.isfinite(value).all()]
+    if wrong:
+        more = f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''
+        raise ValueError(
+            f'The weights of {name} hold NaN or Inf, in {", ".join(wrong[:3])}{more}: the training diverged. Publish '
+            'another run.')
+
+
+def _checked(model: Model, name: str) -> Model:
+    numbers = {
+        'the classifier': model.network.num_classes,
+        'the class names': len(model.class_names),
+        'the figures': len(headline(model.metrics)['per_class']) if model.metrics else None,
+        'the class counts': len(model.config['class_counts']) if model.config['class_counts'] else None,
+    }
+    known = {what: count for what, count in numbers.items() if count is not None}
+    if len(set(known.values())) > 1:
+        found = ', '.join(f'{what} {count}' for what, count in known.items())
+        raise ValueError(f'The number of classes in {name} does not add up: {found}. Publish a run as it was written.')
+    return model

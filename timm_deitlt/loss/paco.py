@@ -1,0 +1,95 @@
+"""Loss of PaCo: cross-entropy over classes and contrasts."""
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from . import full_precision
+from .classes import check_classes, checked_counts
+
+EMPTY = -1  # class of a contrast that does not count
+
+
+class PaCoLoss(nn.Module):
+    """Cross-entropy whose denominator also holds contrasts, and whose positives those of the same class.
+
+    The log-probabilities of an image i are over the C classes, logits z_ic + log(prior_c), and over all other queries
+    of the batch and all contrasts, q_i . k_j / T, the latter counted `gamma` times in the denominator. The loss of i is
+    minus their mean over its positives, where the true class has weight `beta`, each contrast of that class `alpha`.
+
+    Args:
+        class_counts: Training images per class, for the prior.
+        alpha: Weight of a contrast of the same class.
+        beta: Weight of the true class.
+        gamma: Weight of the contrasts in the denominator.
+        temperature: T.
+
+    Raises:
+        ValueError: If an argument is out of range, the logits are not of as many classes as there are counts, or the
+            targets are not class indices.
+
+    Source: PaCo (https://arxiv.org/abs/2107.12028), equations 3 and 4, as in its released training.
+
+    Example:
+        >>> loss = PaCoLoss([500, 50, 5], alpha=.05)
+        >>> queries, keys = torch.randn(2, 2, 8) / 8
+        >>> target = torch.tensor([0, 2])
+        >>> loss(torch.zeros(2, 3), queries, target, keys, target).shape
+        torch.Size([])
+    """
+
+    def __init__(
+            self,
+            class_counts: Sequence[int] | Tensor,
+            alpha: float,
+            beta: float = 1.,
+            gamma: float = 1.,
+            temperature: float = .05,
+    ):
+        super().__init__()
+        if not (alpha >= 0 and beta > 0 and gamma >= 0 and temperature > 0):
+            raise ValueError(
+                f'PaCo takes alpha and gamma of at least 0, beta and temperature above 0, got alpha={alpha}, '
+                f'beta={beta}, gamma={gamma}, temperature={temperature}.')
+        self.alpha = alpha
+        self.beta = beta
+        self.log_gamma = math.log(gamma) if gamma else -math.inf
+        self.temperature = temperature
+        counts = checked_counts(class_counts)
+        self.register_buffer('log_prior', (counts / counts.sum() + 1e-9).log().float(), persistent=False)
+
+    def forward(
+            self,
+            logits: Tensor,
+            queries: Tensor,
+            target: Tensor,
+            contrast: Tensor,
+            contrast_target: Tensor,
+    ) -> Tensor:
+        """Mean loss of a batch.
+
+        Args:
+            logits: Of the classes, without the prior, `[B, C]`.
+            queries: Projections of the same images, of length 1, `[B, D]`.
+            target: Class indices `[B]`.
+            contrast: What they are contrasted with beside each other, keys and queue, of length 1, `[M, D]`.
+            contrast_target: Its class indices `[M]`, `EMPTY` for what does not count.
+        """
+        if target.ndim != 1:
+            raise ValueError(
+                f'PaCo takes class indices [B], got targets {list(target.shape)}: set --mixup 0 --cutmix 0.')
+        check_classes(logits, len(self.log_prior))
+        # autocast would round the products to half precision, which 1 / T then magnifies
+        with torch.autocast(logits.device.type, enabled=False):
+            logits, queries, contrast = (full_precision(x) for x in (logits, queries, contrast))
+            classes = logits + self.log_prior
+            similarity = queries @ torch.cat([queries, contrast]).T / self.temperature
+            labels = torch.cat([target, contrast_target])
+            itself = torch.eye(len(queries), len(labels), dtype=torch.bool, device=labels.device)
+            counted = (labels != EMPTY) & ~itself
+            weight = self.alpha * (counted & (labels == target[:, None]))
+            positive = self.beta * classes.gather(1, target[:, None])[:, 0] + (weight * similarity).sum(dim=1)
+            rest = (similarity + self.log_gamma).masked_fill(~counted, -math.inf)
+            denominator = torch.cat([classes, rest], dim=1).logsumexp(dim=1)
+            return (denominator - positive / (self.beta + weight.sum(dim=1))).mean()

@@ -1,0 +1,306 @@
+"""Sharpness-aware minimisation around any optimizer; importing this module registers `samsgd` and `samadamw` with timm.
+
+Papers: Sharpness-Aware Minimization, https://arxiv.org/abs/2010.01412; ASAM, https://arxiv.org/abs/2102.11600
+"""
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from timm.optim import OptimInfo
+from timm.optim._optim_factory import default_registry
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
+
+__all__ = ['SAM', 'SAMSGD', 'SAMAdamW']
+
+_OWN_OPTIONS = ('rho', 'adaptive')
+
+
+class SAM(Optimizer):
+    """Optimizer that descends along the gradient found at the worst weights nearby.
+
+    `step(closure)` calls the closure twice: at the weights w, then at w + e, where e goes `rho` far up the gradient;
+    it puts w back and lets the base optimizer step with the second gradient. The closure zeroes the gradients,
+    computes the loss, backpropagates (over all micro-batches of an update, and across ranks) and returns the loss;
+    during its second call `perturbed` is True. With `rho=0` SAM is the base optimizer, in a single pass.
+
+    Groups, state and defaults are the base optimizer's own objects, so that schedulers reach it; `rho` and `adaptive`
+    lie in the groups, where each group may have its own and `state_dict` keeps them.
+
+    Args:
+        params: Parameters or groups of them, as for any optimizer.
+        base_optimizer_class: What makes the base optimizer: `base_optimizer_class(params, **base_kwargs)`.
+        rho: Radius, the L2 length of e over all parameters together; for ASAM about ten times that of SAM.
+        adaptive: ASAM, which measures e relative to each weight's absolute value.
+
+    Raises:
+        ValueError: If rho is negative or not finite, or the base is no optimizer or has such options of its own.
+
+    Source: e = rho g / |g| (SAM, equation 2 with p = 2); e = rho T^2 g / |T g| with T = diag(|w|) (ASAM).
+
+    Example:
+        >>> model, images = torch.nn.Linear(3, 1), torch.randn(8, 3)
+        >>> optimizer = SAM(model.parameters(), torch.optim.SGD, rho=0.05, lr=0.1, momentum=0.9)
+        >>> def closure():
+        ...     optimizer.zero_grad()
+        ...     loss = model(images).pow(2).mean()
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = optimizer.step(closure)
+    """
+
+    _perturbed = False
+
+    def __init__(
+            self,
+            params: Iterable[Any],
+            base_optimizer_class: Callable[..., Optimizer],
+            rho: float = 0.05,
+            adaptive: bool = False,
+            **base_kwargs: Any,
+    ) -> None:
+        # Optimizer.__init__ is left out on purpose: it would make groups and a state beside the base optimizer's.
+        base = base_optimizer_class(params, **base_kwargs) if callable(base_optimizer_class) else None
+        if not isinstance(base, Optimizer):
+            raise ValueError(
+                f'The base of SAM must be a torch.optim.Optimizer class, but {base_optimizer_class!r} makes no '
+                'optimizer; pass for example torch.optim.SGD, and its options by name.'
+            )
+        if clash := [name for name in _OWN_OPTIONS if name in base.defaults]:
+            raise ValueError(
+                f'SAM keeps {" and ".join(clash)} in the parameter groups, where {type(base).__name__} has its own '
+                'option of that name; choose a base optimizer without it.'
+            )
+        base.defaults.update(rho=rho, adaptive=adaptive)
+        self.base_optimizer = base
+        self._share_base()
+        for value in (rho, *(group['rho'] for group in self.param_groups)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f'rho is {value}, but the radius of SAM must be 0 or a finite positive number.')
+
+    def _share_base(self) -> None:
+        base = self.base_optimizer
+        for group in base.param_groups:
+            for name in _OWN_OPTIONS:
+                group.setdefault(name, base.defaults[name])
+        self.__setstate__({'defaults': base.defaults, 'state': base.state, 'param_groups': base.param_groups})
+
+    @property
+    def perturbed(self) -> bool:
+        """Whether the second pass is running: the weights are not the model's own, and no state may change."""
+        return self._perturbed
+
+    @property
+    def single_pass(self) -> bool:
+        """Whether the next step is the base optimizer's, because rho is 0 in every group."""
+        return all(group['rho'] == 0 for group in self.param_groups)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Make one update from two passes of the closure.
+
+        Returns:
+            The loss at the unperturbed weights. If the gradient of either pass is not finite, weights and state stay
+            as they were and a loss that is not finite is returned.
+
+        Raises:
+            ValueError: Without a closure, unless rho is 0.
+        """
+        if self.single_pass:
+            return self.base_optimizer.step(closure)
+        if closure is None:
+            raise ValueError(
+                'SAM needs two forward and backward passes per step, but step() was called without a closure. Call '
+                'step(closure) with a closure that zeroes the gradients, computes the loss, backpropagates and '
+                'returns it, or train with train.py of timm_deitlt, which does (timm\'s own train.py does not). fp16 '
+                'gradient scaling (GradScaler, timm\'s NativeScaler) calls step() without one and cannot be used '
+                'with SAM: train in bf16 or fp32.'
+            )
+        closure = torch.enable_grad()(closure)
+        loss = closure()
+        params, ascent, norm = self._ascent()
+        if not math.isfinite(norm):
+            return _not_finite(loss)
+        weights = [p.detach().clone() for p in params]
+        try:
+            self._perturbed = True
+            if params:
+                torch._foreach_add_(params, ascent)
+            del ascent  # as large as the weights, and the second pass needs the memory
+            second_loss = closure()
+        finally:
+            self._perturbed = False
+            if params:
+                # copied, not subtracted: (w + e) - e is not w
+                torch._foreach_copy_(params, weights)
+        gradients = [p.grad for group in self.param_groups for p in group['params'] if p.grad is not None]
+        if not math.isfinite(_global_norm(gradients)):
+            return _not_finite(second_loss)
+        self.base_optimizer.step()
+        return loss
+
+    def _ascent(self) -> tuple[list[Tensor], list[Tensor], float]:
+        """Parameters that have a gradient, their steps e, and the norm of the gradient (of T g for ASAM)."""
+        params, scaled, ascent, rhos = [], [], [], []
+        for group in self.param_groups:
+            group_params = [p for p in group['params'] if p.grad is not None]
+            gradients = [p.grad for p in group_params]
+            params += group_params
+            rhos += [group['rho']] * len(group_params)
+            if group['adaptive'] and group_params:
+                lengths = torch._foreach_abs(group_params)
+                scaled += torch._foreach_mul(gradients, lengths)
+                ascent += torch._foreach_mul(scaled[-len(lengths):], lengths)
+            else:
+                scaled += gradients
+                ascent += gradients
+        norm = _global_norm(scaled)
+        if params:
+            # no direction, no step: at a stationary point the second pass repeats the first
+            ascent = torch._foreach_mul(ascent, [rho / norm if norm > 0 else 0. for rho in rhos])
+        return params, ascent, norm
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.base_optimizer.zero_grad(set_to_none)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        self.base_optimizer.add_param_group(param_group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the base optimizer, with `rho` and `adaptive` in its groups."""
+        return self.base_optimizer.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a state of SAM, or from one of the base optimizer with the present `rho` and `adaptive`."""
+        self.base_optimizer.load_state_dict(state_dict)
+        self._share_base()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), 'base_optimizer': self.base_optimizer}
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__} of {self.base_optimizer!r}'
+
+
+def _global_norm(tensors: list[Tensor]) -> float:
+    # half precision would overflow in the squares and loses digits in the sum
+    return float(get_total_norm([t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors]))
+
+
+def _not_finite(loss: Any) -> Any:
+    # a finite loss with a gradient that is not finite would hide that no update was made
+    if loss is None:
+        return math.nan
+    if isinstance(loss, Tensor):
+        loss = loss.detach()
+    return loss * math.nan if math.isfinite(loss) else loss
+
+
+class SAMSGD(SAM):
+    """SAM around torch's SGD.
+
+    Args:
+        params, rho, adaptive: See `SAM`.
+        lr, momentum, dampening, weight_decay, nesterov, maximize, foreach, differentiable, fused: As for SGD.
+
+    Example:
+        >>> optimizer = SAMSGD(torch.nn.Linear(3, 1).parameters(), rho=0.1, lr=0.1, momentum=0.9)
+    """
+
+    # written out, as timm reads from the signature what an optimizer takes
+    def __init__(
+            self,
+            params: Iterable[Any],
+            rho: float = 0.05,
+            adaptive: bool = False,
+            *,
+            lr: float | Tensor = 1e-3,
+            momentum: float = 0,
+            dampening: float = 0,
+            weight_decay: float | Tensor = 0,
+            nesterov: bool = False,
+            maximize: bool = False,
+            foreach: bool | None = None,
+            differentiable: bool = False,
+            fused: bool | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            torch.optim.SGD,
+            rho=rho,
+            adaptive=adaptive,
+            lr=lr,
+            momentum=momentum,
+            dampening=dampening,
+            weight_decay=weight_decay,
+            nesterov=nesterov,
+            maximize=maximize,
+            foreach=foreach,
+            differentiable=differentiable,
+            fused=fused,
+        )
+
+
+class SAMAdamW(SAM):
+    """SAM around torch's AdamW.
+
+    Args:
+        params, rho, adaptive: See `SAM`.
+        lr, betas, eps, weight_decay, amsgrad, maximize, foreach, capturable, differentiable, fused: As for AdamW.
+
+    Example:
+        >>> optimizer = SAMAdamW(torch.nn.Linear(3, 1).parameters(), rho=0.1, lr=1e-3, betas=(0.9, 0.95))
+    """
+
+    def __init__(
+            self,
+            params: Iterable[Any],
+            rho: float = 0.05,
+            adaptive: bool = False,
+            *,
+            lr: float | Tensor = 1e-3,
+            betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+            eps: float = 1e-8,
+            weight_decay: float = 1e-2,
+            amsgrad: bool = False,
+            maximize: bool = False,
+            foreach: bool | None = None,
+            capturable: bool = False,
+            differentiable: bool = False,
+            fused: bool | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            torch.optim.AdamW,
+            rho=rho,
+            adaptive=adaptive,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            amsgrad=amsgrad,
+            maximize=maximize,
+            foreach=foreach,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+        )
+
+
+# timm reads what stands before an underscore as a wrapper: `sam_sgd` would be SGD without a word
+default_registry.register(OptimInfo(
+    name='samsgd',
+    opt_class=SAMSGD,
+    description='Sharpness-aware minimisation around torch.optim.SGD with classical momentum',
+    has_eps=False,
+    has_momentum=True,
+    defaults={'nesterov': False},
+))
+default_registry.register(OptimInfo(
+    name='samadamw',
+    opt_class=SAMAdamW,
+    description='Sharpness-aware minimisation around torch.optim.AdamW',
+    has_betas=True,
+))

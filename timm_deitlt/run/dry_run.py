@@ -1,0 +1,286 @@
+"""What a run would do, worked out before it touches an image or a device."""
+import argparse
+import logging
+from typing import Any
+
+import numpy as np
+import torch
+from timm.models.deit import VisionTransformerDistilled
+from timm.scheduler import create_scheduler_v2, scheduler_kwargs
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ..benchmarks import BENCHMARKS
+from ..data.loader import MicroBatchSampler
+from ..data.long_tail import ClassificationSet, holdout, long_tailed_subset
+from ..data.readers import count_listed
+from ..data.sampling import class_counts
+from ..evaluation import Shots
+from ..loss import class_weights
+from ..settings.checks import validate_args
+from .build.data import build_data
+from .build.loaders import build_mixup, size_schedule, update_size
+from .build.model import check_student, drw_start, drw_targets, learning_rate, untrained_cfg
+from .build.trainer import rho_schedule
+from .teachers import NO_NETWORK, teacher_args
+
+_logger = logging.getLogger(__name__)
+
+# Bytes of optimizer state per parameter, beside weight and gradient of 4 bytes each
+_STATE_BYTES = {'sgd': 4, 'momentum': 4, 'samsgd': 8, 'adamw': 8, 'adam': 8, 'samadamw': 12, 'muon': 4, 'lion': 4}
+
+
+def dry_run(args: argparse.Namespace) -> dict[str, Any]:
+    """Work out sizes, updates, learning rates, class weights and memory of a run, and log them.
+
+    The counts of the synthetic benchmarks follow from their protocol; those of 'lt/imagenet' and 'lt/inat18' from their
+    list file, without which the published number of images is used and counts stay None; any other data set is opened.
+
+    Returns:
+        What is logged, for the JSON object at the end.
+
+    Raises:
+        ValueError: If a setting is not usable.
+        FileNotFoundError: If the data are missing, where they have to be opened.
+    """
+    world_size = args.dry_run_world_size or 1
+    steps, global_batch = update_size(args, world_size)
+    images, counts, boundaries, needs = _training_set(args)
+    sampler = MicroBatchSampler(
+        images, args.batch_size, steps, world_size, repeats=args.aug_repeats, even=build_mixup(args, 2) is not None,
+        global_batch_size=global_batch)
+    updates = sampler.updates_per_epoch
+    num_classes = BENCHMARKS[args.dataset].num_classes if args.dataset in BENCHMARKS else len(counts)
+    model = check_student(args, num_classes, counts or [1] * num_classes)
+    peak_lr = learning_rate(args, global_batch)
+    final_lr, epochs = _final_lr(args, peak_lr, updates)
+    start = drw_start(args)
+    weights = None if counts is None else class_weights(counts, args.drw_beta).tolist()
+    order = None if counts is None else sorted(range(len(counts)), key=lambda label: -counts[label])
+    result = {
+        'recipe': next(x for x in reversed(args.sources.values()) if x not in ('default', 'command line')),
+        'data': args.dataset or str(args.data_dir),
+        'train_images': images,
+        'class_counts': counts,
+        'needs': needs,
+        'shots': None if counts is None else _shots(counts, boundaries),
+        'images_per_epoch': sampler.images_per_epoch,
+        'left_out': _left_out(args, images - sampler.images_per_epoch),
+        'world_size': world_size,
+        'batch_size': args.batch_size,
+        'grad_accum_steps': steps,
+        'idle': steps * world_size * args.batch_size > global_batch,
+        'global_batch_size': global_batch,
+        'updates_per_epoch': updates,
+        'train_img_sizes': size_schedule(args).drawn if args.train_img_sizes else None,
+        'train_size_schedule': args.train_size_schedule,
+        'epochs': epochs,
+        'peak_lr': peak_lr,
+        'final_lr': final_lr,
+        'warmup_epochs': args.warmup_epochs,
+        'opt': args.opt,
+        'rho': _radii(args),
+        'sam_every': args.sam_every,
+        'loss': args.loss,
+        'cls_loss': args.cls_loss,
+        'keep_mixup_drw': args.keep_mixup_drw,
+        'drw_on': drw_targets(args, args.teacher not in NO_NETWORK),
+        'drw_start_epoch': start,
+        'drw_start_update': start * updates,
+        'class_weight_first': None if weights is None else weights[order[0]],
+        'class_weight_last': None if weights is None else weights[order[-1]],
+        'model': args.model,
+        'parameters': sum(p.numel() for p in model.parameters()),
+        'memory_gib': round(_memory(args, model) / 2 ** 30, 2),
+        'teacher': _teacher(args, images),
+    }
+    _logger.info(_report(result))
+    return result
+
+
+def _training_set(args: argparse.Namespace) -> tuple[int, list[int] | None, tuple[int, int] | None, str | None]:
+    """Training images, images per class, shot cuts, and the file that would tell the counts."""
+    benchmark = BENCHMARKS.get(args.dataset)
+    if benchmark is None:
+        counts = list(build_data(args).train.class_counts)
+        return sum(counts), counts, None, None
+    natural = benchmark.imbalance_factor is None
+    try:
+        counts = count_listed(benchmark, args.data_dir, args.list_dir) if natural else class_counts(
+            benchmark.num_classes, args.n_max or benchmark.n_max, args.imbalance_factor or benchmark.imbalance_factor,
+            args.imbalance_profile)
+    except FileNotFoundError as error:
+        if args.list_dir or args.imbalance_factor or args.val_fraction:
+            raise  # the published number of images would not be the answer
+        return benchmark.train_images, None, benchmark.shot_boundaries, str(error)
+    if not natural and benchmark.name != 'lt/digits' and counts[0] > benchmark.n_max:
+        raise ValueError(f'{benchmark.name} has {benchmark.n_max} images of a class, --n-max asks for {args.n_max}.')
+    labels = range(benchmark.num_classes)
+    dataset = ClassificationSet(None, np.repeat(labels, counts), labels, benchmark.name)  # without its images
+    if natural and args.imbalance_factor:
+        dataset = long_tailed_subset(dataset, args.imbalance_factor, args.imbalance_profile, args.n_max)
+    if args.val_fraction:
+        dataset, *_ = holdout(dataset, args.val_fraction)
+    return len(dataset), dataset.class_counts, benchmark.shot_boundaries, None
+
+
+def _left_out(args: argparse.Namespace, images: int) -> str | None:
+    if not images:
+        return None
+    odd = 'Mixup pairs the images of a micro-batch, and no batch is of one image'
+    rounded = 'repeated augmentation takes a multiple of 256, as published'
+    return f'{images} left out: {rounded if args.aug_repeats > 1 and images > 1 else odd}'
+
+
+def _shots(counts: list[int], boundaries: tuple[int, int] | None) -> dict[str, Any]:
+    groups = Shots.from_counts(counts, boundaries).groups
+    return {
+        group: {
+            'classes': len(labels),
+            'images': sum(counts[label] for label in labels),
+            'largest': counts[labels[0]] if labels else None,
+            'smallest': counts[labels[-1]] if labels else None,
+        }
+        for group, labels in groups.items()
+    }
+
+
+def _final_lr(args: argparse.Namespace, lr: float, updates: int) -> tuple[float, int]:
+    """Learning rate of the last update, by the scheduler itself; and the epochs, cool-down included."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
+    scheduler, epochs = create_scheduler_v2(optimizer, **scheduler_kwargs(args), updates_per_epoch=updates)
+    if scheduler is not None:
+        scheduler.step(epochs - 1)
+        scheduler.step_update(epochs * updates - 1)
+    return optimizer.param_groups[0]['lr'], epochs
+
+
+def _memory(args: argparse.Namespace, model: nn.Module) -> int:
+    """Bytes of weights, gradients, optimizer state and one micro-batch's activations, with mixed precision unless off.
+
+    The activations are those that autograd keeps, found by a forward pass that computes nothing. The library's own
+    workspace, the teacher and the images of the loader come on top.
+    """
+    channels, *size = model.pretrained_cfg['input_size']
+    if args.train_img_sizes:
+        size = [max(size_schedule(args).drawn)] * 2
+    parameters = sum(p.numel() for p in model.parameters())
+    total = parameters * (8 + _STATE_BYTES.get(args.opt.lower(), 8))
+    kept = {}
+    own = {p.untyped_storage()._cdata for p in model.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage  # held, or its place would be given to another
+        return tensor
+
+    if isinstance(model, VisionTransformerDistilled):
+        model.set_distilled_training(True)
+    model.train()
+    amp = args.amp is not False and args.model_dtype in (None, 'float32')
+    with (
+        FakeTensorMode(allow_non_fake_inputs=True),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast('cpu', dtype=torch.bfloat16, enabled=amp),
+    ):
+        model(torch.empty(args.batch_size, channels, *size))
+    return total + sum(storage.nbytes() for key, storage in kept.items() if key not in own)
+
+
+def _radii(args: argparse.Namespace) -> dict[int, float] | None:
+    """SAM's radius from each 0-based epoch on."""
+    if not args.opt.startswith('sam'):
+        return None
+    rho = rho_schedule(args)
+    return {epoch: rho(epoch, 0) for epoch in (0, *(m - 1 for m in args.rho_milestones))} if rho else {0: args.rho}
+
+
+def _teacher(args: argparse.Namespace, images: int) -> dict[str, Any] | None:
+    if args.teacher in NO_NETWORK:
+        return None
+    settings = teacher_args(args, images)
+    validate_args(settings)
+    return {
+        'name': args.teacher,
+        'checkpoint': args.teacher_checkpoint or ('the Hub' if args.teacher_source == 'hub' else None),
+        'model': settings.model,
+        'img_size': settings.img_size or untrained_cfg(settings.model).input_size[-1],
+        'loss': settings.loss,
+        'epochs': settings.epochs,
+        'batch_size': update_size(settings)[1],
+        'opt': settings.opt,
+        'lr': settings.lr,
+        'weight_decay': settings.weight_decay,
+        'rho': _radii(settings),
+        'sam_every': settings.sam_every,
+        'normalize': args.teacher_normalize,
+        'antialias': args.teacher_antialias,
+    }
+
+
+def _report(result: dict[str, Any]) -> str:
+    lines = [f"{result['recipe']}: {result['model']}, {result['parameters']:,} parameters, on {result['data']}"]
+    if result['class_counts'] is None:
+        lines.append(f"{result['train_images']:,} training images as published. Counts: {result['needs']}")
+    else:
+        groups = ', '.join(
+            f"{group} {part['classes']} classes of {part['largest']} ... {part['smallest']}"
+            for group, part in result['shots'].items() if part['classes'])
+        lines += [
+            f"{result['train_images']:,} training images: {groups}",
+            f"class weights from {result['class_weight_first']:.4f} (most frequent) to "
+            f"{result['class_weight_last']:.3f} (rarest)",
+        ]
+    lines += [
+        f"{result['global_batch_size']} images an update, on {result['world_size']} device(s): "
+        f"{result['grad_accum_steps']} x {result['batch_size']} on each{', at most' * result['idle']}",
+        f"{result['updates_per_epoch']} updates an epoch of {result['images_per_epoch']:,} images"
+        f"{' (' + result['left_out'] + ')' if result['left_out'] else ''}, {result['epochs']} epochs",
+        *_sizes(result),
+        f"learning rate up to {result['peak_lr']:.3g} after {result['warmup_epochs']} epochs of warm-up, at the end "
+        f"{result['final_lr']:.3g}",
+        f"loss {result['loss']}, {result['opt']}{_sam(result)}; {_stage_two(result)}",
+        f"memory of a device, estimated: {result['memory_gib']} GiB for weights, gradients, optimizer and activations",
+    ]
+    return '\n'.join([*lines, *_report_teacher(result['teacher'])])
+
+
+def _sizes(result: dict[str, Any]) -> list[str]:
+    if not result['train_img_sizes']:
+        return []
+    sizes = ', '.join(map(str, result['train_img_sizes']))
+    order = 'from the first to the last' if result['train_size_schedule'] == 'progressive' else 'in every epoch'
+    return [f'images of {sizes} px, {order}']
+
+
+def _sam(result: dict[str, Any]) -> str:
+    if result['rho'] is None:
+        return ''
+    steps = (f'{value:g} from epoch {epoch}' if epoch else f'{value:g}' for epoch, value in result['rho'].items())
+    every = f" in 1 of {result['sam_every']} updates" if result['sam_every'] > 1 else ''
+    return f", rho {', '.join(steps)}{every}"
+
+
+def _stage_two(result: dict[str, Any]) -> str:
+    if result['drw_start_epoch'] >= result['epochs'] or result['loss'] == 'paco':
+        return 'one stage'
+    weights = 'no class weights' if result['drw_on'] == 'none' else f"DRW on {result['drw_on']}"
+    prior = '' if result['cls_loss'] == 'ce' else f", {result['cls_loss']} on CLS"
+    mixing = 'mixing goes on' if result['keep_mixup_drw'] else 'no mixing'
+    return (
+        f"stage two from epoch {result['drw_start_epoch']} (counted from 0), update {result['drw_start_update']:,}: "
+        f'{weights}{prior}, {mixing}')
+
+
+def _report_teacher(teacher: dict[str, Any] | None) -> list[str]:
+    if teacher is None:
+        return []
+    source = f"read from {teacher['checkpoint']}" if teacher['checkpoint'] else (
+        f"from the cache, or trained by {teacher['loss']}, {teacher['opt']}, lr {teacher['lr']:g}"
+        f"{_sam(teacher)}, {teacher['epochs']} epochs of batch "
+        f"{teacher['batch_size']}")
+    whose = {'own': 'its own', 'student': "the student's"}[teacher['normalize']]
+    return [
+        f"teacher {teacher['name']}: {teacher['model']} at {teacher['img_size']} px, {source}",
+        f"teacher's view: normalised by {whose} mean and std, {'' if teacher['antialias'] else 'not '}antialiased",
+    ]

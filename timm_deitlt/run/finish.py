@@ -1,0 +1,84 @@
+"""What follows the last epoch: the mechanisms are measured, known failures looked for, the page is written."""
+import csv
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ..evaluation.signatures import failure_signatures
+from ..report import write_report
+from ..settings.layers import model_kind
+from ..utils.files import write_text
+from .mechanisms import analyze
+
+_logger = logging.getLogger(__name__)
+
+# What is measured of the last weights and made of it, beside metrics.json
+FINDINGS = ('analysis.json', 'attention.npz', 'signatures.json', 'report.html')
+PLOTS = 'plots'
+
+
+def discard_findings(folder: Path) -> None:
+    """Remove what was found of the weights that a run goes on from."""
+    for name in FINDINGS:
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / PLOTS, ignore_errors=True)
+
+
+def has_mechanisms(folder: Path) -> bool:
+    """Whether there is something to measure in a run: a ViT, and images that it was evaluated on."""
+    metrics = _read_json(folder / 'metrics.json')
+    return bool(metrics.get('mean')) and model_kind(metrics['model']) == 'student'
+
+
+def finish_run(folder: Path, device: str | None = None) -> None:
+    """Measure, check and describe a finished run; whatever fails here is a warning, and the run stays as it is.
+
+    Args:
+        folder: Folder of the run.
+        device: Where to measure.
+    """
+    if has_mechanisms(folder):
+        try:
+            analyze(str(folder), {'device': device})
+        except Exception as error:
+            _warn('The mechanisms were not measured', error)
+    check_run(folder)
+    describe_run(folder)
+
+
+def check_run(folder: Path) -> None:
+    """Look for known failures, print them, and keep them as signatures.json."""
+    try:
+        signatures = failure_signatures(
+            _read_json(folder / 'metrics.json'), _read_rows(folder / 'summary.csv'),
+            _read_json(folder / 'analysis.json'))
+        for found in signatures:
+            _logger.warning(f'{found["name"].replace("_", " ")}: {found["message"]}\n    {found["suggestion"]}')
+        write_text(folder / 'signatures.json', json.dumps(signatures, indent=2) + '\n')
+    except Exception as error:
+        _warn('The run was not checked for known failures', error)
+
+
+def describe_run(folder: Path) -> None:
+    """Write report.html and plots/."""
+    try:
+        _logger.info(f'Report: {write_report(folder)}')
+    except Exception as error:
+        _warn('The report was not written', error)
+
+
+def _warn(what: str, error: Exception) -> None:
+    _logger.warning(f'{what} ({type(error).__name__}: {" ".join(str(error).split())}): analyze.py RUN tries it again.')
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    with open(path, newline='') as file:
+        return list(csv.DictReader(file))

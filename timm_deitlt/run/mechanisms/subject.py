@@ -1,0 +1,144 @@
+"""What is measured: a trained model, its data and where its teacher is."""
+import argparse
+import csv
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models.deit import VisionTransformerDistilled
+from torch import nn
+from torch.utils.data import IterableDataset, Subset
+
+from ...engine.checkpoint import LAST, check_checkpoint, load_checkpoint
+from ...models._hub import model_folder
+from ...models.weights import CONFIG, load_config, load_safetensors, load_weights
+from ..build.data import Data, build_data
+from ..build.loaders import build_eval_loader
+from ..build.model import build_model
+from ..build.trainer import choose_precision
+from ..results import EXPERTS
+from ..teacher_file import HUB, reorder_classes
+from ..validate import run_settings, settings_of_export
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Subject:
+    """What is measured.
+
+    Attributes:
+        args: Settings of its training, or that make it.
+        data: Its data sets.
+        model: The trained network, in evaluation mode on its device.
+        experts: Experts that were trained.
+        teacher: Where its teacher's weights are, or None where that is not known.
+        history: (epoch, mean cosine of CLS and DIST) of each epoch up to its weights.
+        epochs: Epochs it was trained for, or None where that is not known.
+        folder: Where the measurements are kept, or None for nowhere.
+        suffix: What follows the names of the files; empty for the last checkpoint of a run.
+    """
+    args: argparse.Namespace
+    data: Data
+    model: nn.Module
+    experts: Sequence[str]
+    teacher: str | None
+    history: list[tuple[int, float]]
+    epochs: int | None
+    folder: Path | None
+    suffix: str
+
+    def __post_init__(self):
+        self.device = torch.device(self.args.device)
+        self.model.to(self.device).eval()
+        self.autocast, _, words = choose_precision(self.args, self.device)
+        _logger.info(f'Precision: {words}')
+
+    @property
+    def has_dist(self) -> bool:
+        """Whether there is a DIST token, and it was trained."""
+        return 'dist' in self.experts and isinstance(self.model, VisionTransformerDistilled)
+
+    def batches(self, images: Any) -> Any:
+        """Loader of evaluation images as the model expects them."""
+        return build_eval_loader(self.args, images, self.model.pretrained_cfg, self.device)
+
+
+def open_subject(path: str, overrides: dict[str, Any]) -> Subject:
+    if path.startswith(HUB):
+        return _open_exported(model_folder(path.removeprefix(HUB)), overrides, save=False)
+    file = Path(path)
+    if (file / CONFIG).is_file():
+        return _open_exported(file, overrides)
+    return _open_run(file / LAST if file.is_dir() else file, overrides)
+
+
+def _open_run(file: Path, overrides: dict[str, Any]) -> Subject:
+    checkpoint = load_checkpoint(file)
+    if 'args' not in checkpoint or 'experts' not in checkpoint:
+        raise ValueError(f'{file} was not written by this train.py: it names no settings and no experts.')
+    args = run_settings(checkpoint, overrides)
+    data = build_data(args, evaluate_split=overrides.get('val_split'))
+    check_checkpoint(checkpoint, str(file), args.model, data.train.fingerprint)
+    model = build_model(args, data.train.num_classes)
+    load_weights(model, checkpoint['state_dict'], str(file))
+    reorder_classes(model, checkpoint['data']['class_names'], data.train.class_names, str(file))
+    metrics = file.parent / 'metrics.json'
+    teacher = (json.loads(metrics.read_text()).get('teacher') or {}) if metrics.is_file() else {}
+    suffix = '' if file.name == LAST else '-' + file.name.removesuffix('.pth.tar')
+    return Subject(
+        args, data, model, checkpoint['experts'], teacher.get('path'), _history(file.parent, checkpoint['epoch']),
+        checkpoint['epoch'] + 1, file.parent, suffix)
+
+
+def _history(folder: Path, last_epoch: int) -> list[tuple[int, float]]:
+    summary = folder / 'summary.csv'
+    if not summary.is_file():
+        return []
+    with open(summary, newline='') as file:
+        rows = [(int(row['epoch']), row.get('train_cosine')) for row in csv.DictReader(file)]
+    return [(epoch, float(cosine)) for epoch, cosine in rows if cosine and epoch <= last_epoch]
+
+
+def _open_exported(folder: Path, overrides: dict[str, Any], save: bool = True) -> Subject:
+    config = load_config(folder)
+    args = settings_of_export(folder, config, overrides)
+    data = build_data(args, evaluate_split=overrides.get('val_split'))
+    model = build_model(args, data.train.num_classes)
+    load_weights(model, load_safetensors(folder, 'Convert or download it again.'), str(folder / CONFIG))
+    if names := config['pretrained_cfg'].get('label_names'):
+        reorder_classes(model, names, data.train.class_names, str(folder / CONFIG))
+    experts = config['about'].get('experts') or EXPERTS
+    return Subject(args, data, model, experts, None, [], None, folder if save else None, '')
+
+
+def choose(labels: Sequence[int], classes: Sequence[int], limit: int) -> list[int]:
+    """Positions of the first image of each class, then the second, ...; what does not fit is left out evenly."""
+    found: dict[int, list[int]] = {label: [] for label in classes}
+    for position, label in enumerate(labels):
+        if label in found:
+            found[label].append(position)
+    chosen: list[int] = []
+    for turn in range(max(map(len, found.values()), default=0)):
+        fresh = [positions[turn] for positions in found.values() if len(positions) > turn]
+        room = min(limit - len(chosen), len(fresh))
+        chosen += [fresh[i * len(fresh) // room] for i in range(room)]
+    return chosen
+
+
+def evaluation_images(data: Data, limit: int) -> tuple[Any, list[int]]:
+    """At most `limit` evaluation images and their labels, in the order of the data set, all classes among them."""
+    if data.evaluation is None:
+        raise ValueError('There are no evaluation images to measure on: give --val-split.')
+    if isinstance(data.evaluation, IterableDataset):
+        _logger.warning(f'{data.name} is read as a stream: the first {limit} images are taken, of whatever class.')
+        images = list(islice(data.evaluation, limit))
+        return images, [int(label) for _, label in images]
+    labels = [int(label) for label in data.evaluation.targets]
+    chosen = sorted(choose(labels, data.shots.order, limit))
+    return Subset(data.evaluation, chosen), [labels[i] for i in chosen]

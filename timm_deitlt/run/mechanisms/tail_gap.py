@@ -1,0 +1,52 @@
+"""Whether the few tail images are learned by heart in stage two."""
+from typing import Any
+
+from torch.utils.data import IterableDataset, Subset
+
+from ...engine.checkpoint import load_checkpoint
+from ...engine.trainer import evaluate
+from ...evaluation import ShotEvaluator
+from ...models.weights import load_weights
+from ..build.model import drw_start
+from ..teacher_file import reorder_classes
+from .subject import Subject, choose
+
+
+def measure_tail_gap(subject: Subject, images: Any, num_images: int) -> dict[str, list[float]] | None:
+    """Accuracy of the mean of the experts on the tail, at the start of stage two and by the weights of the subject.
+
+    Args:
+        subject: A run, in whose folder the milestone at the start of stage two may lie.
+        images: Evaluation images.
+        num_images: Tail training images at most; they are seen as in evaluation, without augmentation.
+
+    Returns:
+        'epochs' after which was measured, and 'train' and 'test', the mean accuracies in percent of the tail classes on
+        training and on evaluation images; lists of two, or of one without that milestone. None for what is no run, or
+        if there are no tail images.
+    """
+    train, folder = subject.data.train, subject.folder
+    if subject.epochs is None or folder is None or isinstance(train, IterableDataset):
+        return None
+    chosen = choose([int(label) for label in train.targets], subject.data.shots.groups['tail'], num_images)
+    parts = {'train': Subset(train, chosen), 'test': images}
+    start = drw_start(subject.args)
+    milestone = folder / f'milestone-{start}.pth.tar'
+    found: dict[str, list[float]] = {'epochs': [], 'train': [], 'test': []}
+    if start < subject.epochs and milestone.is_file():
+        weights = {name: value.clone() for name, value in subject.model.state_dict().items()}
+        checkpoint = load_checkpoint(milestone)
+        load_weights(subject.model, checkpoint['state_dict'], str(milestone))
+        reorder_classes(subject.model, checkpoint['data']['class_names'], train.class_names, str(milestone))
+        _add(found, subject, start, parts)
+        subject.model.load_state_dict(weights)
+    _add(found, subject, subject.epochs, parts)
+    return found if None not in (*found['train'], *found['test']) else None
+
+
+def _add(found: dict[str, list[float]], subject: Subject, epochs: int, parts: dict[str, Any]) -> None:
+    found['epochs'].append(epochs)
+    for name, images in parts.items():
+        evaluator = ShotEvaluator(subject.data.shots, experts=tuple(subject.experts), device=subject.device)
+        metrics = evaluate(subject.model, subject.batches(images), evaluator, subject.autocast)
+        found[name].append(metrics['mean']['tail'])

@@ -1,0 +1,79 @@
+"""What the teacher makes of the images that the student is trained on."""
+import argparse
+import logging
+from typing import Any
+
+import torch
+
+from ...analysis import TeacherView
+from ...data.augment import BatchAugment
+from ...data.seeds import seed_everything
+from ...engine.trainer import expert_logits
+from ..build.loaders import build_mixup, build_train_loader
+from ..build.model import build_model, build_task, drw_start
+from ..teacher_file import from_file
+from ..teachers import NO_NETWORK, Teacher, teacher_args
+from .subject import Subject
+
+_logger = logging.getLogger(__name__)
+
+
+def _load_teacher(subject: Subject) -> Teacher | None:
+    """The teacher of a run, or None, with the reason in the log."""
+    args, data = subject.args, subject.data
+    if not subject.has_dist or args.teacher in NO_NETWORK:
+        _logger.info('The model was trained without a teacher network: its training images are not measured.')
+        return None
+    if subject.teacher is None:
+        _logger.warning('Where the teacher is is not known: what it says of the training images is not measured.')
+        return None
+    try:
+        settings = teacher_args(args, sum(data.train.class_counts))
+        named = argparse.Namespace(**{**vars(args), 'teacher_checkpoint': subject.teacher})
+        return from_file(named, settings, data, lambda settings: build_model(settings, data.train.num_classes))
+    except (FileNotFoundError, ValueError) as error:
+        _logger.warning(f'What the teacher says of the training images is not measured. {error}')
+        return None
+
+
+def measure_teacher(subject: Subject, images: Any, max_views: int) -> dict[str, Any] | None:
+    """The teacher on what the student sees in its first epoch, the very same views, and on the evaluation images.
+
+    They are the student's views even if the teacher was shown weaker ones (`--teacher-view weak`).
+    """
+    teacher = _load_teacher(subject)
+    if teacher is None:
+        return None
+    # micro-batches make the views; how many of them make an update does not matter here
+    args = argparse.Namespace(**{**vars(subject.args), 'grad_accum_steps': 1})
+    data, model, device = subject.data, subject.model, subject.device
+    task = build_task(args, model, teacher.model.to(device), data, device, torch.float32)
+    seen, clean = (TeacherView(data.shots.groups['tail'], teacher.logit_scale) for _ in range(2))
+    loader = build_train_loader(args, data, model.pretrained_cfg, device, 1, 0, '', torch.float32)
+    erasing = 0. if args.no_aug else args.reprob
+    augment = BatchAugment(build_mixup(args, data.train.num_classes), erasing, args.remode, args.recount, device)
+    augment.mixup_enabled = args.keep_mixup_drw or drw_start(args) > 0
+    with torch.inference_mode():
+        for plan, batch, target in (micro_batch for update in loader.epoch(0) for micro_batch in update):
+            # as in training, see Trainer
+            seed_everything(args.seed, 0, plan.number)
+            batch, _, target = augment(batch, target)
+            with subject.autocast():
+                dist_logits = expert_logits(model, batch, ('cls', 'dist'))['dist']
+                seen.update(task.teacher(task.teacher_view(batch)), target, dist_logits)
+            if seen.num_views >= max_views:
+                break
+        for batch, target in subject.batches(images):
+            with subject.autocast():
+                clean.update(task.teacher(task.teacher_view(batch)), target)
+    seen, clean = seen.compute(), clean.compute()
+    return {
+        'teacher_top1_clean': clean['top1'],
+        'teacher_top1_train_view': seen['top1'],
+        'teacher_entropy_train_view': seen['entropy'],
+        'teacher_entropy_clean': clean['entropy'],
+        'teacher_tail_share': seen['tail_share'],
+        'true_tail_share': seen['true_tail_share'],
+        'dist_agreement': seen['agreement'],
+        'num_views': seen['num_views'],
+    }

@@ -1,0 +1,62 @@
+"""What a run reports: metrics.json, the final table, versions."""
+import argparse
+from typing import Any
+
+from timm.utils import unwrap_model
+
+from ..engine.folder import RunFolder
+from ..engine.trainer import Trainer
+from ..evaluation import format_table
+from ..models.weights import weights_sha256
+from ..utils.versions import versions
+from .build.data import Data
+from .teachers import Teacher
+
+EXPERTS = ('mean', 'cls', 'dist')
+
+
+def run_result(
+        args: argparse.Namespace,
+        data: Data,
+        trainer: Trainer,
+        folder: RunFolder,
+        metrics: dict[str, Any] | None,
+        teacher: Teacher | None,
+        teacher_metrics: dict[str, Any] | None,
+        seconds: float,
+) -> dict[str, Any]:
+    """The content of metrics.json."""
+    experts = (metrics or {}).get('experts', {})
+    test_counts = trainer.test_counts if metrics else [0] * data.train.num_classes
+    train_seconds = sum(float(row['train_seconds']) for row in folder.rows)
+    images = trainer.loader.images_per_epoch * len(folder.rows)
+    result = {
+        **{expert: experts.get(expert) for expert in EXPERTS},
+        'teacher': None if teacher is None else {
+            'name': teacher.name, 'source': teacher.source, 'path': str(teacher.path), **(teacher_metrics or {})},
+        'shots': data.shots.describe(test_counts),
+        'data': {**data.describe(test_counts), 'bad_images': data.bad_images},
+        'model': args.model,
+        'epochs': trainer.epochs,
+        'epochs_trained': int(folder.rows[-1]['epoch']) + 1 if folder.rows else None,
+        'seed': args.seed,
+        'seconds': round(seconds, 1),
+        'train_images_per_second': round(images / train_seconds, 1) if train_seconds else None,
+        'weights_sha256': weights_sha256(unwrap_model(trainer.task.get_eval_model()).state_dict()),
+        'versions': versions(),
+    }
+    if metrics and 'ema' in metrics:
+        result['ema'] = metrics['ema']
+    return result
+
+
+def final_table(result: dict[str, Any], shots: Any) -> str:
+    """The table that a run ends with: experts, EMA and teacher by shot."""
+    rows = {expert: result[expert] for expert in EXPERTS if result.get(expert)}
+    rows.update({f'ema {expert}': values for expert, values in result.get('ema', {}).items()})
+    rows.update(result.get('fusion', {}))
+    if result['teacher'] and result['teacher'].get('top1') is not None:
+        rows['teacher'] = result['teacher']
+    return format_table(rows, shots, result['data']['test_counts'])
+
+

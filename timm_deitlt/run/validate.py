@@ -1,0 +1,166 @@
+"""Evaluation of a finished run, or of a model in timm's form for the hub."""
+import argparse
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..engine.checkpoint import check_checkpoint, load_checkpoint
+from ..engine.device import choose_device
+from ..engine.trainer import evaluate
+from ..evaluation import ShotEvaluator
+from ..evaluation.fusion import choose_fusions
+from ..models._hub import model_folder
+from ..models.weights import CONFIG, exported_settings, load_config, load_safetensors, load_weights, weights_sha256
+from ..settings.layers import model_kind, recipes_for, resolve, with_defaults
+from ..utils.files import write_text
+from ..utils.versions import plain_json, versions
+from .build.data import Data, build_data
+from .build.loaders import build_eval_loader
+from .build.model import build_model
+from .build.trainer import choose_precision
+from .results import EXPERTS, final_table
+from .teacher_file import HUB, reorder_classes
+from .teachers import NO_WEIGHTS
+
+_logger = logging.getLogger(__name__)
+
+
+def validate(path: str, overrides: dict[str, Any], fusion: str = 'mean') -> dict[str, Any]:
+    """Evaluate a run's checkpoint, every expert and the EMA by shot, or an exported model.
+
+    Args:
+        path: Folder of a run, one of its checkpoints, a folder with model.safetensors and config.json, or
+            'hf-hub:owner/name'.
+        overrides: Settings that differ from the run's, such as `data_dir`, `val_split` or `device`; a converted model
+            does not say on what data it is to be evaluated, so `dataset` is needed.
+        fusion: Further ways to join the experts, see `fusion.choose_fusions`.
+
+    Returns:
+        As metrics.json, with the metrics of each further fusion under 'fusion'; what belongs to training is taken from
+        the metrics.json of the run, and None without one. It is saved as validation.json in the folder of the
+        checkpoint, unless that is the Hub's.
+    """
+    if path.startswith(HUB):
+        return _validate_exported(model_folder(path.removeprefix(HUB)), overrides, fusion, save=False)
+    file = Path(path)
+    if (file / CONFIG).is_file():
+        return _validate_exported(file, overrides, fusion)
+    return _validate_run(file / 'last.pth.tar' if file.is_dir() else file, overrides, fusion)
+
+
+def run_settings(checkpoint: dict[str, Any], overrides: dict[str, Any]) -> argparse.Namespace:
+    """Settings to evaluate a checkpoint of a run with, its device chosen."""
+    args = with_defaults(checkpoint['args'])
+    args = argparse.Namespace(**{**vars(args), **NO_WEIGHTS, 'device': None, **overrides})
+    choose_device(args)
+    return args
+
+
+def settings_of_export(folder: Path, config: dict[str, Any], overrides: dict[str, Any]) -> argparse.Namespace:
+    """Settings to evaluate an exported model with, its device chosen.
+
+    Raises:
+        ValueError: If neither its config.json, see `checkpoint.load_config`, nor `overrides` say on which data.
+    """
+    # a published model knows on what it was trained
+    selection = {} if overrides.get('dataset') else (config['about'].get('data') or {}).get('selection') or {}
+    settings = {**exported_settings(config), **selection, **overrides}
+    dataset = settings.get('dataset')
+    if not dataset and not overrides.get('data_dir'):
+        raise ValueError(f'{folder} does not say what to evaluate it on: give --dataset and --data-dir.')
+    args = resolve(settings, recipes_for(dataset or '', model_kind(settings['model'])), prog=str(folder))
+    choose_device(args)
+    return args
+
+
+def _validate_run(file: Path, overrides: dict[str, Any], fusion: str) -> dict[str, Any]:
+    checkpoint = load_checkpoint(file)
+    if 'args' not in checkpoint or 'experts' not in checkpoint:
+        raise ValueError(f'{file} was not written by this train.py: it names no settings and no experts.')
+    args = run_settings(checkpoint, overrides)
+    data = build_data(args, evaluate_split=overrides.get('val_split'))
+    check_checkpoint(checkpoint, str(file), args.model, data.train.fingerprint)
+    model = build_model(args, data.train.num_classes)
+    weights = {'experts': checkpoint['state_dict'], 'ema': checkpoint.get('state_dict_ema')}
+    trained = file.parent / 'metrics.json'
+    trained = json.loads(trained.read_text()) if trained.is_file() else {}
+    names = checkpoint['data']['class_names']
+    return _evaluate(args, data, model, weights, names, tuple(checkpoint['experts']), fusion, file, {
+        'teacher': trained.get('teacher'),
+        'epochs_trained': checkpoint['epoch'] + 1,
+        **{key: trained.get(key) for key in ('seconds', 'train_images_per_second')},
+    }, file.parent)
+
+
+def _validate_exported(folder: Path, overrides: dict[str, Any], fusion: str, save: bool = True) -> dict[str, Any]:
+    config = load_config(folder)
+    args = settings_of_export(folder, config, overrides)
+    data = build_data(args, evaluate_split=overrides.get('val_split'))
+    model = build_model(args, data.train.num_classes)
+    weights = {'experts': load_safetensors(folder, 'Convert or download it again.')}
+    names = config['pretrained_cfg'].get('label_names')
+    if names is None:
+        _logger.warning(f'{folder} has no label_names: it is taken to number the classes as the data set does.')
+    experts = config['about'].get('experts') or (
+        EXPERTS if isinstance(model.get_classifier(), tuple) else ('mean', 'cls'))
+    unknown = dict.fromkeys(('teacher', 'epochs', 'epochs_trained', 'seed', 'seconds', 'train_images_per_second'))
+    return _evaluate(
+        args, data, model, weights, names, tuple(experts), fusion, folder / CONFIG, unknown, folder if save else None)
+
+
+def _evaluate(
+        args: argparse.Namespace,
+        data: Data,
+        model: torch.nn.Module,
+        weights: dict[str, dict[str, torch.Tensor] | None],
+        class_names: list[str] | None,
+        experts: tuple[str, ...],
+        fusion: str,
+        file: Path,
+        trained: dict[str, Any],
+        folder: Path | None,
+) -> dict[str, Any]:
+    if data.evaluation is None:
+        raise ValueError('There are no evaluation images: give --val-split.')
+    fusions = choose_fusions(fusion, experts)
+    device = torch.device(args.device)
+    model.to(device)
+    loader = build_eval_loader(args, data.evaluation, model.pretrained_cfg, device)
+    autocast, _, words = choose_precision(args, device)
+    _logger.info(f'Precision: {words}')
+    start = time.perf_counter()
+    metrics = {}
+    for name, state_dict in weights.items():
+        if state_dict is None:
+            continue
+        load_weights(model, state_dict, str(file))
+        if class_names is not None:
+            reorder_classes(model, class_names, data.train.class_names, str(file))
+        joined = fusions if name == 'experts' else ()
+        evaluator = ShotEvaluator(data.shots, experts=(*experts, *joined), device=device)
+        metrics[name] = evaluate(model, loader, evaluator, autocast, fusions=joined)
+    seconds = time.perf_counter() - start
+    result = plain_json({
+        **{expert: metrics['experts'].get(expert) for expert in EXPERTS},
+        **{key: value for key, value in metrics.items() if key == 'ema'},
+        **({'fusion': {name: metrics['experts'][name] for name in fusions}} if fusions else {}),
+        'shots': data.shots.describe(evaluator.test_counts),
+        'data': {**data.describe(evaluator.test_counts), 'bad_images': data.bad_images},
+        'model': args.model,
+        'epochs': args.epochs,
+        'seed': args.seed,
+        'eval_images_per_second': round(sum(evaluator.test_counts) * len(metrics) / seconds, 1),
+        'weights_sha256': weights_sha256(weights['experts']),
+        'versions': versions(),
+        **trained,
+    })
+    if folder is not None and os.access(folder, os.W_OK):
+        write_text(folder / 'validation.json', json.dumps(result, indent=2) + '\n')
+    _logger.info('\n' + final_table(result, data.shots))
+    _logger.info(f'{result["eval_images_per_second"]} images/s')
+    return result

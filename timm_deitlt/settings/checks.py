@@ -1,0 +1,121 @@
+"""What must hold of the settings before data and models are touched."""
+import argparse
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .layers import flag_of
+
+# Settings, what each of their values must fulfil, and how to say it.
+_BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+    ('epochs stop_epoch save_epochs teacher_epochs batch_size validation_batch_size grad_accum_steps global_batch_size '
+     'dry_run_world_size imbalance_factor n_max val_interval log_interval img_size in_chans num_classes '
+     'sam_every rho_milestones paco_queue paco_dim train_img_sizes', lambda x: x >= 1, 'at least 1'),
+    ('rho rho_values teacher_rho train_size_probs', lambda x: 0 <= x < math.inf, 'at least 0 and finite'),
+    ('mixup cutmix cutout workers drw_start_epoch warmup_epochs weight_decay task_loss_weight '
+     'distill_loss_weight seed split_seed aug_repeats paco_alpha paco_gamma key_color_jitter '
+     'train_size_schedule_spread cache_images', lambda x: x >= 0, 'at least 0'),
+    ('kd_temperature ldam_margin ldam_scale logit_adjust_tau paco_beta paco_temperature key_scale',
+     lambda x: x > 0, 'above 0'),
+    ('drw_beta val_fraction', lambda x: 0 < x < 1, 'between 0 and 1, both excluded'),
+    ('smoothing drop drop_path model_ema_decay paco_momentum', lambda x: 0 <= x < 1, 'at least 0 and below 1'),
+    ('hflip vflip reprob mixup_prob mixup_switch_prob key_color_jitter_prob train_size_random_mix',
+     lambda x: 0 <= x <= 1, 'between 0 and 1'),
+)
+_FILES = ('teacher_checkpoint', 'class_counts', 'branch_from', 'resume', 'class_map', 'initial_checkpoint')
+
+
+def validate_args(args: argparse.Namespace) -> None:
+    """Check what can be checked before data and models are touched.
+
+    Raises:
+        FileNotFoundError: If a file that a setting names does not exist.
+        ValueError: If a value is out of its range, or two settings contradict each other.
+    """
+    for names, holds, allowed in _BOUNDS:
+        for name in names.split():
+            value = getattr(args, name)
+            for item in value if isinstance(value, list) else [value]:
+                if item is not None and not holds(item):
+                    raise ValueError(f'{flag_of(name)} must be {allowed}, got {item}')
+    for wrong, message in _conflicts(args):
+        if wrong:
+            raise ValueError(message)
+    for name in _FILES:
+        path = getattr(args, name)
+        found = not path or Path(path).is_file() or (
+            name == 'teacher_checkpoint' and (Path(path).is_dir() or path.startswith('hf-hub:')))
+        if not found and (name, path) != ('resume', 'auto'):
+            raise FileNotFoundError(f'{flag_of(name)} {path}: no such file')
+
+
+def _conflicts(args: argparse.Namespace) -> tuple[tuple[Any, str], ...]:
+    ldam, mixes, epochs = args.loss == 'ldam', args.mixup or args.cutmix or args.cutmix_minmax, args.epochs
+    last = max([args.stop_epoch or 0, *(args.save_epochs or [])])
+    paco, sizes = args.loss == 'paco', args.train_img_sizes or []
+    return (
+        ((args.drw_start_epoch or 0) > epochs,
+         f'--drw-start-epoch {args.drw_start_epoch} lies beyond --epochs {epochs}; {epochs} itself means never'),
+        (last > epochs, f'--stop-epoch or --save-epochs {last} lies beyond --epochs {epochs}'),
+        (args.distill_loss_weight is None and args.task_loss_weight > 1,
+         f'--task-loss-weight {args.task_loss_weight} leaves a negative weight for DIST; give --distill-loss-weight'),
+        (mixes and args.batch_size % 2,
+         f'mixup and cutmix need an even --batch-size, got {args.batch_size}; or set --mixup 0 --cutmix 0'),
+        (ldam and mixes, '--loss ldam needs hard labels (its margins belong to one class); set --mixup 0 --cutmix 0'),
+        (ldam and args.smoothing, '--loss ldam needs hard labels (its margins belong to one class); set --smoothing 0'),
+        (paco and (mixes or args.smoothing),
+         '--loss paco needs hard labels (its positives are of one class); set --mixup 0 --cutmix 0 --smoothing 0'),
+        (paco and (args.teacher != 'none' or args.drw_on not in (None, 'none') or args.classifier != 'linear'),
+         '--loss paco trains a CNN with a linear classifier and re-balances by its class prior; give --teacher none '
+         '--drw-on none --classifier linear'),
+        (paco and args.batch_size < 2, '--loss paco normalises a batch; give a --batch-size of at least 2'),
+        (not args.key_scale[0] <= args.key_scale[1] <= 1,
+         f'--key-scale is the smallest and the largest share of an image, got {args.key_scale}'),
+        (args.key_color_jitter[3] > .5, f'the hue of --key-color-jitter is at most 0.5, got {args.key_color_jitter}'),
+        (paco and (args.layer_decay or args.sync_bn),
+         '--loss paco goes with neither --layer-decay nor --sync-bn, which know nothing of its projection'),
+        (args.opt.startswith('sam') and args.grad_checkpointing,
+         f'--opt {args.opt} freezes BatchNorm statistics in its second pass, which --grad-checkpointing would '
+         'run anew; leave it out'),
+        (paco and args.bce_loss, '--loss paco and --bce-loss exclude each other; give one of them'),
+        (paco and args.model_ema, '--loss paco keeps a momentum encoder of its own; leave --model-ema out'),
+        (args.cls_loss != 'ce' and (args.loss != 'ce' or args.bce_loss),
+         f'--cls-loss {args.cls_loss} adds the class prior to cross entropy; leave --loss and --bce-loss out'),
+        (args.cls_loss != 'ce' and args.drw_on in ('cls', 'both'),
+         f'--cls-loss {args.cls_loss} re-balances CLS already; with it give --drw-on dist or none'),
+        (len(args.rho_values) != len(args.rho_milestones) or args.rho_milestones != sorted(args.rho_milestones),
+         f'--rho-values has a value for each of the ascending --rho-milestones; got {args.rho_values} for '
+         f'{args.rho_milestones}'),
+        (args.sam_every > 1 and args.teacher in ('none', 'labels') and not args.opt.startswith('sam'),
+         f'--sam-every {args.sam_every} belongs to SAM; use --opt samsgd or samadamw, or a SAM '
+         'teacher such as resnet32_sam'),
+        (args.train_size_probs and (
+            len(args.train_size_probs) != len(sizes) or not 0 < sum(args.train_size_probs) < math.inf),
+         '--train-size-probs has a weight for each of --train-img-sizes, with a finite sum above 0; got '
+         f'{args.train_size_probs} for {sizes}'),
+        (args.train_size_schedule != 'progressive' and (
+            args.train_size_schedule_spread, args.train_size_random_mix) != (.65, .1),
+         '--train-size-schedule-spread and --train-size-random-mix belong to --train-size-schedule progressive'),
+        (sizes and args.input_size is not None and args.input_size[1] != args.input_size[2],
+         f'--train-img-sizes are squares, --input-size {args.input_size} is none'),
+        (args.train_size_schedule == 'progressive' and len(sizes) < 2,
+         f'--train-size-schedule progressive needs two or more --train-img-sizes, got {sizes}'),
+        (args.dry_run_world_size and not args.dry_run,
+         '--world-size belongs to --dry-run; torchrun --nproc-per-node N trains on N devices'),
+        (ldam and args.bce_loss, '--loss ldam and --bce-loss exclude each other; give one of them'),
+        (args.opt.startswith('sam') and args.amp_dtype == 'float16' and args.amp is not False,
+         f'--opt {args.opt} cannot scale float16 gradients over its two passes; use --amp-dtype bfloat16 or --no-amp'),
+        (args.amp and args.model_dtype in ('bfloat16', 'float16'), '--amp needs --model-dtype float32; leave it out'),
+        (args.resume and args.branch_from, '--resume goes on with a run, --branch-from starts a new one; give one'),
+        (args.resume == 'auto' and not args.experiment, '--resume auto needs the name of the run in --experiment'),
+        (args.wandb_resume_id and not args.resume, '--wandb-resume-id needs --resume'),
+        (args.teacher == 'none' and args.drw_on == 'dist',
+         f'--drw-on {args.drw_on} needs a DIST expert, which --teacher none does not train; use --drw-on cls'),
+        (args.teacher_checkpoint and args.teacher in ('none', 'labels'),
+         f'--teacher-checkpoint needs the architecture of the teacher, got --teacher {args.teacher}'),
+        (args.teacher_source == 'hub' and args.teacher in ('none', 'labels'),
+         f'--teacher-source hub needs the name of a teacher, got --teacher {args.teacher}'),
+        (args.teacher_source == 'hub' and args.teacher_checkpoint,
+         '--teacher-source hub and --teacher-checkpoint exclude each other; give one of them'),
+    )

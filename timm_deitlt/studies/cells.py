@@ -1,0 +1,131 @@
+"""The cells of a study: one training each, its file of results, and in which order they are run."""
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..run.train import NOT_OF_THE_RUN
+from ..settings.layers import args_to_yaml, model_kind, recipes_for, resolve
+from .study import Study, load_study
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One training of an arm.
+
+    Attributes:
+        subset: Seed of the images (`--split-seed`).
+        seed: Seed of teacher, initialisation, order and augmentation (`--seed`).
+        arm: Name of the arm.
+    """
+    subset: int
+    seed: int
+    arm: str
+
+    @property
+    def name(self) -> str:
+        """Name of its file and its run."""
+        return f'{self.arm}-subset{self.subset}-seed{self.seed}'
+
+
+def cell_path(root: Path, study: Study, cell: Cell) -> Path:
+    """Where the results of a cell are, or will be: of an arm of another study in the folder of that."""
+    folder, arm = study.arms[cell.arm].origin or (study.name, cell.arm)
+    return Path(root) / folder / f'{Cell(cell.subset, cell.seed, arm).name}.json'
+
+
+def plan(
+        study: Study,
+        root: Path,
+        arms: Sequence[str],
+        seeds: Sequence[int],
+        subsets: Sequence[int],
+) -> list[Cell]:
+    """Cells without a file of results, subset by subset and seed by seed, in the order of the study.
+
+    Arms of another study are trained by that study.
+
+    Raises:
+        ValueError: If an arm is unknown.
+    """
+    if unknown := [arm for arm in arms if arm not in study.arms]:
+        raise ValueError(f'There is no arm {", ".join(unknown)}: the study has {", ".join(study.arms)}.')
+    ours = [name for name, arm in study.arms.items() if name in arms and not arm.origin]
+    cells = [Cell(subset, seed, arm) for subset in subsets for seed in seeds for arm in ours]
+    return [cell for cell in cells if not cell_path(root, study, cell).is_file()]
+
+
+def read_results(root: Path, study: Study) -> dict[Cell, dict[str, Any]]:
+    """Results of all cells that have a file; of an arm of another study those of the seeds of this one alone.
+
+    Raises:
+        ValueError: If a file is damaged or not of this study's settings.
+    """
+    results = {}
+    for name, arm in study.arms.items():
+        if arm.origin:
+            folder, theirs = arm.origin
+            results.update({
+                Cell(cell.subset, cell.seed, name): result
+                for cell, result in read_results(root, load_study(folder)).items()
+                if cell.arm == theirs and cell.seed in study.seeds and not cell.subset})
+    for path in sorted((Path(root) / study.name).glob('*.json')):
+        try:
+            result = json.loads(path.read_text())
+            cell = Cell(result['subset'], result['seed'], result['arm'])
+            if missing := {'settings', 'resolved', 'metrics', 'fusion', 'analysis', 'curve', 'versions'} - set(result):
+                raise KeyError(', '.join(sorted(missing)))
+            if path.stem != cell.name:
+                raise ValueError(f'it is of {cell.name}')
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f'{path} is damaged ({error!r}): delete it to have it run again.') from error
+        if cell.arm not in study.arms:
+            continue  # of an arm that the study no longer has
+        check_settings(study, cell, result, path)
+        results[cell] = result
+    return results
+
+
+def check_settings(study: Study, cell: Cell, result: Mapping[str, Any], path: Path) -> None:
+    """Refuse results of other settings than the study and the recipes under it now have.
+
+    Raises:
+        ValueError: Naming the settings.
+    """
+    wanted = cell_settings(study, cell)
+    wrong = {name for name, value in wanted.items() if result['settings'].get(name) != value}
+    if not wrong:
+        ours, theirs = resolved_settings(cell_args(study, cell)), result['resolved']
+        wrong = {name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name]}
+    if wrong:
+        raise ValueError(
+            f'{path} was run with other settings than the study has ({", ".join(sorted(wrong))}): delete it, and its '
+            'run in --work, to have it run again, or give the study another name.')
+
+
+def cell_args(study: Study, cell: Cell, more: Mapping[str, Any] | None = None) -> argparse.Namespace:
+    """All settings of a cell, those of the recipes included, and with `more`.
+
+    Raises:
+        ValueError: If a setting is unknown or not allowed, or there is no data set.
+    """
+    settings = {**cell_settings(study, cell), **(more or {})}
+    if 'dataset' not in settings:
+        raise ValueError(f'The study {study.name} names no dataset in its settings.')
+    kind = model_kind(settings.get('model', ''))
+    return resolve(settings, recipes_for(settings['dataset'], kind), prog=f'{study.name} {cell.arm}')
+
+
+def resolved_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Settings that decide a training, as plain values."""
+    return {name: value for name, value in yaml.safe_load(args_to_yaml(args)).items() if name not in NOT_OF_THE_RUN}
+
+
+def cell_settings(study: Study, cell: Cell) -> dict[str, Any]:
+    """Settings of train.py that make a cell."""
+    return {
+        **study.settings, **study.arms[cell.arm].settings, 'seed': cell.seed, 'split_seed': cell.subset}

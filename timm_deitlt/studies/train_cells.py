@@ -1,0 +1,227 @@
+"""Training the cells of a study, several at a time; every finished one is a file."""
+import csv
+import json
+import logging
+import multiprocessing
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from ..engine.checkpoint import LAST, load_checkpoint
+from ..run.build.data import build_data
+from ..run.build.model import check_student, drw_start
+from ..run.finish import has_mechanisms
+from ..run.mechanisms import analyze
+from ..run.teachers import NO_NETWORK, RECORD, teacher_args
+from ..run.train import train
+from ..run.validate import validate
+from ..settings.checks import validate_args
+from ..settings.layers import with_defaults
+from ..utils.files import write_text
+from .cells import Cell, cell_args, cell_path, cell_settings, resolved_settings
+from .study import Study
+
+_logger = logging.getLogger(__name__)
+
+Failures = list[tuple[Cell, str]]
+
+
+def train_cells(
+        study: Study,
+        cells: Sequence[Cell],
+        root: Path,
+        work: Path,
+        places: Mapping[str, Any],
+        jobs: int,
+) -> Failures:
+    """Train cells in processes of their own; those that share a first stage one after the other in one of them.
+
+    Args:
+        study: The study.
+        cells: What to train, see `plan`.
+        root: Folder of results.
+        work: Folder of runs and teachers, kept for going on later.
+        places: Settings that say where the data is, such as `data_dir`.
+        jobs: Processes; the cores are shared among them.
+
+    Returns:
+        Cells that failed, with the reason.
+    """
+    groups: dict[tuple[int, int, str], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.subset, cell.seed, study.arms[cell.arm].parent or cell.arm), []).append(cell)
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    os.environ['OMP_NUM_THREADS'] = str(threads)  # of the processes, which read it when they start
+    failed: Failures = []
+    spawn = multiprocessing.get_context('spawn')
+    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_end_with_parent) as pool:
+        futures = {
+            pool.submit(_train_group, study, group, root, work, dict(places), threads): group
+            for group in groups.values()}
+        try:
+            for future in as_completed(futures):
+                try:
+                    failed += future.result()
+                except BrokenProcessPool as error:
+                    failed += [
+                        (cell, f'a process died, for want of memory perhaps ({error})') for cell in futures[future]
+                        if not cell_path(root, study, cell).is_file()]
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return failed
+
+
+def check_cells(study: Study, cells: Sequence[Cell], places: Mapping[str, Any]) -> None:
+    """Find what would stop a cell before the first one is trained.
+
+    Raises:
+        ValueError: If a setting is not allowed, or the data is not usable.
+        FileNotFoundError: If the data, or a file that a setting names, is missing.
+    """
+    data = {}
+    for cell in cells:
+        args = cell_args(study, cell, places)
+        validate_args(args)
+        chosen = (args.dataset, args.split_seed)
+        if chosen not in data:
+            data[chosen] = build_data(args)
+        train = data[chosen].train
+        check_student(args, train.num_classes, train.class_counts)
+        if args.teacher not in NO_NETWORK:
+            validate_args(teacher_args(args, len(train)))
+
+
+def _end_with_parent() -> None:
+    def wait() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)  # a worker that trained on would write into folders that the next start goes on with
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _train_group(
+        study: Study,
+        cells: Sequence[Cell],
+        root: Path,
+        work: Path,
+        places: Mapping[str, Any],
+        threads: int,
+) -> Failures:
+    torch.set_num_threads(threads)
+    logging.basicConfig(level=logging.WARNING, format='%(message)s')
+    failed = []
+    for cell in cells:
+        torch.compiler.reset()  # each has a model of its own: else the later ones would run uncompiled
+        try:
+            train_cell(study, cell, root, work, places)
+        except Exception as error:  # a cell that fails is reported, and the others go on
+            failed.append((cell, ' '.join(f'{type(error).__name__}: {error}'.split())))
+    return failed
+
+
+def train_cell(study: Study, cell: Cell, root: Path, work: Path, places: Mapping[str, Any]) -> dict[str, Any]:
+    """Train one cell, or go on with it, measure its mechanisms, and write its file.
+
+    Raises:
+        ValueError: If its folder holds a run of other settings, or another process trains it.
+    """
+    parent = study.arms[cell.arm].parent
+    milestone = None
+    if parent:
+        milestone = _milestone(study, Cell(cell.subset, cell.seed, parent), work, places)
+    args = _args(study, cell, work, places)
+    resolved = resolved_settings(args)
+    folder = Path(args.output) / args.experiment
+    with _locked(folder):
+        if _has_run(folder / LAST, args):
+            args.resume = 'auto'
+        elif milestone:
+            args.branch_from = str(milestone)
+        metrics = train(args)
+        result = {
+            'study': study.name, 'arm': cell.arm, 'label': study.arms[cell.arm].label, 'subset': cell.subset,
+            'seed': cell.seed, 'settings': cell_settings(study, cell), 'resolved': resolved,
+            'teacher_settings': _teacher_settings(metrics),
+            'metrics': {**_without_places(metrics), 'seconds': _seconds(folder)},
+            'fusion': validate(str(folder), {}, 'all')['fusion'],
+            'analysis': analyze(str(folder), {}) if has_mechanisms(folder) else None,
+            'curve': (folder / 'summary.csv').read_text().splitlines(),
+            'threads': torch.get_num_threads(), 'versions': metrics['versions'],
+        }
+    path = cell_path(root, study, cell)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(result, indent=1) + '\n')
+    return result
+
+
+def _locked(folder: Path) -> FileLock:
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / '.lock')
+    try:
+        return lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f'Another process is training {folder}: wait for it, or give another --work.') from None
+
+
+def _has_run(checkpoint: Path, args: Any) -> bool:
+    """Whether there is a checkpoint to go on with.
+
+    Raises:
+        ValueError: If it is of other settings.
+    """
+    if not checkpoint.is_file():
+        return False
+    ours, theirs = resolved_settings(args), resolved_settings(with_defaults(load_checkpoint(checkpoint)['args']))
+    if ours['val_fraction'] is None:
+        del ours['val_fraction']  # which the run itself has found
+    if wrong := sorted(name for name, value in ours.items() if value != theirs[name]):
+        raise ValueError(
+            f'{checkpoint} is of other settings than the study now has ({", ".join(wrong)}): remove '
+            f'{checkpoint.parent} to have it trained again, or give another --work.')
+    return True
+
+
+def _without_places(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    metrics = {name: figures for name, figures in metrics.items() if name != 'versions'}
+    if metrics['teacher']:
+        metrics['teacher'] = {name: figure for name, figure in metrics['teacher'].items() if name != 'path'}
+    return metrics
+
+
+def _teacher_settings(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
+    record = Path((metrics['teacher'] or {}).get('path', '')).parent / RECORD
+    return json.loads(record.read_text())['settings'] if metrics['teacher'] and record.is_file() else None
+
+
+def _seconds(folder: Path) -> float:
+    """Seconds of training and evaluation of all epochs, however often the run was stopped."""
+    with open(folder / 'summary.csv', newline='') as file:
+        return round(sum(float(row['train_seconds']) + float(row['eval_seconds']) for row in csv.DictReader(file)), 1)
+
+
+def _args(study: Study, cell: Cell, work: Path, places: Mapping[str, Any]) -> Any:
+    return cell_args(study, cell, {
+        **places, 'output': str(work / study.name), 'experiment': cell.name, 'teacher_cache': str(work),
+        'report': False})
+
+
+def _milestone(study: Study, parent: Cell, work: Path, places: Mapping[str, Any]) -> Path:
+    """Milestone of a cell at the start of stage two; it is trained that far if the runs of its file are gone."""
+    args = _args(study, parent, work, places)
+    start = drw_start(args)
+    path = Path(args.output) / args.experiment / f'milestone-{start}.pth.tar'
+    if not _has_run(path, args):
+        with _locked(path.parent):
+            args.stop_epoch = start
+            if _has_run(path.parent / LAST, args):
+                args.resume = 'auto'
+            train(args)
+    return path

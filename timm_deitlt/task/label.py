@@ -1,0 +1,77 @@
+"""Training on labels alone: a CNN teacher, a plain ViT, or both tokens of a distilled ViT."""
+from contextlib import nullcontext
+
+import torch
+from timm.models.deit import VisionTransformerDistilled
+from timm.task import ClassificationTask
+from torch import Tensor, nn
+
+from ..evaluation import Shots
+from .common import ShotEvaluation, frozen_statistics, set_epochs
+
+
+class ClassifierTask(ShotEvaluation, ClassificationTask):
+    """Training on labels alone: a CNN teacher, a plain ViT, or both tokens of a distilled ViT.
+
+    Args:
+        model: Model with one classifier, or timm's distilled ViT.
+        criterion: Loss of logits `[B, C]` and targets; its `set_epoch`, if any, is called by `set_epoch`.
+        experts: ('cls',) trains one classifier; of a distilled ViT the DIST token and its head are then frozen, the
+            head at zero, so that timm's own evaluation, the mean of both, ranks classes as CLS does; its logits are
+            half of CLS's.
+            ('cls', 'dist') trains both tokens on the labels, with the mean of both losses.
+        shots: Groups of classes for `create_evaluator`.
+        kwargs: `device`, `dtype` and `verbose` as in timm.
+    """
+
+    def __init__(
+            self,
+            model: nn.Module,
+            criterion: nn.Module,
+            experts: tuple[str, ...] = ('cls',),
+            shots: Shots | None = None,
+            **kwargs,
+    ):
+        super().__init__(model, criterion, **kwargs)
+        if experts not in (('cls',), ('cls', 'dist')):
+            raise ValueError(f"experts={experts!r} is unknown: use ('cls',) or ('cls', 'dist').")
+        self.experts = ('mean', *experts)
+        self.shots = shots
+        distilled = isinstance(model, VisionTransformerDistilled)
+        if 'dist' in experts and not distilled:
+            raise ValueError(f'{type(model).__name__} has no DIST token to train on the labels: use a deit_lt model.')
+        if distilled:
+            model.set_distilled_training(True)
+            if 'dist' not in experts:
+                freeze_dist(model)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the losses the 0-based epoch."""
+        set_epochs([self.criterion], epoch)
+
+    def forward(self, input: Tensor, target: Tensor, second_pass: bool = False) -> dict[str, Tensor]:
+        """Forward pass and loss.
+
+        Args:
+            input: Images `[B, C, H, W]`.
+            target: Class indices `[B]` or distributions `[B, num_classes]`.
+            second_pass: Whether this is SAM's second pass, which must not update BatchNorm statistics.
+
+        Returns:
+            'loss' and 'output', the logits `[B, num_classes]` of the first expert.
+        """
+        with frozen_statistics(self.trainable_module) if second_pass else nullcontext():
+            output = self.trainable_module(input)
+        logits = output if isinstance(output, tuple) else (output,)
+        logits = logits[:len(self.experts) - 1]
+        loss = torch.stack([self.criterion(x, target) for x in logits]).mean() if len(logits) > 1 else \
+            self.criterion(logits[0], target)
+        return {'loss': loss, 'output': logits[0]}
+
+
+def freeze_dist(model: nn.Module) -> None:
+    """Make a distilled ViT a ViT of one expert: DIST token and head fixed, the head at zero."""
+    nn.init.zeros_(model.head_dist.weight)
+    nn.init.zeros_(model.head_dist.bias)
+    model.head_dist.requires_grad_(False)
+    model.dist_token.requires_grad_(False)

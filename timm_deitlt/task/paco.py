@@ -1,0 +1,252 @@
+"""PaCo: parametric contrastive learning of a classifier, with two encoders and a queue of keys.
+
+A classifier learns from the labels while a projection of the same features is contrasted with those of other images:
+the micro-batch itself, its other view through a key encoder that follows the weights slowly, and a queue of keys of the
+updates before. What is saved and evaluated as the model is the plain classifier.
+
+Paper: Parametric Contrastive Learning, https://arxiv.org/abs/2107.12028
+"""
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from timm.task import ClassificationTask
+from timm.utils import unwrap_model
+from torch import Tensor, nn
+
+from ..data.loader import MicroBatch
+from ..evaluation import Shots
+from ..loss.paco import PaCoLoss
+from ..models.weights import load_weights
+from .common import ShotEvaluation, frozen_statistics
+from .paco_network import KeyQueue, PaCoNet
+
+
+class PaCoTask(ShotEvaluation, ClassificationTask):
+    """Training of a classifier by PaCo, on two views of each image.
+
+    Key encoder and queue change in `end_update` alone, once after each optimizer step. So all micro-batches of an
+    update, on whichever rank, are contrasted with the same queue, and SAM's second pass changes nothing. Keys are
+    normalised by the BatchNorm statistics of their micro-batch, which is not shuffled over ranks as in the released
+    code: the update would depend on their number. The running statistics of the key encoder are never used.
+
+    Args:
+        model: Classifier of timm with one head; checkpoints hold it alone as their 'state_dict'.
+        class_counts: Training images per class.
+        alpha, beta, gamma, temperature: See `PaCoLoss`.
+        queue_size: Keys in the queue.
+        dim: Width of the projection.
+        momentum: Share of its weights that the key encoder keeps at each update.
+        shots: Groups of classes for `create_evaluator`.
+        kwargs: `device`, `dtype` and `verbose` as in timm.
+
+    Raises:
+        ValueError: If an argument is out of range, or the model does not fit, see `PaCoNet`.
+
+    Source: PaCo (https://arxiv.org/abs/2107.12028).
+
+    Example:
+        >>> task = PaCoTask(timm.create_model('resnet32_cifar', num_classes=3), [500, 50, 5], alpha=.01)
+        >>> query, key, target = torch.randn(4, 3, 32, 32), torch.randn(4, 3, 32, 32), torch.tensor([0, 0, 1, 2])
+        >>> task.train()(query, target, weak=key)['loss'].backward()
+        >>> task.end_update([MicroBatch(number=0, indices=(0, 1, 2, 3), weight=1., last=True)])
+        >>> (task.queue.labels >= 0).sum()
+        tensor(4)
+    """
+
+    experts = ('mean', 'cls')
+
+    def __init__(
+            self,
+            model: nn.Module,
+            class_counts: Sequence[int] | Tensor,
+            alpha: float,
+            beta: float = 1.,
+            gamma: float = 1.,
+            temperature: float = .05,
+            queue_size: int = 1024,
+            dim: int = 32,
+            momentum: float = .999,
+            shots: Shots | None = None,
+            **kwargs,
+    ):
+        if not 0. <= momentum < 1.:
+            raise ValueError(f'momentum={momentum} of the key encoder must be at least 0 and below 1.')
+        net = PaCoNet(model, dim)
+        kind = next(net.parameters()).dtype
+        if torch.finfo(kind).bits < 32:
+            raise ValueError(
+                f"PaCo's key encoder moves by a share of {1 - momentum:.3g} at each update, which {kind} rounds away: "
+                'train in float32, with --amp.')
+        super().__init__(net, PaCoLoss(class_counts, alpha, beta, gamma, temperature), **kwargs)
+        self.momentum = momentum
+        self.shots = shots
+        self.key_encoder = copy.deepcopy(net).requires_grad_(False)
+        self.queue = KeyQueue(queue_size, dim, device=self.device)
+        self._forget()
+
+    def _forget(self) -> None:
+        # keys and labels of the update under way, and how many of them the second pass has used
+        self._fresh: list[tuple[Tensor, Tensor]] = []
+        self._reused = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take the 0-based epoch; an update that was broken off is forgotten."""
+        self._forget()
+
+    def forward(
+            self,
+            input: Tensor,
+            target: Tensor,
+            weak: Tensor | None = None,
+            second_pass: bool = False,
+    ) -> dict[str, Tensor]:
+        """Forward pass of both encoders, and the loss.
+
+        Args:
+            input: View of the trained network, `[B, C, H, W]`.
+            target: Class indices `[B]`.
+            weak: View of the key encoder, `[B, C, H, W]`.
+            second_pass: Whether this is SAM's second pass over the micro-batches, in the order of the first. It reuses
+                their keys and changes no state but gradients.
+
+        Returns:
+            'loss' and 'output', the logits `[B, num_classes]`.
+        """
+        if weak is None:
+            raise ValueError(
+                "PaCo needs two views of each image, the key encoder's as `weak`: train with train.py of timm_deitlt, "
+                'or give a loader two transforms.')
+        net = self.trainable_module
+        if second_pass:
+            with frozen_statistics(net):
+                logits, queries = net(input)
+            keys = self._reuse_keys()
+        else:
+            logits, queries = net(input)
+            with torch.no_grad():
+                # a copy, which outlives the next forward under CUDA graphs
+                keys = self.key_encoder(weak)[1].clone()
+            self._fresh.append((keys, target))
+        loss = self.criterion(
+            logits, queries, target, torch.cat([keys, self.queue.keys]), torch.cat([target, self.queue.labels]))
+        return {'loss': loss, 'output': logits}
+
+    def _reuse_keys(self) -> Tensor:
+        if self._reused == len(self._fresh):
+            raise ValueError('A second pass of PaCo came before the first pass over its micro-batch.')
+        keys, _ = self._fresh[self._reused]
+        self._reused += 1
+        return keys
+
+    @torch.no_grad()
+    def end_update(self, plans: Sequence[MicroBatch]) -> None:
+        """Move the key encoder towards the stepped weights, and queue the keys of the update, those of all ranks.
+
+        Args:
+            plans: This rank's micro-batches, in the order of the first pass; of weight 0 they leave no keys.
+
+        Raises:
+            ValueError: If there were more or fewer first passes than micro-batches.
+        """
+        fresh = self._fresh
+        self._forget()
+        if len(fresh) != len(plans):
+            raise ValueError(f'An update of {len(plans)} micro-batch(es) ends after {len(fresh)} first pass(es).')
+        torch._foreach_lerp_(
+            list(self.key_encoder.parameters()), list(unwrap_model(self.trainable_module).parameters()),
+            1. - self.momentum)
+        batches = [(plan.number, *views) for plan, views in zip(plans, fresh, strict=True) if plan.weight]
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            batches = _gather(plans, fresh)
+        if batches:
+            _, keys, labels = zip(*sorted(batches, key=lambda batch: batch[0]), strict=True)
+            self.queue.push(torch.cat(keys), torch.cat(labels))
+
+    def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs) -> 'PaCoTask':
+        """Wrap the trained network for this rank, as in timm, and start key encoder and queue as rank 0 has them."""
+        super().prepare_distributed(device_ids=device_ids, **ddp_kwargs)
+        for tensor in (*self.key_encoder.state_dict().values(), *self.queue.state_dict().values()):
+            dist.broadcast(tensor, src=0)
+        return self
+
+    def compile(self, backend: str = 'inductor', mode: str | None = None, **compile_kwargs) -> nn.Module:
+        """Compile both encoders and the plain model before distributed wrapping."""
+        options = dict(backend=backend, mode=mode, **compile_kwargs)
+        eval_model = torch.compile(self.get_eval_model(), **options)
+        super().compile(**options)
+        self.eval_model = eval_model
+        self.key_encoder.compile(**options)  # in place, so that its keys stay as they are
+        return eval_model
+
+    def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
+        """The plain model, or that of the EMA."""
+        module = super().get_eval_model(module=module, ema=ema)
+        net = module if module is None else unwrap_model(module)
+        return net.model if isinstance(net, PaCoNet) else module
+
+    def get_clip_parameters(self, exclude_head: bool = False) -> list[nn.Parameter]:
+        """Parameters for gradient clipping, without the model's last two if `exclude_head`."""
+        net = unwrap_model(self.trainable_module)
+        return [*list(net.model.parameters())[:-2 if exclude_head else None], *net.projection.parameters()]
+
+    def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
+        """What a checkpoint holds beside the plain model."""
+        module = self.get_trainable_module(ema=ema) if module is None else module
+        if module is None:
+            return {}
+        state = {'projection': unwrap_model(module).projection.state_dict()}
+        if not ema:
+            state.update(key_encoder=self.key_encoder.state_dict(), queue=self.queue.state_dict())
+        return state
+
+    def load_task_state(
+            self,
+            state: dict[str, Any] | None,
+            strict: bool = True,
+            module: nn.Module | None = None,
+            ema: bool = False,
+    ) -> None:
+        """Go on with the state of a checkpoint, after its model was loaded.
+
+        A plain classifier's has none: the key encoder then starts from the present weights, with an empty queue.
+
+        Raises:
+            ValueError: If the state is of other sizes.
+        """
+        module = self.get_trainable_module(ema=ema) if module is None else module
+        net = unwrap_model(module)
+        if state:
+            load_weights(net.projection, state['projection'], "the checkpoint's projection (--paco-dim)")
+        if ema:
+            return
+        if state:
+            load_weights(self.key_encoder, state['key_encoder'], "the checkpoint's key encoder")
+            load_weights(self.queue, state['queue'], "the checkpoint's queue (--paco-queue)")
+        else:
+            self.key_encoder.load_state_dict(net.state_dict())
+            self.queue.load_state_dict(KeyQueue(*self.queue.keys.shape).state_dict())
+        self._forget()
+
+
+def _gather(plans: Sequence[MicroBatch], fresh: list[tuple[Tensor, Tensor]]) -> list[tuple[int, Tensor, Tensor]]:
+    """(number, keys, labels) of the micro-batches of all ranks, those of weight 0 left out."""
+    keys, labels = zip(*fresh, strict=True)
+    sizes = [[plan.number, len(x) if plan.weight else 0] for plan, x in zip(plans, labels, strict=True)]
+    sizes = _all_gather(torch.tensor(sizes, device=labels[0].device)).tolist()
+    longest = max(size for _, size in sizes)
+    # ranks exchange tensors of one shape: a short micro-batch is filled up, and cut again
+    keys = _all_gather(torch.stack([F.pad(x, (0, 0, 0, longest - len(x))) for x in keys]))
+    labels = _all_gather(torch.stack([F.pad(x, (0, longest - len(x))) for x in labels]))
+    return [
+        (number, x[:size], y[:size]) for (number, size), x, y in zip(sizes, keys, labels, strict=True) if size]
+
+
+def _all_gather(tensor: Tensor) -> Tensor:
+    # [S, ...] of each rank to [W * S, ...]
+    gathered = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, tensor.contiguous())
+    return torch.cat(gathered)

@@ -1,0 +1,77 @@
+"""Files that are whole or not there, and what a full disk is called."""
+import errno
+import os
+import shutil
+from pathlib import Path
+
+MAKE_ROOM = 'Make room and start again; a run goes on with --resume auto and its --experiment name.'
+# A full disk, a quota, and the largest file that the file system or `ulimit -f` allows
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def no_space(error: BaseException) -> str | None:
+    """The operating system's words for a lack of space that led to an error; None for any other error."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _NO_SPACE:
+            return os.strerror(error.errno)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def atomic_write(path: Path, write, size: int | None = None) -> None:
+    """Call `write(temporary path)` and move the result to `path`: a crash leaves the old file or the new one.
+
+    Args:
+        path: File to write.
+        write: Writes it, by Python's own files, whose errors tell of a full disk.
+        size: Bytes it takes about, for the message.
+
+    Raises:
+        ValueError: If there is no space for it, with its folder, what it takes and what is left.
+    """
+    path = Path(path)
+    temporary = path.with_name(f'.{path.name}.tmp')
+    try:
+        write(temporary)
+        with open(temporary, 'rb+') as file:
+            os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)  # safetensors writes files that only their owner can read
+        os.replace(temporary, path)
+    except Exception as error:  # torch's writer ends in a RuntimeError about positions
+        reason = no_space(error)
+        if reason is None:
+            raise
+        temporary.unlink(missing_ok=True)
+        needed = '' if size is None else f'It takes about {amount(size)}, and '
+        left = amount(free_bytes(path.parent))
+        raise ValueError(
+            f'{path.name} cannot be written to {path.parent}: {reason}. {needed}{left} are left there. The files that '
+            f'were there are whole. {MAKE_ROOM}') from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    atomic_write(path, lambda temporary: temporary.write_text(text), len(text.encode()))
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes left in a folder, which need not exist yet."""
+    folder = Path(folder).absolute()
+    return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
+
+
+def amount(size: int) -> str:
+    """Words for a number of bytes."""
+    for unit, factor in (('GB', 1e9), ('MB', 1e6)):
+        if size >= factor:
+            return f'{size / factor:.2f} {unit}'
+    return f'{size / 1e3:.1f} kB'

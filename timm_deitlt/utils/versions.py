@@ -1,0 +1,50 @@
+"""Versions, commit and machine of a result, and JSON that every reader takes."""
+import math
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy
+import timm
+import torch
+import torchvision
+
+from ..version import __version__
+
+
+def plain_json(value: Any) -> Any:
+    """The same with None for numbers that JSON cannot hold."""
+    if isinstance(value, dict):
+        return {key: plain_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain_json(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def versions() -> dict[str, str]:
+    """Versions, commit and machine that a result was obtained with."""
+    here = Path(__file__).resolve().parent
+    git = subprocess.run(
+        ['git', '-C', str(here), 'describe', '--always', '--dirty', '--abbrev=12'], capture_output=True, text=True)
+    return {
+        'timm_deitlt': __version__,
+        'git': git.stdout.strip() or 'unknown',
+        'timm': timm.__version__,
+        'torch': torch.__version__,
+        'torchvision': torchvision.__version__,
+        'numpy': numpy.__version__,
+        'python': platform.python_version(),
+        'machine': _machine(),
+    }
+
+
+def _machine() -> str:
+    known = getattr(torch.cpu, 'get_capabilities', dict)()  # younger than torch 2.6
+    words = [platform.machine(), f'{os.cpu_count()} cores']
+    # what bfloat16 gains on a CPU depends on these
+    words += [word for name, word in (('amx_bf16', 'AMX'), ('avx512_bf16', 'AVX-512 BF16')) if known.get(name)]
+    if torch.cuda.is_available():
+        words.append(torch.cuda.get_device_name())
+    return ', '.join(words)
