@@ -10,7 +10,7 @@ from typing import Any
 from timm.utils.distributed import world_info_from_env
 
 from ..data.loader import MicroBatch
-from ..engine.device import local_device
+from ..engine.device import local_device, return_freed_memory
 from ..engine.progress import duration
 from ..engine.speed import noise, synchronize
 from ..engine.trainer import Trainer
@@ -64,6 +64,8 @@ def look_ahead(args: argparse.Namespace, data: Data, folder: Path, start_epoch: 
                 trainer = build_trainer(settings, data, None, device)
                 check_space(settings, cache_folder(args, key), trainer, 0, '--teacher-cache')
                 seconds['teacher'] = expected_seconds(trainer, settings)
+    del trainer, network
+    return_freed_memory()
     parts = ', '.join(f'{duration(part)} for the {name}' for name, part in sorted(seconds.items(), reverse=True))
     return f'By a step timed just now this run will take about {duration(sum(seconds.values()))}: {parts}.'
 
@@ -123,8 +125,9 @@ def _timed(step: Callable[[], Any], trainer: Trainer) -> float:
 @contextmanager
 def silenced() -> Iterator[None]:
     """Log nothing below an error: what is built to be thrown away is built again, and says the same then."""
-    logging.disable(logging.WARNING)
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
     try:
         yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)
