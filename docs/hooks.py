@@ -76,7 +76,7 @@ def recipes_page() -> str:
     for name in recipe_names():
         by_folder.setdefault(name.rpartition('/')[0], []).append(name)
     if unknown := set(by_folder) - set(FOLDERS):
-        raise ValueError(f'docs/hooks.py has no title for the recipes in {", ".join(sorted(unknown))}: add it to FOLDERS')
+        raise ValueError(f'No title for the recipes in {", ".join(sorted(unknown))}: add it to FOLDERS in docs/hooks.py')
     lines = [
         '# Recipes', '',
         'Which settings come ready made? A recipe is a YAML file of [flags](flags.md). Start one by name, and change '
