@@ -3,6 +3,7 @@ import argparse
 import re
 from pathlib import Path
 
+import griffe
 from mkdocs.structure.files import File
 
 from timm_deitlt.settings.flags import FLAGS, REFUSED
@@ -27,6 +28,14 @@ FOLDERS = {
     'default': 'Below all others',
 }
 IN_FULL = ('own_data', 'default/student', 'default/teacher')
+
+
+class Examples(griffe.Extension):
+    """Show the example of a docstring as code: griffe knows the section by its plural."""
+
+    def on_object(self, *, obj, **kwargs):
+        if obj.docstring:
+            obj.docstring.value = re.sub(r'^Example:$', 'Examples:', obj.docstring.value, flags=re.M)
 
 
 def on_files(files, config):
@@ -76,7 +85,7 @@ def recipes_page() -> str:
     for name in recipe_names():
         by_folder.setdefault(name.rpartition('/')[0], []).append(name)
     if unknown := set(by_folder) - set(FOLDERS):
-        raise ValueError(f'No title for the recipes in {", ".join(sorted(unknown))}: add it to FOLDERS in docs/hooks.py')
+        raise ValueError(f'FOLDERS in docs/hooks.py lacks a title for the recipes in {", ".join(sorted(unknown))}.')
     lines = [
         '# Recipes', '',
         'Which settings come ready made? A recipe is a YAML file of [flags](flags.md). Start one by name, and change '
