@@ -11,6 +11,7 @@ from timm_deitlt.settings.flags.own import OWN_FLAGS
 from timm_deitlt.settings.layers import RECIPES, build_parser, recipe_names
 
 ROOT = Path(__file__).parents[1]
+FIGURES = '<!-- quick start figures -->'
 GENERATED = 'Generated when these pages are built.'
 FOLDERS = {
     '': 'To copy',
@@ -50,9 +51,20 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Let the tables of the studies, as ablate.py writes them, be read as Markdown."""
+    """Take the figures of the quick start from the README, and let the tables of the studies, as ablate.py writes them, be read as Markdown."""
+    if page.file.src_uri == 'index.md':
+        markdown = markdown.replace(FIGURES, quick_start_figures())
     markdown = re.sub(r'^<!-- (?:study|end) \w+ -->$', '', markdown, flags=re.M)
     return markdown.replace('<details>', '<details markdown="1">')
+
+
+def quick_start_figures() -> str:
+    """What the README says between its two marks."""
+    _, found, rest = (ROOT / 'README.md').read_text(encoding='utf-8').partition(FIGURES)
+    text, closed, _ = rest.partition(FIGURES.replace('quick', 'end quick'))
+    if not found or not closed:
+        raise ValueError(f'README.md needs the figures of the quick start between {FIGURES} and its end mark.')
+    return text
 
 
 def flags_page() -> str:
