@@ -51,7 +51,7 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Take the figures of the quick start from the README, and let the tables of the studies, as ablate.py writes them, be read as Markdown."""
+    """Put in the README's figures of the quick start; let tables that ablate.py wrote be read as Markdown."""
     if page.file.src_uri == 'index.md':
         markdown = markdown.replace(FIGURES, quick_start_figures())
     markdown = re.sub(r'^<!-- (?:study|end) \w+ -->$', '', markdown, flags=re.M)
