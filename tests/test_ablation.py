@@ -239,11 +239,11 @@ def test_verdicts_of_one_study_leave_those_of_another(tmp_path):
 
 
 @pytest.mark.parametrize('name', study_names())
-def test_readme_and_verdicts_say_what_the_committed_results_say(name):
+def test_results_page_and_verdicts_say_what_the_committed_results_say(name):
     study = load_study(name)
     results = read_results(ROOT / 'results', study)
     table = format_study(study, results)
-    readme = (ROOT / 'README.md').read_text()
-    assert with_table(readme, name, table) == readme, f'python ablate.py {name} --table --readme README.md'
+    page = (ROOT / 'docs' / 'results.md').read_text()
+    assert with_table(page, name, table) == page, f'python ablate.py {name} --table --readme docs/results.md'
     known = json.loads((ROOT / 'results' / 'verdicts.json').read_text())
     assert known.get(name) == (verdicts(study, results) if results else None)
