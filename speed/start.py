@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 # ends at the first update, which is the teacher's
 FIRST_UPDATE = '''
 import os
-from timm_deitlt import engine
+from timm_deitlt.engine import trainer as engine
 from timm_deitlt.cli.commands import train_main
 update = engine.Trainer.update
 def first(*args, **kwargs):

@@ -67,6 +67,13 @@ def test_lines_come_at_the_interval_with_what_is_left(info):
     assert all(line.endswith(' left') for line in info.messages)
 
 
+def test_a_loss_that_was_not_read_yet_is_not_shown_as_none():
+    far = SimpleNamespace(pending_on_host=False)
+    with Progress('train', 1, 0, 10, 32.) as progress:
+        progress.update(0, far, 1e-3)
+        assert 'nan' not in progress.words() and 'loss' not in progress.words()
+
+
 def test_other_ranks_are_silent(info):
     with Progress('train', 1, 0, 1, 1., log_interval=1, enabled=False) as silent:
         silent.update(0, METER, 1.)

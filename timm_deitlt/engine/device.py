@@ -18,7 +18,10 @@ def choose_device(args: argparse.Namespace, plain: bool = False) -> None:
     """
     args.device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     try:
-        torch.empty(0, device=local_device(args))
+        device = local_device(args)
+        torch.empty(0, device=device)
+        if device.type == 'cuda' and device.index is not None:
+            torch.cuda.set_device(device)
     except (AssertionError, RuntimeError) as error:
         raise ValueError(
             f'--device {args.device} cannot be used ({str(error).splitlines()[0]}): leave it out, or give --device '

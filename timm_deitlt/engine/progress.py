@@ -4,6 +4,7 @@ Where output is piped, someone who waits must be able to tell a slow run from a 
 being done whenever `LONGEST_SILENCE` seconds went by without a line.
 """
 import logging
+import math
 import sys
 import threading
 import time
@@ -147,8 +148,8 @@ class Progress:
             return f'{where} the first update is not over yet'
         seconds = (time.perf_counter() - self.started) / self.done
         left = (self.epochs - self.start_epoch) * self.updates - self.done
-        return (
-            f'{where} loss {self.loss:.3f} lr {self.lr:.2e} {self._rate():.0f} img/s, {duration(seconds * left)} left')
+        loss = '' if math.isnan(self.loss) else f' loss {self.loss:.3f}'  # not read yet
+        return f'{where}{loss} lr {self.lr:.2e} {self._rate():.0f} img/s, {duration(seconds * left)} left'
 
     def _rate(self) -> float:
         return self.done * self.images_per_update / (time.perf_counter() - self.started)

@@ -208,7 +208,7 @@ def _restored_buffers(module: nn.Module) -> Iterator[None]:
 def synchronize(device: torch.device) -> None:
     """Wait for what a device was told to do."""
     if device.type != 'cpu':
-        torch.accelerator.synchronize()
+        torch.accelerator.synchronize(device)
 
 
 def noise(trainer: Trainer, batch_size: int) -> tuple[Tensor, Tensor]:

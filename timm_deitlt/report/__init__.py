@@ -41,7 +41,7 @@ def write_study_report(
         arms: 'name', 'label' and 'parent' (the arm that it goes on from, or None) of each arm.
         results: Contents of the files of results. Their 'arm' is that of this study, also where 'study' says that they
             are of another one; those of other arms are left out.
-        verdicts: As `ablation.table.verdicts` gives them.
+        verdicts: As `studies.table.verdicts` gives them.
         settings: What the arms have in common.
         sweep: None, or 'x', the title of an axis or 'teacher_view' (the teacher's accuracy on the student's images,
             which is read from the results), and 'levels': of each its 'label', 'x' (a number, or None where the levels

@@ -119,7 +119,7 @@ class Run:
     def stage_two(self) -> tuple[int, str] | None:
         """First epoch, from 0, of stage two and what it does; None if it is not known or never came.
 
-        The start is as given, else 11/12 of the epochs; the experts as in `build.model`: as given, else DIST with a
+        The start is as given, else 11/12 of the epochs; the experts as in `run.build.model`: as given, else DIST with a
         teacher, the labels with LDAM.
         """
         args = self.args

@@ -1,5 +1,6 @@
 """What a run will take, in time and on the disk, found out before anything is trained."""
 import argparse
+import gc
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -41,7 +42,7 @@ def teacher_key(settings: argparse.Namespace, data: Data) -> dict[str, Any]:
 
 
 def look_ahead(args: argparse.Namespace, data: Data, folder: Path, start_epoch: int) -> str:
-    """What a run will take, in words; the teacher's training is included where there is none yet.
+    """How long a run will train, in words; the teacher's training is included where there is none yet.
 
     A step of student and of teacher is timed with networks that are thrown away.
 
@@ -65,9 +66,10 @@ def look_ahead(args: argparse.Namespace, data: Data, folder: Path, start_epoch: 
                 check_space(settings, cache_folder(args, key), trainer, 0, '--teacher-cache')
                 seconds['teacher'] = expected_seconds(trainer, settings)
     del trainer, network
+    gc.collect()  # an optimizer may hold itself
     return_freed_memory()
     parts = ', '.join(f'{duration(part)} for the {name}' for name, part in sorted(seconds.items(), reverse=True))
-    return f'By a step timed just now this run will take about {duration(sum(seconds.values()))}: {parts}.'
+    return f'By a step timed just now, training will take about {duration(sum(seconds.values()))}: {parts}.'
 
 
 def expected_seconds(trainer: Trainer, args: argparse.Namespace, start_epoch: int = 0) -> float:
@@ -78,6 +80,9 @@ def expected_seconds(trainer: Trainer, args: argparse.Namespace, start_epoch: in
         args: Settings.
         start_epoch: 0-based epoch to begin with.
     """
+    epochs = min(trainer.epochs, args.stop_epoch or trainer.epochs) - start_epoch
+    if epochs <= 0:
+        return 0.
     loader, optimizer = trainer.loader, trainer.optimizer
     sam = isinstance(optimizer, SAM)
     batch = _batch_seconds(trainer, start_epoch)
@@ -87,12 +92,12 @@ def expected_seconds(trainer: Trainer, args: argparse.Namespace, start_epoch: in
     image = loader.seconds_per_image() / max(1, args.workers)
     load = image * loader.images_per_epoch / loader.updates_per_epoch / loader.world_size
     update = max(compute, load) if args.workers else compute + load
-    epochs = min(trainer.epochs, args.stop_epoch or trainer.epochs) - start_epoch
     seconds = epochs * loader.updates_per_epoch * update
     if trainer.eval_loader is not None:
         # a forward pass is a third of a step
         evaluated = len(trainer.eval_loader) * trainer.eval_loader.loader.batch_size
-        seconds += epochs / args.val_interval * evaluated * (batch / loader.batch_size / 3 + image)
+        models = 1 + (args.model_ema and not args.model_ema_force_cpu)
+        seconds += models * epochs / args.val_interval * evaluated * (batch / loader.batch_size / 3 + image)
     return seconds
 
 
@@ -113,21 +118,23 @@ def _batch_seconds(trainer: Trainer, epoch: int) -> float:
 
 
 def _timed(step: Callable[[], Any], trainer: Trainer) -> float:
-    """Seconds of the second of two calls: the first also allocates."""
-    for _ in range(2):
+    """Least seconds of a call: the first also allocates, and one that takes long is not repeated often."""
+    seconds = []
+    while len(seconds) < 2 or (len(seconds) < 5 and sum(seconds) < _LONG_ENOUGH):
         began = time.perf_counter()
         step()
         synchronize(trainer.task.device)
-        seconds = time.perf_counter() - began
-    return seconds
+        seconds.append(time.perf_counter() - began)
+    return min(seconds[1:])
 
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Log nothing below an error: what is built to be thrown away is built again, and says the same then."""
-    before = logging.root.manager.disable
-    logging.disable(max(before, logging.WARNING))
+    """Let nothing below an error be logged of what is built: it is thrown away, built again, and says the same then."""
+    logger = logging.getLogger(__package__)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logging.disable(before)
+        logger.setLevel(before)

@@ -51,7 +51,7 @@ NOT_OF_THE_RUN = {
 
 
 def train(args: argparse.Namespace) -> dict[str, Any]:
-    """Train by the settings of `config.parse_args`: the teacher where there is none yet, then the model.
+    """Train by the settings of `settings.layers.parse_args`: the teacher where there is none yet, then the model.
 
     Returns:
         The content of metrics.json; with `--dry-run` that of `dry_run`.

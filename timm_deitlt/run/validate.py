@@ -22,7 +22,7 @@ from ..utils.versions import plain_json, versions
 from .build.data import Data, build_data
 from .build.loaders import build_eval_loader
 from .build.model import build_model
-from .build.trainer import choose_precision
+from .build.trainer import choose_precision, warn_of_slow_bfloat16
 from .results import EXPERTS, final_table
 from .teacher_file import HUB, reorder_classes
 from .teachers import NO_WEIGHTS
@@ -65,7 +65,7 @@ def settings_of_export(folder: Path, config: dict[str, Any], overrides: dict[str
     """Settings to evaluate an exported model with, its device chosen.
 
     Raises:
-        ValueError: If neither its config.json, see `checkpoint.load_config`, nor `overrides` say on which data.
+        ValueError: If neither its config.json, see `models.weights.load_config`, nor `overrides` say on which data.
     """
     # a published model knows on what it was trained
     selection = {} if overrides.get('dataset') else (config['about'].get('data') or {}).get('selection') or {}
@@ -133,6 +133,7 @@ def _evaluate(
     loader = build_eval_loader(args, data.evaluation, model.pretrained_cfg, device)
     autocast, _, words = choose_precision(args, device)
     _logger.info(f'Precision: {words}')
+    warn_of_slow_bfloat16(args, autocast, device)
     start = time.perf_counter()
     metrics = {}
     for name, state_dict in weights.items():

@@ -230,6 +230,10 @@ def parse_args(argv: Sequence[str] | None = None, prog: str = 'train.py') -> arg
         chosen = _merge(layers)
         base = recipes_for(chosen.dataset, model_kind(chosen.model))
     args = _merge([*map(load_recipe, base), *layers])
+    named = layers[-1].values.get('amp_dtype') == 'bfloat16'
+    if named and args.amp is None and args.model_dtype in (None, 'float32'):
+        args.amp = True  # who names the type wants it, also where the CPU has to emulate it
+        args.sources['amp'] = 'command line'
     for name in layers[0].needs:
         if not getattr(args, name):
             raise ValueError(f'{config} needs {flag_of(name)}: give it beside -c {config}')
@@ -262,8 +266,6 @@ def _command_line(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -
     values = vars(given)
     if 'data' in values:
         values.setdefault('data_dir', values.pop('data'))
-    if values.get('amp_dtype') == 'bfloat16' and 'model_dtype' not in values:
-        values.setdefault('amp', True)  # who names the type wants it, also where the CPU has to emulate it
     return values
 
 

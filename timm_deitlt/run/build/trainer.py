@@ -1,10 +1,11 @@
 """Everything a run trains with, from its arguments."""
 import argparse
 import logging
+import os
 from bisect import bisect_right
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -48,13 +49,18 @@ def precision_words(args: argparse.Namespace, device: torch.device) -> str:
 
 
 def warn_of_slow_bfloat16(args: argparse.Namespace, autocast: Callable, device: torch.device) -> None:
-    """Say what bfloat16 costs where it was asked for and the CPU has no instructions for it."""
+    """Say once what bfloat16 costs where it was asked for and the CPU has no instructions for it."""
     mixed = autocast is not nullcontext and args.amp_dtype == 'bfloat16'
     if device.type == 'cpu' and (mixed or args.model_dtype == 'bfloat16') and not has_bfloat16(device):
-        _logger.warning(
+        _warn_once(
             f'This CPU has no instructions for bfloat16: a matrix product takes {price_of_bfloat16():.0f} times as '
-            f'long as in float32 here. Leave out {"--amp and --amp-dtype" if mixed else "--model-dtype"} to train in '
-            'float32.')
+            f'long as in float32 here. {"Give --no-amp" if mixed else "Leave out --model-dtype"} for float32.')
+
+
+@cache
+def _warn_once(text: str) -> None:
+    if not int(os.environ.get('RANK', 0)):
+        _logger.warning(text)
 
 
 def rho_schedule(args: argparse.Namespace) -> Callable[[int, int], float] | None:

@@ -49,7 +49,7 @@ def analyze(path: str, overrides: dict[str, Any] | None = None, num_images: int 
     Args:
         path: Folder of a run, one of its checkpoints, a folder with model.safetensors and config.json, or
             'hf-hub:owner/name'.
-        overrides: Settings that differ from the run's, as for `validation.validate`.
+        overrides: Settings that differ from the run's, as for `run.validate.validate`.
         num_images: Largest number of evaluation images; they are taken class by class, the same at every call.
 
     Returns:

@@ -20,7 +20,7 @@ from ...models.weights import CONFIG, load_config, load_safetensors, load_weight
 from ..build.data import Data, build_data
 from ..build.loaders import build_eval_loader
 from ..build.model import build_model
-from ..build.trainer import choose_precision
+from ..build.trainer import choose_precision, warn_of_slow_bfloat16
 from ..results import EXPERTS
 from ..teacher_file import HUB, reorder_classes
 from ..validate import run_settings, settings_of_export
@@ -58,6 +58,7 @@ class Subject:
         self.model.to(self.device).eval()
         self.autocast, _, words = choose_precision(self.args, self.device)
         _logger.info(f'Precision: {words}')
+        warn_of_slow_bfloat16(self.args, self.autocast, self.device)
 
     @property
     def has_dist(self) -> bool:

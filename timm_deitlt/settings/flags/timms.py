@@ -55,7 +55,8 @@ TIMM_FLAGS = {
     'Device parameters': (
         flag('--device', 'where to train (default: cuda if there is one, else cpu)', metavar='DEVICE'),
         flag('--amp', 'mixed precision (default: where CUDA or the CPU has bfloat16)', **SWITCH, default=None),
-        flag('--amp-dtype', 'type used by --amp', default='bfloat16', choices=('bfloat16', 'float16')),
+        flag('--amp-dtype', 'type used by --amp, which naming bfloat16 turns on', default='bfloat16',
+             choices=('bfloat16', 'float16')),
         flag('--model-dtype', 'type of the weights (default: float32)',
              choices=('float32', 'float64', 'bfloat16', 'float16')),
         flag('--no-ddp-bb', 'do not broadcast buffers in DDP', action='store_true'),
