@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -97,18 +98,21 @@ class _Process:
         self.folder, self.env, self.early = folder, env, early
         self.jobs = 0
         self._asked, self._told = asked, told
+        self._in_turn = threading.RLock()  # an answer belongs to the thread that asked
 
     def _ask(self, env: Mapping[str, str | None], cwd: Path | str | None = None, **job) -> tuple[int, dict[str, Path]]:
         if early := [name for name in env if name.startswith(self.early) and name not in LATE]:
             raise ValueError(f'{", ".join(early)} would come too late: give them to a process of its own')
-        self.jobs += 1
-        files = {name: self.folder / f'{self.jobs}.{name}' for name in ('stdout', 'stderr')}
         whole = {**os.environ, **self.env, **env}
-        self._asked.write(json.dumps({
-            'cwd': str(cwd or self.folder), 'env': {name: value for name, value in whole.items() if value is not None},
-            **{name: str(file) for name, file in files.items()}, **job}) + '\n')
-        self._asked.flush()
-        return self._answer()['pid'], files
+        with self._in_turn:
+            self.jobs += 1
+            files = {name: self.folder / f'{self.jobs}.{name}' for name in ('stdout', 'stderr')}
+            self._asked.write(json.dumps({
+                'cwd': str(cwd or self.folder),
+                'env': {name: value for name, value in whole.items() if value is not None},
+                **{name: str(file) for name, file in files.items()}, **job}) + '\n')
+            self._asked.flush()
+            return self._answer()['pid'], files
 
     def _answer(self) -> dict[str, int]:
         if not (line := self._told.readline()):
@@ -135,9 +139,10 @@ class _Process:
         Raises:
             ValueError: If `env` holds a variable that is read when something is imported, which it was already.
         """
-        pid, files = self._ask(env or {}, cwd, script=str(script), args=list(map(str, args)))
-        started(pid)
-        code = self._answer()['code']
+        with self._in_turn:
+            pid, files = self._ask(env or {}, cwd, script=str(script), args=list(map(str, args)))
+            started(pid)
+            code = self._answer()['code']
         return SimpleNamespace(returncode=code, **{name: file.read_text() for name, file in files.items()})
 
     def close(self) -> None:
