@@ -461,7 +461,8 @@ def test_train_script_compiles_by_inductor(tmp_path, shared_teachers):
     command = [
         *TINY, *TINIEST_TEACHER, '--teacher-cache', shared_teachers, '--epochs', '1', '--output', tmp_path]
     plain = last_json(run_script(*command, '--experiment', 'plain'))
-    compiled = last_json(run_script(*command, '--experiment', 'compiled', '--torchcompile'))
+    anew = {'TORCHINDUCTOR_CACHE_DIR': str(tmp_path / 'cache')}
+    compiled = last_json(run_script(*command, '--experiment', 'compiled', '--torchcompile', env=anew))
     for expert in ('mean', 'cls', 'dist'):
         assert compiled[expert]['loss'] == pytest.approx(plain[expert]['loss'], rel=1e-2)
     rows = [summary(tmp_path / name)[0] for name in ('plain', 'compiled')]
