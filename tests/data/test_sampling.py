@@ -83,7 +83,7 @@ def test_largest_n_max_and_factor_equal_a_search_over_all(available, profile):
 
 @pytest.mark.parametrize('counts', [[3, 5], [4, 0, 2], [0, 0, 0, 1]])
 def test_the_choice_is_that_of_the_published_code_with_numpys_global_generator(counts):
-    # the published sets themselves are in test_data_sources.py
+    # the published sets themselves are in test_sources.py
     targets = np.random.RandomState(7).randint(0, len(counts), 60)
     state = np.random.get_state()
     try:

@@ -7,7 +7,7 @@ import statistics
 
 import numpy as np
 import pytest
-from test_report import Page
+from test_run_page import Page
 
 from timm_deitlt.report import plots, study_mechanism_plots, study_page, study_plots, write_study_report
 from timm_deitlt.report.study_values import Study

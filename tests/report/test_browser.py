@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_report import ALL, ANALYSED, MAPS, inaturalist_counts, make_run
-from test_report_study import FIGURES as OF_A_STUDY
-from test_report_study import make_study
+from test_run_page import ALL, ANALYSED, MAPS, inaturalist_counts, make_run
+from test_study_page import FIGURES as OF_A_STUDY
+from test_study_page import make_study
 
 from timm_deitlt.report import write_report, write_study_report
 
