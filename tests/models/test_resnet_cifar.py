@@ -9,6 +9,7 @@ from timm.data import resolve_data_config
 from timm.layers import create_feature_extractor, get_graph_node_names
 from timm.models import group_parameters
 
+from timm_deitlt.benchmarks import CATALOGUE
 from timm_deitlt.models import CosineLinear, ResNetCifar, set_cosine_classifier
 
 BLOCKS = {'resnet20_cifar': 3, 'resnet32_cifar': 5, 'resnet44_cifar': 7, 'resnet56_cifar': 9}
@@ -297,3 +298,10 @@ def test_any_timm_model_takes_a_cosine_classifier(name, classifier, size):
 def test_model_without_one_linear_classifier_is_refused(model, reason):
     with pytest.raises(ValueError, match=reason):
         set_cosine_classifier(model())
+
+
+@pytest.mark.parametrize('name', [name for name in CATALOGUE if name.startswith('resnet20_cifar.')])
+def test_every_tag_says_how_large_the_last_feature_map_is(name):
+    cfg = timm.get_pretrained_cfg(name)
+    features = timm.create_model(name, device='meta').forward_features(torch.empty(1, *cfg.input_size, device='meta'))
+    assert tuple(features.shape[-2:]) == cfg.pool_size

@@ -246,8 +246,9 @@ def _create_resnet_cifar(variant: str, pretrained: bool = False, **kwargs: Any) 
 
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:
+    *_, height, width = kwargs['input_size']
     return {
-        'pool_size': (8, 8),
+        'pool_size': (height // 4, width // 4),  # after two of the three stages the image is halved
         'first_conv': 'conv1', 'classifier': 'fc',
         'license': 'apache-2.0', 'paper_ids': 'arXiv:1512.03385',
         **kwargs,
