@@ -17,7 +17,8 @@ from ..data.readers import count_listed
 from ..data.sampling import class_counts
 from ..evaluation import Shots
 from ..loss import class_weights
-from ..settings.resolved import DataSettings, OptimizerSettings, ScheduleSettings, Settings
+from ..settings.images import DataSettings
+from ..settings.resolved import OptimizerSettings, ScheduleSettings, Settings
 from .build.data import build_data
 from .build.loaders import size_schedule
 from .build.model import check_student, untrained_cfg

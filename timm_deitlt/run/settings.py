@@ -10,10 +10,8 @@ from timm.utils.distributed import world_info_from_env
 from ..benchmarks import BENCHMARKS
 from ..data.factory import has_split
 from ..engine.device import choose_device, has_bfloat16, local_device
+from ..settings.images import AugmentSettings, DataSettings, LoaderSettings
 from ..settings.resolved import (
-    AugmentSettings,
-    DataSettings,
-    LoaderSettings,
     LossSettings,
     MachineSettings,
     ModelSettings,

@@ -19,8 +19,9 @@ from torch import nn
 
 from ..benchmarks import tag_of
 from ..settings.checks import validate_args
+from ..settings.images import DataSettings
 from ..settings.layers import TEACHER_RECIPES, recipes_for, resolve
-from ..settings.resolved import DataSettings, Settings
+from ..settings.resolved import Settings
 from .build.data import Data
 from .build.model import build_model
 from .settings import NO_NETWORK, resolve_settings

@@ -16,10 +16,10 @@ from filelock import FileLock, Timeout
 
 from ..engine.checkpoint import LAST, load_checkpoint
 from ..run.build.data import build_data
-from ..run.build.model import check_student, drw_start
+from ..run.build.model import check_student
 from ..run.finish import has_mechanisms
 from ..run.mechanisms import analyze
-from ..run.settings import resolve_settings
+from ..run.settings import drw_start, resolve_settings
 from ..run.teacher_cache import RECORD
 from ..run.teachers import teacher_settings
 from ..run.train import train

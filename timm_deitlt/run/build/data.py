@@ -12,7 +12,8 @@ from ...benchmarks import BENCHMARKS, Benchmark
 from ...data.factory import create_dataset
 from ...data.long_tail import ClassificationSet, holdout
 from ...evaluation import Shots
-from ...settings.resolved import DataSettings, Settings
+from ...settings.images import DataSettings
+from ...settings.resolved import Settings
 
 _logger = logging.getLogger(__name__)
 

@@ -10,7 +10,8 @@ from torch.utils.data import IterableDataset
 from ...data.augment import key_transform, train_transform, weak_transform
 from ...data.loader import TrainLoader, create_eval_loader
 from ...data.sizes import SizeSchedule
-from ...settings.resolved import AugmentSettings, Settings
+from ...settings.images import AugmentSettings
+from ...settings.resolved import Settings
 from .data import Data
 
 _logger = logging.getLogger(__name__)
