@@ -49,18 +49,15 @@ def dry_run(args: argparse.Namespace) -> dict[str, Any]:
         FileNotFoundError: If the data are missing, where they have to be opened.
     """
     settings = resolve_settings(args, args.dry_run_world_size or 1, planned=True)
-    data, loader, schedule, stage_two = settings.data, settings.loader, settings.schedule, settings.stage_two
-    world_size, augment = settings.machine.world_size, settings.augment
+    data, loader = settings.data, settings.loader
+    world_size = settings.machine.world_size
     images, counts, boundaries, needs = _training_set(settings)
     sampler = MicroBatchSampler(
-        images, loader.batch_size, loader.micro_batches, world_size, repeats=loader.aug_repeats, even=augment.mixes,
-        global_batch_size=loader.update_images)
+        images, loader.batch_size, loader.micro_batches, world_size, repeats=loader.aug_repeats,
+        even=settings.augment.mixes, global_batch_size=loader.update_images)
     updates = sampler.updates_per_epoch
     num_classes = BENCHMARKS[data.dataset].num_classes if data.dataset in BENCHMARKS else len(counts)
     model = check_student(settings, num_classes, counts or [1] * num_classes)
-    final_lr, epochs = _final_lr(schedule, settings.optimizer.peak_lr, updates)
-    weights = None if counts is None else class_weights(counts, stage_two.beta).tolist()
-    order = None if counts is None else sorted(range(len(counts)), key=lambda label: -counts[label])
     result = {
         'recipe': next(x for x in reversed(settings.sources.values()) if x not in ('default', 'command line')),
         'data': data.dataset or str(data.data_dir),
@@ -76,23 +73,8 @@ def dry_run(args: argparse.Namespace) -> dict[str, Any]:
         'idle': loader.micro_batches * world_size * loader.batch_size > loader.update_images,
         'global_batch_size': loader.update_images,
         'updates_per_epoch': updates,
-        'train_img_sizes': size_schedule(settings).drawn if augment.train_img_sizes else None,
-        'train_size_schedule': augment.train_size_schedule,
-        'epochs': epochs,
-        'peak_lr': settings.optimizer.peak_lr,
-        'final_lr': final_lr,
-        'warmup_epochs': schedule.warmup_epochs,
-        'opt': settings.optimizer.opt,
-        'rho': _radii(settings.optimizer),
-        'sam_every': settings.optimizer.sam_every,
-        'loss': args.loss,
-        'cls_loss': settings.loss.cls_loss,
-        'keep_mixup_drw': stage_two.keep_mixup,
-        'drw_on': stage_two.targets,
-        'drw_start_epoch': stage_two.start_epoch,
-        'drw_start_update': stage_two.start_epoch * updates,
-        'class_weight_first': None if weights is None else weights[order[0]],
-        'class_weight_last': None if weights is None else weights[order[-1]],
+        **_training(settings, updates),
+        **_stages(settings, counts, updates),
         'model': settings.model.name,
         'parameters': sum(p.numel() for p in model.parameters()),
         'memory_gib': round(_memory(settings, model) / 2 ** 30, 2),
@@ -100,6 +82,41 @@ def dry_run(args: argparse.Namespace) -> dict[str, Any]:
     }
     _logger.info(_report(result))
     return result
+
+
+def _training(settings: Settings, updates: int) -> dict[str, Any]:
+    optimizer, schedule, augment = settings.optimizer, settings.schedule, settings.augment
+    final_lr, epochs = _final_lr(schedule, optimizer.peak_lr, updates)
+    return {
+        'train_img_sizes': size_schedule(settings).drawn if augment.train_img_sizes else None,
+        'train_size_schedule': augment.train_size_schedule,
+        'epochs': epochs,
+        'peak_lr': optimizer.peak_lr,
+        'final_lr': final_lr,
+        'warmup_epochs': schedule.warmup_epochs,
+        'opt': optimizer.opt,
+        'rho': _radii(optimizer),
+        'sam_every': optimizer.sam_every,
+        'loss': settings.flags['loss'],
+        'cls_loss': settings.loss.cls_loss,
+    }
+
+
+def _stages(settings: Settings, counts: list[int] | None, updates: int) -> dict[str, Any]:
+    stage_two = settings.stage_two
+    first = last = None
+    if counts is not None:
+        weights = class_weights(counts, stage_two.beta).tolist()
+        order = sorted(range(len(counts)), key=lambda label: -counts[label])
+        first, last = weights[order[0]], weights[order[-1]]
+    return {
+        'keep_mixup_drw': stage_two.keep_mixup,
+        'drw_on': stage_two.targets,
+        'drw_start_epoch': stage_two.start_epoch,
+        'drw_start_update': stage_two.start_epoch * updates,
+        'class_weight_first': first,
+        'class_weight_last': last,
+    }
 
 
 def _training_set(settings: Settings) -> tuple[int, list[int] | None, tuple[int, int] | None, str | None]:

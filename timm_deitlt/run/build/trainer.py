@@ -75,15 +75,13 @@ def build_trainer(
     model = build_model(settings.model, num_classes, augment.train_img_sizes or ())
     config = resolve_data_config(pretrained_cfg=model.pretrained_cfg)
     dtype = getattr(torch, machine.precision.weights)
-    model.to(device=device, dtype=dtype)
-    if machine.channels_last:
-        model.to(memory_format=torch.channels_last)
+    for network in (model, teacher):
+        if network is not None:
+            network.to(device=device, dtype=dtype)
+        if network is not None and machine.channels_last:
+            network.to(memory_format=torch.channels_last)
     if machine.world_size > 1 and machine.sync_bn:
         model = convert_sync_batchnorm(model)
-    if teacher is not None:
-        teacher.to(device=device, dtype=dtype)
-        if machine.channels_last:
-            teacher.to(memory_format=torch.channels_last)
     task = build_task(settings, model, teacher, data, device, dtype, teacher_scale)
     built = build_optimizer(optimizer, task.get_trainable_module(), fused=machine.auto_speed == 'on')
     _logger.info(f'Precision: {machine.precision.words_on(device)}')
