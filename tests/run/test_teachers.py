@@ -388,7 +388,7 @@ def test_first_rank_of_a_machine_trains_and_the_others_wait(tmp_path):
 
 @pytest.fixture(scope='module')
 def digits():
-    return build_data(asked())
+    return build_data(resolve_settings(asked()))
 
 
 @pytest.fixture(scope='module')
@@ -434,7 +434,7 @@ def test_student_is_the_same_wherever_its_teacher_comes_from(name, precision, tm
 
 
 def test_teacher_file_comes_before_the_cache_and_the_cache_before_training(teacher_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, 'fit', never)
+    monkeypatch.setattr(teach, 'fit', never)
     cache = ['--teacher-cache', teacher_folder.parents[1]]
     assert resolve(*cache).source == 'cache'
     assert resolve(*cache, '--teacher-checkpoint', teacher_folder / 'model.safetensors').source == 'file'
