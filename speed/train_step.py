@@ -27,12 +27,13 @@ from torch import nn
 
 import timm_deitlt  # noqa: F401  registers the models
 from timm_deitlt.data.loader import MicroBatch
-from timm_deitlt.engine.device import choose_device, has_bfloat16, keep_freed_memory
+from timm_deitlt.engine.device import has_bfloat16, keep_freed_memory
 from timm_deitlt.engine.meter import Meter
 from timm_deitlt.engine.speed import choose_speed
 from timm_deitlt.engine.trainer import Trainer
 from timm_deitlt.run.build.data import build_data
 from timm_deitlt.run.build.trainer import build_trainer
+from timm_deitlt.run.settings import resolve_settings
 from timm_deitlt.settings.layers import parse_args
 
 CLASSES = 10  # of the digits, whose recipe ours runs
@@ -111,9 +112,9 @@ def our_update(
 def our_trainer(teacher: nn.Module | None, flags: Sequence[str]) -> Trainer:
     """Our trainer of a run on the digits, as train.py makes it."""
     args = parse_args(['--workers', '0', *flags])
-    choose_device(args, plain=args.auto_speed == 'off')
-    trainer = build_trainer(args, build_data(args), teacher, torch.device(args.device))
-    choose_speed(trainer, args)
+    settings = resolve_settings(args)
+    trainer = build_trainer(settings, build_data(settings), teacher, torch.device(settings.machine.device))
+    choose_speed(trainer, settings)
     trainer.task.train()
     return trainer
 

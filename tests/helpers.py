@@ -18,6 +18,7 @@ from timm_deitlt.data.augment import BatchAugment, train_transform
 from timm_deitlt.data.loader import TrainLoader, create_eval_loader
 from timm_deitlt.engine.progress import Progress
 from timm_deitlt.engine.trainer import Trainer
+from timm_deitlt.run.settings import resolve_settings
 from timm_deitlt.settings.layers import parse_args
 
 CLASSES, SIZE, SEED = 5, 16, 7
@@ -131,6 +132,11 @@ def summary(folder):
     """Lines of a run's summary.csv."""
     with open(folder / 'summary.csv', newline='') as file:
         return list(csv.DictReader(file))
+
+
+def settings_of(*argv):
+    """Settings of a command line of train.py on the CPU, as everything below the command sees them."""
+    return resolve_settings(parse_args([*map(str, argv), '--device', 'cpu']))
 
 
 def asked(*argv, teacher='resnet20_sam'):

@@ -24,6 +24,7 @@ from timm_deitlt.data import class_counts, create_dataset
 from timm_deitlt.models import CosineLinear
 from timm_deitlt.models.conversion import ROWS
 from timm_deitlt.run.build.model import build_model
+from timm_deitlt.run.settings import model_settings
 from timm_deitlt.run.teachers import teacher_args
 from timm_deitlt.settings.layers import model_kind, parse_args, recipe_names
 
@@ -171,7 +172,7 @@ def test_a_tag_says_what_its_recipe_resolves_to(name):
     assert tag_of(settings.dataset, settings.imbalance_factor) == entry.benchmark
     assert model_kind(settings.model) == ('student' if entry.kind == 'student' else 'teacher')
     num_classes = BENCHMARKS[settings.dataset].num_classes
-    trained = build_model(settings, num_classes).pretrained_cfg
+    trained = build_model(model_settings(settings), num_classes).pretrained_cfg
     stated = pretrained_cfgs(entry.architecture)[name]
     for field in ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'num_classes'):
         assert stated[field] == trained[field], field

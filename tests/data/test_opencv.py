@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from helpers import settings_of
 from PIL import Image
 from timm.data.auto_augment import AugmentOp
 
@@ -13,7 +14,6 @@ from timm_deitlt.data import opencv
 from timm_deitlt.data.augment import posterize, train_transform
 from timm_deitlt.data.seeds import seed_everything
 from timm_deitlt.run.build.loaders import build_train_transform
-from timm_deitlt.settings.layers import parse_args
 
 RECIPE = dict(auto_augment='rand-m9-mstd0.5-inc1', color_jitter=None, interpolation='bicubic')
 
@@ -133,5 +133,5 @@ def test_missing_package_is_one_error(monkeypatch):
     monkeypatch.setitem(sys.modules, 'cv2', None)
     monkeypatch.delitem(sys.modules, 'timm_deitlt.data.opencv')
     with pytest.raises(ValueError, match='pip install opencv-python-headless'):
-        build_train_transform(parse_args(['--augment-backend', 'opencv']), {
+        build_train_transform(settings_of('--augment-backend', 'opencv').augment, {
             'input_size': (3, 32, 32), 'interpolation': 'bicubic', 'mean': (.5,) * 3})

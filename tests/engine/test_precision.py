@@ -6,12 +6,14 @@ import pytest
 import timm
 import torch
 from conftest import TINY, run_script
+from helpers import settings_of
 from timm.optim import create_optimizer_v2, muon
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from timm_deitlt.engine.device import has_bfloat16
 from timm_deitlt.engine.meter import Meter
 from timm_deitlt.optim.muon import orthogonalize_in_float32
+from timm_deitlt.run import settings as settings_module
 from timm_deitlt.run.build import model, trainer
 from timm_deitlt.run.build.data import build_data
 from timm_deitlt.settings.layers import parse_args
@@ -42,12 +44,11 @@ class CountProducts(TorchDispatchMode):
 
 
 def products_of_an_update_and_an_evaluation(flags, monkeypatch, fast):
-    for module in (model, trainer):
+    for module in (model, trainer, settings_module):
         monkeypatch.setattr(module, 'has_bfloat16', lambda device: fast)
-    args = parse_args([*[flag for flag in TINY if flag != '--no-amp'], '--val-fraction', '.2', *flags])
-    args.device = 'cpu'
-    teacher = timm.create_model('resnet20_cifar', num_classes=10) if args.teacher != 'none' else None
-    made = trainer.build_trainer(args, build_data(args), teacher, CPU)
+    settings = settings_of(*[flag for flag in TINY if flag != '--no-amp'], '--val-fraction', '.2', *flags)
+    teacher = timm.create_model('resnet20_cifar', num_classes=10) if settings.teacher.is_network else None
+    made = trainer.build_trainer(settings, build_data(settings), teacher, CPU)
     made.task.train()
     group = next(made.loader.epoch(0))
     with CountProducts() as updated:
@@ -68,13 +69,13 @@ def test_no_product_is_of_bfloat16_where_the_cpu_has_no_instructions_for_it(flag
 def test_asking_for_bfloat16_is_obeyed_with_one_warning_that_names_the_price(monkeypatch, caplog):
     monkeypatch.setattr(trainer, 'has_bfloat16', lambda device: False)
     monkeypatch.setattr(trainer, 'price_of_bfloat16', lambda: 87.4)
-    args = parse_args(['--amp-dtype', 'bfloat16'])
-    autocast, scaler, words = trainer.choose_precision(args, CPU)
-    assert autocast().fast_dtype == torch.bfloat16 and scaler is None and 'bfloat16' in words
+    monkeypatch.setattr(settings_module, 'has_bfloat16', lambda device: False)
+    wanted, chosen = (settings_of(*flags).machine.precision for flags in (['--amp-dtype', 'bfloat16'], []))
+    assert chosen.mixed is None and 'bfloat16' in wanted.words
     with caplog.at_level(logging.WARNING):
-        trainer.warn_of_slow_bfloat16(args, autocast, CPU)
-        trainer.warn_of_slow_bfloat16(parse_args([]), trainer.choose_precision(parse_args([]), CPU)[0], CPU)
-        trainer.warn_of_slow_bfloat16(args, autocast, CPU)
+        for precision in (chosen, wanted, wanted):
+            autocast = trainer.autocast_of(precision, CPU)
+    assert autocast().fast_dtype == torch.bfloat16
     assert len(caplog.messages) == 1 and ' 87 times as long' in caplog.messages[0]
 
 

@@ -1,9 +1,9 @@
 """What is chosen for speed: measured, remembered, and without a trace in the results."""
-import argparse
 import copy
 import logging
 import math
 import platform
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from timm_deitlt.engine.progress import Progress
 from timm_deitlt.engine.speed import Speed, choose_speed, speed_before
 from timm_deitlt.run.build.data import build_data
 from timm_deitlt.run.build.trainer import build_trainer
+from timm_deitlt.run.settings import resolve_settings
 from timm_deitlt.settings.layers import parse_args
 
 CNN = ['--model', 'resnet20_cifar', '--model-kwargs', 'num_blocks=1', '--opt', 'samsgd', '--loss', 'ce', '--lr', '.001']
@@ -25,10 +26,10 @@ MATMUL = {'fused_attention': False, 'channels_last': False, 'compile': ''}
 
 
 def made(*argv):
-    args = parse_args([*TINY, *map(str, argv)])
-    args.device = 'cpu'
+    args = parse_args([*TINY, '--device', 'cpu', *map(str, argv)])
     args.channels_last = '--channels-last' in argv  # which the recipe has on
-    return build_trainer(args, build_data(args), None, torch.device('cpu')), args
+    settings = resolve_settings(args)
+    return build_trainer(settings, build_data(settings), None, torch.device('cpu')), settings
 
 
 def state(trainer):
@@ -48,7 +49,7 @@ def measured(monkeypatch):
     asked = []
 
     def measure(table):
-        def seconds(trainer, args, candidate, *_):
+        def seconds(trainer, machine, candidate, *_):
             changed = tuple(name for name, value in MATMUL.items() if getattr(candidate, name) != value)
             asked.append(changed)
             return table[changed]
@@ -71,9 +72,9 @@ def measured(monkeypatch):
 ])
 def test_each_choice_is_the_faster_one_by_enough(model, epochs, table, chosen, measured):
     asked = measured(table)
-    trainer, args = made(*model, '--epochs', epochs)
-    assert {group['fused'] for group in trainer.optimizer.param_groups} == {args.auto_speed == 'on' or None}
-    assert choose_speed(trainer, args) == chosen
+    trainer, settings = made(*model, '--epochs', epochs)
+    assert {group['fused'] for group in trainer.optimizer.param_groups} == {settings.machine.auto_speed == 'on' or None}
+    assert choose_speed(trainer, settings) == chosen
     assert set(asked) == set(table)
     assert trainer.channels_last == chosen['channels_last']
     assert hasattr(trainer.task.trainable_module, '_orig_mod') == bool(chosen['compile'])
@@ -81,11 +82,11 @@ def test_each_choice_is_the_faster_one_by_enough(model, epochs, table, chosen, m
 
 def test_run_that_goes_on_keeps_its_choices(measured):
     asked = measured({('fused_attention', 'compile'): 1.})
-    trainer, args = made('--epochs', '100')
+    trainer, settings = made('--epochs', '100')
     before = {'fused_attention': True, 'channels_last': False, 'compile': 'eager'}
-    assert choose_speed(trainer, args, start_epoch=50, before=before) == before and len(asked) == 1, 'tried once'
+    assert choose_speed(trainer, settings, start_epoch=50, before=before) == before and len(asked) == 1, 'tried once'
     assert trainer.task.trainable_module.blocks[0].attn.fused_attn
-    assert choose_speed(trainer, args, before=MATMUL) == MATMUL and len(asked) == 1
+    assert choose_speed(trainer, settings, before=MATMUL) == MATMUL and len(asked) == 1
     assert not any(hasattr(module, '_orig_mod') for module in trainer.task.modules())
     assert not trainer.task.trainable_module.blocks[0].attn.fused_attn
 
@@ -97,13 +98,13 @@ def test_timing_leaves_no_trace(model, monkeypatch, caplog):
     monkeypatch.setattr(speed, 'SECONDS_TO_COMPILE_A_LAYER', 0.)
     monkeypatch.setattr(speed, '_alternatives', lambda *_: [
         ('fused_attention', True), ('channels_last', True), ('compile', 'eager'), ('compile', 'no such backend')])
-    plain, args = made(*model, '--epochs', '100')
+    plain, settings = made(*model, '--epochs', '100')
     timed, _ = made(*model, '--epochs', '100')
     for trainer in (plain, timed):  # with moments and filled queues
-        choose_speed(trainer, args, before=MATMUL)
+        choose_speed(trainer, settings, before=MATMUL)
         trainer.train_one_epoch(0, SILENT)
     before = state(timed)
-    assert choose_speed(timed, args, start_epoch=1) == MATMUL
+    assert choose_speed(timed, settings, start_epoch=1) == MATMUL
     assert same(before, state(timed)) and all(p.grad is None for p in timed.task.parameters())
     assert 'compiled by no such backend, which fails: Invalid backend' in caplog.text
     assert not any(module._compiled_call_impl for module in timed.task.modules())
@@ -117,8 +118,8 @@ CHOICES = [{'fused_attention': True, 'channels_last': True, 'compile': ''},
 
 def first_step(model, choice, *flags, dtype=torch.float32):
     """Loss and gradients of the first step under a choice."""
-    trainer, args = made(*model, *flags)
-    choose_speed(trainer, args, before=choice)
+    trainer, settings = made(*model, *flags)
+    choose_speed(trainer, settings, before=choice)
     trainer.task.train().to(dtype)
     images, target = speed.noise(trainer, trainer.loader.batch_size)
     images = images.to(dtype)
@@ -146,17 +147,17 @@ def test_choices_change_loss_and_gradients_by_rounding_only(model, choice):
 def test_run_goes_on_from_one_of_the_other_memory_format(channels_last, choose_first):
     # torch's fused SGD takes memory as it comes, whatever the strides
     command = [*CNN, '--opt', 'momentum', '--epochs', '2']
-    whole, args = made(*command)
-    choose_speed(whole, args, before={**MATMUL, 'channels_last': not channels_last})
+    whole, settings = made(*command)
+    choose_speed(whole, settings, before={**MATMUL, 'channels_last': not channels_last})
     whole.train_one_epoch(0, SILENT)
     whole.end_epoch(0)
-    checkpoint = copy.deepcopy(checkpoint_state(whole, 0, args, {}))
+    checkpoint = copy.deepcopy(checkpoint_state(whole, 0, settings, {}))
     again, _ = made(*command)
     before = {**MATMUL, 'channels_last': channels_last}
     if choose_first:
-        choose_speed(again, args, before=before)
+        choose_speed(again, settings, before=before)
     restore(again, checkpoint, 'last')
-    choose_speed(again, args, before=before)
+    choose_speed(again, settings, before=before)
     expected, loss = (trainer.train_one_epoch(1, SILENT)['loss'] for trainer in (whole, again))
     assert loss == pytest.approx(expected, rel=1e-4)  # 7e-4 away with the momentum of other weights
 
@@ -166,9 +167,9 @@ def test_run_goes_on_from_one_of_the_other_memory_format(channels_last, choose_f
 def test_run_that_goes_on_has_the_optimizer_that_it_asks_for(optimizer, then, now):
     checkpoints = {}
     for choice in (then, now):
-        whole, args = made('--opt', optimizer, '--auto-speed', choice)
+        whole, settings = made('--opt', optimizer, '--auto-speed', choice)
         whole.train_one_epoch(0, SILENT)
-        checkpoints[choice] = copy.deepcopy(checkpoint_state(whole, 0, args, {}))
+        checkpoints[choice] = copy.deepcopy(checkpoint_state(whole, 0, settings, {}))
     again, _ = made('--opt', optimizer, '--auto-speed', now)
     restore(again, checkpoints[then], 'last')
     assert all(group['fused'] == (now == 'on' or None) for group in again.optimizer.param_groups)
@@ -211,31 +212,31 @@ def test_freed_memory_is_kept_until_it_is_given_back(tmp_path):
 
 
 def test_choices_are_kept_only_by_a_run_that_asks_for_the_same_on_the_same_device():
-    _, args = made()
-    checkpoint = {'args': argparse.Namespace(**vars(args)), 'speed': MATMUL}
-    assert speed_before(checkpoint, args) == MATMUL
-    assert speed_before(None, args) is None and speed_before({'args': args}, args) is None
+    _, settings = made()
+    machine, checkpoint = settings.machine, {'args': settings.namespace(), 'speed': MATMUL}
+    assert speed_before(checkpoint, machine) == MATMUL
+    assert speed_before(None, machine) is None and speed_before({'args': settings.namespace()}, machine) is None
     for name, value in (
             ('channels_last', True), ('torchcompile', 'inductor'), ('auto_speed', 'off'), ('device', 'cuda:1')):
-        assert speed_before(checkpoint, argparse.Namespace(**{**vars(args), name: value})) is None, name
+        assert speed_before(checkpoint, replace(machine, **{name: value})) is None, name
 
 
 def test_compilation_that_this_machine_cannot_do_is_left_out_when_a_run_goes_on(caplog):
     caplog.set_level(logging.INFO)
-    trainer, args = made('--epochs', '100')
-    assert choose_speed(trainer, args, before={**MATMUL, 'compile': 'no such backend'}) == MATMUL
+    trainer, settings = made('--epochs', '100')
+    assert choose_speed(trainer, settings, before={**MATMUL, 'compile': 'no such backend'}) == MATMUL
     assert 'Speed: attention by matrix products, as before' in caplog.text
 
 
 def test_error_without_a_word_is_named_by_its_type(monkeypatch, caplog):
     caplog.set_level(logging.INFO)
-    trainer, args = made('--epochs', '100')
+    trainer, settings = made('--epochs', '100')
 
     def fail(*_):
         raise NotImplementedError
 
     monkeypatch.setattr(trainer, 'forward_backward', fail)
-    assert choose_speed(trainer, args) == MATMUL
+    assert choose_speed(trainer, settings) == MATMUL
     assert 'which fails: NotImplementedError' in caplog.text and 'inf' not in caplog.text
 
 

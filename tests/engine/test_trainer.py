@@ -1,10 +1,10 @@
 """The loop against hand-written loops: updates, SAM, stages, means, evaluation, files, compilation."""
-import argparse
 import copy
 import errno
 import random
 import resource
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -27,6 +27,7 @@ from helpers import (
     differ,
     distiller,
     eval_loader,
+    settings_of,
     sgd,
     summary,
     teacher,
@@ -296,13 +297,12 @@ def test_evaluation_equals_a_plain_loop_and_leaves_mode_weights_and_random_numbe
     assert ema_metrics['cls']['per_class'][3] == 100
 
 
-def settings(**kwargs):
-    return argparse.Namespace(**{**dict(
-        model='cnn', stop_epoch=None, save_epochs=None, val_interval=1, log_interval=50, model_ema_force_cpu=False,
-        sources={}), **kwargs})
+def settings(**schedule):
+    whole = settings_of('--model', 'resnet20_cifar', '--model-kwargs')
+    return replace(whole, schedule=replace(whole.schedule, **schedule))
 
 
-def fitted(path, args, start_epoch=0, checkpoint=None):
+def fitted(path, settings, start_epoch=0, checkpoint=None):
     """A run of 4 epochs with the DRW start at 3: its trainer, its metrics, the rows of summary.csv."""
     task = classifier(cnn())
     ours = trainer(task, loader=train_loader(images=8), eval_loader=eval_loader(10), epochs=4, drw_start_epoch=3)
@@ -310,7 +310,7 @@ def fitted(path, args, start_epoch=0, checkpoint=None):
     if checkpoint is not None:
         start_epoch = restore(ours, checkpoint, 'last')
         folder.rewind(start_epoch)
-    return ours, fit(ours, folder, args, {'experts': ['cls']}, start_epoch), summary(path)
+    return ours, fit(ours, folder, settings, {'experts': ['cls']}, start_epoch), summary(path)
 
 
 def test_fit_keeps_milestones_evaluates_at_intervals_and_stops_early(tmp_path):

@@ -31,12 +31,11 @@ RESOLVE = ONE_UPDATE + '''
 import json, logging, sys
 logging.basicConfig(level=logging.INFO)
 from timm_deitlt.run.build.data import build_data
-from timm_deitlt.engine.device import choose_device
+from timm_deitlt.run.settings import resolve_settings
+from timm_deitlt.run.teach import resolve_teacher
 from timm_deitlt.settings.layers import parse_args
-from timm_deitlt.run.train import resolve_teacher
-args = parse_args(sys.argv[1:])
-choose_device(args)
-teacher = resolve_teacher(args, build_data(args))
+settings = resolve_settings(parse_args(sys.argv[1:]))
+teacher = resolve_teacher(settings, build_data(settings))
 print(json.dumps([teacher.source, str(teacher.path), float(sum(p.double().sum() for p in teacher.model.parameters()))]))
 '''
 CREATE = '''

@@ -21,7 +21,7 @@ from timm_deitlt.evaluation import GROUPS, Shots
 from timm_deitlt.report import mechanism_plots, plots, run_plots, write_report
 from timm_deitlt.report.page import DARK, LIGHT, plain
 from timm_deitlt.report.run_files import Run
-from timm_deitlt.run.build.model import drw_start, drw_targets
+from timm_deitlt.run.settings import drw_start, drw_targets
 
 DPI = plots._DPI
 COUNTS = (38, 140, 18, 83, 108, 14, 64, 30, 50, 23)
@@ -376,7 +376,7 @@ def test_switch_to_stage_two_is_marked_where_training_makes_it(tmp_path, epochs,
     tmp_path.joinpath('summary.csv').write_text(f'epoch,train_distill_loss\n{epochs - 1},1\n')
     found = Run(tmp_path).stage_two
     names = argparse.Namespace(**args)
-    start, target = drw_start(names), drw_targets(names, args['teacher'] == 'resnet32_sam')
+    start, target = drw_start(names), drw_targets(names)
     if start >= epochs:
         assert found is None
         return

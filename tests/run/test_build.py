@@ -5,6 +5,7 @@ import multiprocessing
 import pytest
 import torch
 from conftest import TINY
+from helpers import settings_of
 from PIL import Image
 
 from timm_deitlt.data.augment import Cutout
@@ -13,7 +14,6 @@ from timm_deitlt.run.build import loaders
 from timm_deitlt.run.build.data import build_data
 from timm_deitlt.run.build.model import build_model
 from timm_deitlt.run.build.trainer import build_trainer
-from timm_deitlt.settings.layers import parse_args
 from timm_deitlt.task.paco import PaCoTask
 
 PACO = [
@@ -27,9 +27,8 @@ PACO = [
 
 
 def made(*flags):
-    args = parse_args(flags)
-    args.device = 'cpu'
-    return build_trainer(args, build_data(args), None, torch.device('cpu'))
+    settings = settings_of(*flags)
+    return build_trainer(settings, build_data(settings), None, torch.device('cpu'))
 
 
 def test_flags_of_paco_reach_its_task(monkeypatch):
@@ -79,7 +78,7 @@ def test_sizes_of_training_leave_a_model_of_one_size_and_are_what_is_timed():
     images, _ = noise(trainer, trainer.loader.batch_size)
     assert images.shape == (16, 3, 24, 24)
     with pytest.raises(AssertionError, match='Input height'):
-        build_model(parse_args(flags), 10)(torch.zeros(2, 3, 8, 8))
+        build_model(settings_of(*flags).model, 10)(torch.zeros(2, 3, 8, 8))
 
 
 def test_radius_schedule_reaches_the_trainer():
@@ -105,7 +104,7 @@ def test_decoded_images_are_kept_where_workers_do_not_copy_them(monkeypatch, tmp
     for name in ('a/0', 'a/1', 'b/0', 'b/1'):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new('RGB', (4, 4)).save(tmp_path / f'{name}.png')
-    data = build_data(parse_args(['--data-dir', str(tmp_path), '--val-fraction', '.5']))
+    data = build_data(settings_of('--data-dir', tmp_path, '--val-fraction', '.5'))
     monkeypatch.setattr(multiprocessing, 'get_start_method', lambda: method)
     data.hold(1., workers)
     assert [part.held is not None for part in (data.train, data.evaluation)] == [kept, kept]

@@ -4,15 +4,17 @@ import json
 import pytest
 import torch
 from conftest import TINY, last_json, run_script
+from helpers import settings_of
 from PIL import Image
 
 from timm_deitlt.data.loader import MicroBatchSampler
 from timm_deitlt.loss import class_weights
+from timm_deitlt.run import settings as settings_module
 from timm_deitlt.run import train as run
 from timm_deitlt.run.build.data import build_data
-from timm_deitlt.run.build.loaders import update_size
 from timm_deitlt.run.build.trainer import build_trainer
 from timm_deitlt.run.dry_run import dry_run
+from timm_deitlt.run.settings import update_size
 from timm_deitlt.settings.layers import parse_args
 
 PROMISED = {
@@ -43,11 +45,11 @@ def test_last_line_is_one_json_object_and_nothing_is_written(tmp_path):
     ['--mixup', '0', '--cutmix', '0'],
 ])
 def test_what_it_says_of_the_digits_is_what_training_does(flags):
-    args = parse_args([*TINY, '--epochs', '6', '--global-batch-size', '48', *flags])
-    said = dry_run(args)
-    args.device = 'cpu'
-    data = build_data(args)
-    trainer = build_trainer(args, data, None, torch.device('cpu'))
+    command = [*TINY, '--epochs', '6', '--global-batch-size', '48', *flags]
+    said = dry_run(parse_args(command))
+    settings = settings_of(*command)
+    data = build_data(settings)
+    trainer = build_trainer(settings, data, None, torch.device('cpu'))
     assert said['class_counts'] == data.train.class_counts and said['train_images'] == len(data.train)
     assert said['updates_per_epoch'] == trainer.loader.updates_per_epoch == len(list(trainer.loader.epoch(0)))
     assert said['images_per_epoch'] == trainer.loader.images_per_epoch
@@ -59,10 +61,10 @@ def test_what_it_says_of_the_digits_is_what_training_does(flags):
 
 
 def test_last_learning_rate_is_that_of_the_last_update():
-    args = parse_args([*TINY, '--epochs', '3', '--sched-on-updates', '--sched', 'cosine', '--warmup-epochs', '1'])
-    said = dry_run(args)
-    args.device = 'cpu'
-    trainer = build_trainer(args, build_data(args), None, torch.device('cpu'))
+    command = [*TINY, '--epochs', '3', '--sched-on-updates', '--sched', 'cosine', '--warmup-epochs', '1']
+    said = dry_run(parse_args(command))
+    settings = settings_of(*command)
+    trainer = build_trainer(settings, build_data(settings), None, torch.device('cpu'))
     used, update = [], 0
     for epoch in range(3):
         for _ in range(trainer.loader.updates_per_epoch):
@@ -71,7 +73,8 @@ def test_last_learning_rate_is_that_of_the_last_update():
             trainer.scheduler.step_update(update)
         trainer.scheduler.step(epoch + 1)
     assert said['final_lr'] == pytest.approx(used[-1], rel=1e-9)
-    assert said['peak_lr'] == args.lr and max(used) == pytest.approx(args.lr, rel=.1)
+    lr = settings.optimizer.peak_lr
+    assert said['peak_lr'] == lr and max(used) == pytest.approx(lr, rel=.1)
 
 
 def test_folder_is_counted_without_decoding_an_image(tmp_path):
@@ -88,8 +91,9 @@ def test_folder_is_counted_without_decoding_an_image(tmp_path):
 def test_dry_run_never_asks_for_a_device(monkeypatch):
     def never(*args):
         raise AssertionError('a device was asked for')
-    monkeypatch.setattr(run, 'choose_device', never)
-    monkeypatch.setattr(run, 'init_distributed_device', never)
+    monkeypatch.setattr(settings_module, 'choose_device', never)
+    monkeypatch.setattr(settings_module, 'local_device', never)
+    monkeypatch.setattr(run, 'init_distributed_device_so', never)
     assert run.train(parse_args([*TINY, '--dry-run']))['world_size'] == 1
 
 

@@ -1,5 +1,4 @@
 """What a run will take is said before anything is trained."""
-import copy
 import logging
 import math
 import time
@@ -7,6 +6,7 @@ import time
 import pytest
 import torch
 from conftest import TINY
+from helpers import settings_of
 
 from timm_deitlt.engine.progress import doing, heartbeat
 from timm_deitlt.run import look_ahead
@@ -20,9 +20,8 @@ CNN = ['--model', 'resnet20_cifar', '--model-kwargs', '--loss', 'ce', '--lr', '.
 
 
 def made(*argv):
-    args = parse_args([*TINY, '--teacher', 'none', *map(str, argv)])
-    args.device = 'cpu'
-    return build_trainer(args, build_data(args), None, torch.device('cpu')), args
+    settings = settings_of(*TINY, '--teacher', 'none', *argv)
+    return build_trainer(settings, build_data(settings), None, torch.device('cpu')), settings
 
 
 @pytest.fixture
@@ -36,24 +35,24 @@ def clock(monkeypatch):
 @pytest.mark.parametrize('flags, passes', [([], 1), ([*CNN, '--opt', 'samsgd'], 2),
                                            ([*CNN, '--opt', 'samsgd', '--sam-every', '2'], 1.5)])
 def test_seconds_are_those_of_all_updates_and_evaluations(flags, passes, clock):
-    trainer, args = made('--epochs', '10', '--val-interval', '5', '--grad-accum-steps', '2', *flags)
+    trainer, settings = made('--epochs', '10', '--val-interval', '5', '--grad-accum-steps', '2', *flags)
     loader = trainer.loader
     update = 2 * 3 * passes + 2 + .1 * loader.images_per_epoch / loader.updates_per_epoch
     evaluation = 2 * 170 * (3 / 16 / 3 + .1)  # two batches of 170 images
     expected = 10 * loader.updates_per_epoch * update + 2 * evaluation
-    assert expected_seconds(trainer, args) == pytest.approx(expected)
-    assert expected_seconds(trainer, args, start_epoch=5) == pytest.approx(expected / 2)
+    assert expected_seconds(trainer, settings) == pytest.approx(expected)
+    assert expected_seconds(trainer, settings, start_epoch=5) == pytest.approx(expected / 2)
 
 
 def test_loader_processes_work_beside_the_step(clock):
-    trainer, args = made('--epochs', '1', '--val-interval', '1', '--workers', '1')
+    trainer, settings = made('--epochs', '1', '--val-interval', '1', '--workers', '1')
     load = .1 * trainer.loader.images_per_epoch
     compute = trainer.loader.updates_per_epoch * 5
-    assert expected_seconds(trainer, args) == pytest.approx(max(load, compute) + 2 * 170 * (3 / 16 / 3 + .1))
+    assert expected_seconds(trainer, settings) == pytest.approx(max(load, compute) + 2 * 170 * (3 / 16 / 3 + .1))
 
 
 def test_step_that_takes_long_is_timed_on_a_smaller_batch(monkeypatch):
-    trainer, args = made('--batch-size', '64')
+    trainer, _ = made('--batch-size', '64')
     sizes = []
 
     def timed(step, trainer):
@@ -92,7 +91,7 @@ def test_a_run_says_what_it_will_take_before_its_teacher_is_trained_and_does_not
     caplog.set_level(logging.INFO)
     flags = [*TINY, '--epochs', '1', '--teacher', 'resnet20', '--teacher-epochs', '1', '--output', str(tmp_path)]
     asked = parse_args([*flags, '--teacher-cache', str(tmp_path / 'cache')])
-    first = run.train(copy.deepcopy(asked))
+    first = run.train(asked)
     found = [line for line in caplog.messages if line.startswith('By a step timed just now, training will take about')]
     assert len(found) == 1 and ' for the teacher, ' in found[0] and ' for the student.' in found[0]
     trained = next(place for place, line in enumerate(caplog.messages) if line.startswith('Training the teacher'))

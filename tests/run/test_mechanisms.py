@@ -10,6 +10,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from conftest import TINY, TINY_TEACHER, last_json, run_script
+from helpers import settings_of
 from safetensors.torch import load_file
 from timm.models import save_for_hf
 from torch.distributions import Categorical
@@ -25,12 +26,14 @@ from timm_deitlt.analysis import (
     token_features,
 )
 from timm_deitlt.data.seeds import seed_everything
+from timm_deitlt.engine.checkpoint import load_checkpoint
 from timm_deitlt.run.build.data import build_data
 from timm_deitlt.run.build.loaders import build_eval_loader
 from timm_deitlt.run.build.trainer import build_trainer
 from timm_deitlt.run.mechanisms import analyze
 from timm_deitlt.run.mechanisms.subject import choose
 from timm_deitlt.run.train import train
+from timm_deitlt.run.validate import run_settings
 from timm_deitlt.settings.layers import parse_args
 
 SHAPE = dict(embed_dim=48, depth=2, num_heads=3, patch_size=8, img_size=16, num_classes=10)
@@ -73,11 +76,11 @@ def network(folder):
 
 def test_images(model):
     """All test images and labels in one batch, as the model expects them."""
-    args = parse_args(TINY)
+    settings = settings_of(*TINY, '--validation-batch-size', '340')
     loader = build_eval_loader(
-        parse_args([*TINY, '--validation-batch-size', '340']), build_data(args).evaluation,
+        settings, build_data(settings).evaluation,
         {**model.pretrained_cfg, 'input_size': (3, 16, 16), 'interpolation': 'bicubic', 'crop_pct': 1.,
-         'mean': args.mean, 'std': args.std}, torch.device('cpu'))
+         'mean': settings.model.mean, 'std': settings.model.std}, torch.device('cpu'))
     (images, labels), = loader
     return images, labels
 
@@ -123,7 +126,7 @@ def test_divergence_over_training_is_read_from_the_summary(analyzed):
 
 
 def test_the_tail_is_measured_at_the_start_of_stage_two_and_at_the_end(copy):
-    tail = build_data(parse_args(TINY)).shots.groups['tail']
+    tail = build_data(settings_of(*TINY)).shots.groups['tail']
     for name, label in (('milestone-2.pth.tar', tail[0]), ('last.pth.tar', 0)):  # that says one class of all images
         checkpoint = torch.load(copy / name, weights_only=False)
         for head in ('head', 'head_dist'):
@@ -137,15 +140,15 @@ def test_the_tail_is_measured_at_the_start_of_stage_two_and_at_the_end(copy):
 
 def test_the_tail_at_the_end_is_that_of_the_run_and_of_its_training_images(analyzed):
     folder, done = analyzed
-    gap, args = last_json(done)['tail_gap'], parse_args(TINY)
+    gap, settings = last_json(done)['tail_gap'], settings_of(*TINY)
     assert gap['test'][-1] == json.loads((folder / 'metrics.json').read_text())['mean']['tail']
     assert gap['test'][0] == pytest.approx(float(summary(folder)[1]['eval_mean_tail']))
-    data, model = build_data(args), network(folder)
+    data, model = build_data(settings), network(folder)
     config = {
         **model.pretrained_cfg, 'input_size': (3, 16, 16), 'interpolation': 'bicubic', 'crop_pct': 1.,
-        'mean': args.mean, 'std': args.std}
+        'mean': settings.model.mean, 'std': settings.model.std}
     right = {label: [] for label in data.shots.groups['tail']}
-    for images, target in build_eval_loader(args, data.train, config, torch.device('cpu')):
+    for images, target in build_eval_loader(settings, data.train, config, torch.device('cpu')):
         with torch.no_grad():
             said = model(images).argmax(dim=-1)
         for label, answer in zip(target.tolist(), said.tolist(), strict=True):
@@ -163,7 +166,7 @@ def test_the_teacher_sees_the_very_views_of_the_first_epoch(analyzed):
 
 def test_what_the_teacher_says_equals_a_recomputation_by_parts_of_the_trainer(analyzed):
     folder, done = analyzed
-    args = torch.load(folder / 'last.pth.tar', weights_only=False)['args']
+    settings = run_settings(load_checkpoint(folder / 'last.pth.tar'), {'device': 'cpu'})
     file = Path(json.loads((folder / 'metrics.json').read_text())['teacher']['path'])
     record = json.loads((file.parent / 'teacher.json').read_text())
     teacher = timm.create_model('resnet20_cifar', num_classes=10, cosine=True)
@@ -171,7 +174,7 @@ def test_what_the_teacher_says_equals_a_recomputation_by_parts_of_the_trainer(an
     teacher.eval()
     mean, std, own_mean, own_std = (
         torch.tensor(values).view(-1, 1, 1)
-        for values in (args.mean, args.std, record['images']['mean'], record['images']['std']))
+        for values in (settings.model.mean, settings.model.std, record['images']['mean'], record['images']['std']))
 
     def says(images):
         images = (images * std + mean - own_mean) / own_std
@@ -181,11 +184,11 @@ def test_what_the_teacher_says_equals_a_recomputation_by_parts_of_the_trainer(an
         return Categorical(logits=record['settings']['ldam_scale'] * logits).entropy().mean().item()
 
     student = network(folder)
-    trainer = build_trainer(args, build_data(args), None, torch.device('cpu'))
+    trainer = build_trainer(settings, build_data(settings), None, torch.device('cpu'))
     found = []
     with torch.no_grad():
         for plan, images, target in (item for update in trainer.loader.epoch(0) for item in update):
-            seed_everything(args.seed, 0, plan.number)
+            seed_everything(settings.seed, 0, plan.number)
             images, _, target = trainer.augment(images, target)
             found.append((says(images), student.forward_experts(images)[1].argmax(dim=1), target.argmax(dim=1)))
         clean_images, clean_labels = test_images(student)

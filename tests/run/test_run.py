@@ -10,7 +10,8 @@ import torch
 import yaml
 from conftest import TINIEST_TEACHER, TINY, ends_it_after, last_json, run_script
 
-from timm_deitlt.run.train import _claim, train
+from timm_deitlt.run.start import claim
+from timm_deitlt.run.train import train
 from timm_deitlt.settings.layers import parse_args
 
 EPOCHS = ['--epochs', '3', '--drw-start-epoch', '2']
@@ -250,7 +251,7 @@ def test_run_without_evaluation_keeps_its_results(tmp_path):
 
 
 def test_dated_runs_of_the_same_second_have_folders_of_their_own(tmp_path):
-    first, second = _claim(tmp_path / 'now'), _claim(tmp_path / 'now')
+    first, second = claim(tmp_path / 'now'), claim(tmp_path / 'now')
     assert (first, second) == (tmp_path / 'now', tmp_path / 'now-2')
 
 

@@ -12,6 +12,8 @@ from timm.models import save_for_hf
 from timm_deitlt.models.weights import exported_settings, load_config
 from timm_deitlt.run import train as run
 from timm_deitlt.run.build.data import build_data
+from timm_deitlt.run.settings import resolve_settings
+from timm_deitlt.run.teach import resolve_teacher
 from timm_deitlt.run.teacher_file import reorder_classes
 from timm_deitlt.run.validate import validate
 
@@ -35,8 +37,8 @@ def export(folder, name, label_names=CLASSES, seed=0, **kwargs):
 
 
 def resolve(*flags, teacher='resnet20'):
-    args = asked(*map(str, flags), teacher=teacher)
-    return run.resolve_teacher(args, build_data(args))
+    settings = resolve_settings(asked(*map(str, flags), teacher=teacher))
+    return resolve_teacher(settings, build_data(settings))
 
 
 def alike(a, b):

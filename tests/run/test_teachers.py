@@ -6,24 +6,26 @@ import os
 import signal
 import threading
 import time
-from argparse import Namespace
+from dataclasses import replace
 
 import pytest
 import timm
 import torch
 from conftest import TINY, TINY_TEACHER, ends_it_after, run_script
-from helpers import CPU, asked
+from helpers import CPU, asked, settings_of
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.layers import set_fused_attn
 from torch import nn
 
 from timm_deitlt.models.cosine import CosineLinear
-from timm_deitlt.run import teachers
+from timm_deitlt.run import teach, teachers
 from timm_deitlt.run import train as run
 from timm_deitlt.run.build.data import build_data
 from timm_deitlt.run.build.trainer import build_trainer
-from timm_deitlt.run.teachers import NO_NETWORK, cache_key, cached_or_trained, split_name, teacher_args
+from timm_deitlt.run.settings import NO_NETWORK, resolve_settings
+from timm_deitlt.run.teacher_cache import cache_folder, cached_or_trained
+from timm_deitlt.run.teachers import cache_key, split_name, teacher_args
 from timm_deitlt.run.validate import validate
 from timm_deitlt.settings.checks import validate_args
 from timm_deitlt.settings.flags import FLAGS
@@ -40,19 +42,19 @@ OUR_AUGMENTATION = ('--cutout 5', '--force-color-jitter', '--augment-backend ope
 
 def resolve(*argv, **kwargs):
     """The teacher as train.py finds or trains it."""
-    args = asked('--teacher-epochs', '1', *argv, **kwargs)
-    return run.resolve_teacher(args, build_data(args))
+    return found(asked('--teacher-epochs', '1', *argv, **kwargs))
+
+
+def found(args):
+    settings = resolve_settings(args)
+    return teach.resolve_teacher(settings, build_data(settings))
 
 
 @pytest.fixture
 def key_of(monkeypatch):
     """The key that train.py looks for in the cache."""
-    monkeypatch.setattr(run, 'cached_or_trained', lambda args, settings, key, *_: key)
-
-    def key_of(*argv, **kwargs):
-        args = asked(*argv, **kwargs)
-        return run.resolve_teacher(args, build_data(args))
-    return key_of
+    monkeypatch.setattr(teach, 'cached_or_trained', lambda asked, key, **_: key)
+    return lambda *argv, **kwargs: found(asked(*argv, **kwargs))
 
 
 @pytest.fixture
@@ -197,15 +199,15 @@ def test_what_matters_changes_the_key(key_of, flags):
 def test_every_setting_of_its_training_changes_the_key(name, value):
     settings = teacher_args(asked(), 568)
     images = timm.get_pretrained_cfg('resnet20_cifar').to_dict()
-    other = Namespace(**{**vars(settings), name: value})
-    assert cache_key(settings, 'data', ('a', 'b'), images, 'float32') != cache_key(
-        other, 'data', ('a', 'b'), images, 'float32')
+    flags = vars(settings)
+    assert cache_key(flags, 'data', ('a', 'b'), images, 'float32') != cache_key(
+        {**flags, name: value}, 'data', ('a', 'b'), images, 'float32')
 
 
 def test_data_classes_images_precision_and_format_change_the_key(monkeypatch):
     images = timm.get_pretrained_cfg('resnet20_cifar').to_dict()
     same = dict(data_fingerprint='data', class_names=('a', 'b'), images=images, precision='float32')
-    settings = teacher_args(asked(), 568)
+    settings = vars(teacher_args(asked(), 568))
     key = cache_key(settings, **same)
     for change in (
             {'data_fingerprint': 'other'}, {'class_names': ('b', 'a')}, {'images': {**images, 'mean': (.5, .5, .5)}},
@@ -235,7 +237,7 @@ def test_a_default_given_in_words_leaves_the_key(key_of):
         keys.append(key_of(*flags))
     defaults = parse_args(['--teacher', 'resnet20_sam', '--no-amp'])
     defaults.device = 'cpu'
-    keys.append(run.resolve_teacher(defaults, build_data(defaults)))
+    keys.append(found(defaults))
     assert keys[0] == keys[1] == keys[2]
 
 
@@ -253,9 +255,8 @@ def test_augmentation_of_the_student_is_in_the_key_of_a_strong_teacher_only(key_
 def test_the_place_of_the_data_leaves_the_key_and_their_names_do_not(key_of, tmp_path):
     def key(folder, **kwargs):
         folder = image_folder(tmp_path / folder, **kwargs)
-        args = parse_args(['--data-dir', str(folder), '--teacher', 'resnet20_sam', '--no-amp'])
-        args.device = 'cpu'
-        return run.resolve_teacher(args, build_data(args))
+        return found(parse_args([
+            '--data-dir', str(folder), '--teacher', 'resnet20_sam', '--no-amp', '--device', 'cpu']))
     assert key('here') == key('there')
     assert key('renamed', classes=('ant', 'bee', 'dog')) != key('here2')
 
@@ -276,8 +277,11 @@ def trained(path):
 
 
 def ask(cache, train=trained, key=KEY):
-    args = Namespace(teacher='resnet20_sam', teacher_cache=str(cache))
-    return cached_or_trained(args, Namespace(), key, lambda: nn.Linear(2, 2), lambda: None, train)
+    return cached_or_trained(kept_in(str(cache)), key, lambda: nn.Linear(2, 2), lambda: None, train)
+
+
+def kept_in(cache):
+    return replace(settings_of('--teacher', 'resnet20_sam').teacher, cache=cache)
 
 
 def test_trained_teacher_is_kept_and_found_again(tmp_path):
@@ -290,10 +294,8 @@ def test_trained_teacher_is_kept_and_found_again(tmp_path):
 
 
 def test_default_cache_is_in_the_home_folder(tmp_path):
-    args = Namespace(teacher='resnet20_sam', teacher_cache=None)
-    assert tmp_path / '.cache' / 'timm_deitlt' in teachers.cache_folder(args, KEY).parents
-    args.teacher_cache = '~/elsewhere'
-    assert tmp_path / 'elsewhere' in teachers.cache_folder(args, KEY).parents
+    assert tmp_path / '.cache' / 'timm_deitlt' in cache_folder(kept_in(None), KEY).parents
+    assert tmp_path / 'elsewhere' in cache_folder(kept_in('~/elsewhere'), KEY).parents
 
 
 def tamper(folder):
@@ -386,7 +388,7 @@ def test_first_rank_of_a_machine_trains_and_the_others_wait(tmp_path):
 
 @pytest.fixture(scope='module')
 def digits():
-    return build_data(asked())
+    return build_data(resolve_settings(asked()))
 
 
 @pytest.fixture(scope='module')
@@ -432,7 +434,7 @@ def test_student_is_the_same_wherever_its_teacher_comes_from(name, precision, tm
 
 
 def test_teacher_file_comes_before_the_cache_and_the_cache_before_training(teacher_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, 'fit', never)
+    monkeypatch.setattr(teach, 'fit', never)
     cache = ['--teacher-cache', teacher_folder.parents[1]]
     assert resolve(*cache).source == 'cache'
     assert resolve(*cache, '--teacher-checkpoint', teacher_folder / 'model.safetensors').source == 'file'
@@ -547,17 +549,17 @@ def test_teacher_file_needs_no_weights_that_its_training_started_from(tmp_path, 
 def test_any_timm_model_is_a_teacher_with_a_cosine_classifier(tmp_path, digits):
     teacher = resolve('--teacher-cache', tmp_path, teacher='test_resnet_sam')
     assert isinstance(teacher.model.get_classifier(), CosineLinear)
-    assert teacher.args.loss == 'ldam' and teacher.model.num_classes == digits.train.num_classes
+    assert teacher.logit_scale == 30 and teacher.model.num_classes == digits.train.num_classes
 
 
 def test_teacher_sees_images_of_its_own_size_and_statistics(teacher_folder, digits):
-    args = asked('--mean', '.1', '--std', '.2')
+    settings = resolve_settings(asked('--mean', '.1', '--std', '.2'))
     teacher = resolve('--teacher-cache', teacher_folder.parents[1])
-    trainer = build_trainer(args, digits, teacher.model, CPU)
+    trainer = build_trainer(settings, digits, teacher.model, CPU)
     images = torch.zeros(2, 3, 24, 24)
     view = trainer.task.teacher_view(images)
     assert view.shape == (2, 3, 16, 16)
-    mean, std = teacher.args.mean[0], teacher.args.std[0]
+    mean, std = (teacher.model.pretrained_cfg[name][0] for name in ('mean', 'std'))
     assert torch.allclose(view, torch.full_like(view, (.1 - mean) / std), atol=1e-5)
 
 

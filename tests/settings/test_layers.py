@@ -125,12 +125,13 @@ def test_a_recipes_schedule_stretches_with_its_epochs(config):
 
 
 def test_description_names_what_every_layer_set():
-    lines = describe_defaults(parse_args(['--epochs', '3', '--mean', '.5', '.5', '.5'])).split('\n')
+    args = parse_args(['--epochs', '3', '--mean', '.5', '.5', '.5'])
+    lines = describe_defaults(vars(args), args.sources).split('\n')
     starts = [line.split(':')[0] for line in lines if not line.startswith(' ')]
     assert starts == ['default/student', 'digits/student', 'command line']
     assert lines[-1] == 'command line: epochs 3, mean 0.5 0.5 0.5'
     assert 'img_size 32' in ' '.join(lines) and max(map(len, lines)) <= 120
-    assert describe_defaults(resolve({})) == ''
+    assert describe_defaults(vars(resolve({})), resolve({}).sources) == ''
 
 
 @pytest.mark.parametrize('argv', [

@@ -13,6 +13,7 @@ import timm_deitlt
 from timm_deitlt.benchmarks import BENCHMARKS
 from timm_deitlt.run.build.trainer import rho_schedule
 from timm_deitlt.run.dry_run import dry_run
+from timm_deitlt.run.settings import resolve_settings
 from timm_deitlt.run.teachers import IRRELEVANT_SETTINGS, split_name, teacher_args
 from timm_deitlt.settings.checks import validate_args
 from timm_deitlt.settings.layers import TEACHER_RECIPES, load_recipe, parse_args, recipe_names, recipes_for, resolve
@@ -135,7 +136,7 @@ def test_resnet50_ldam_sam_teacher_is_the_published_one(dataset, lr, decay):
     rates = rates_of(args)
     assert (rates[0], args.weight_decay, args.global_batch_size) == (lr, decay, 256) and rates[-1] < .001 * lr
     assert (args.epochs, args.drw_start_epoch, args.ldam_margin, args.ldam_scale) == (90, 60, .3, 30)
-    rho = rho_schedule(args)
+    rho = rho_schedule(resolve_settings(args, planned=True).optimizer)
     assert [rho(epoch, 0) for epoch in range(90)] == [.05] * 5 + [.1] * 55 + [.5] * 30  # 1-based: to 5, to 60, to 90
     assert (args.train_crop_mode, args.color_jitter, args.img_size) == ('rrc', .4, 224)
 
@@ -146,7 +147,8 @@ def test_resnet50_paco_sam_teacher_is_the_published_one_with_our_radius(dataset)
     assert (args.epochs, args.global_batch_size, args.batch_size, args.lr) == (400, 128, 32, .02)
     assert (args.paco_alpha, args.paco_temperature, args.paco_queue, args.paco_dim) == (.05, .2, 8192, 128)
     assert (args.aa, args.force_color_jitter, args.cutout) == ('rand-m10-n2-mstd0.5', True, None)
-    assert (args.opt, args.rho, rho_schedule(args)) == ('samsgd', .05, None)
+    assert (args.opt, args.rho) == ('samsgd', .05)
+    assert rho_schedule(resolve_settings(args, planned=True).optimizer) is None
     rates = rates_of(args)
     assert rates[:10] == pytest.approx([.002 * (epoch + 1) for epoch in range(9)] + [rates[9]]) and rates[9] > .0199
 

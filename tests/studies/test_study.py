@@ -8,8 +8,8 @@ from conftest import ROOT
 
 from timm_deitlt.data.augment import weak_transform
 from timm_deitlt.run.build.loaders import build_train_transform
-from timm_deitlt.run.build.model import drw_start
-from timm_deitlt.run.teachers import teacher_args
+from timm_deitlt.run.settings import resolve_settings
+from timm_deitlt.run.teachers import teacher_settings
 from timm_deitlt.settings.checks import validate_args
 from timm_deitlt.settings.layers import model_kind, recipes_for, resolve
 from timm_deitlt.studies.cells import Cell, cell_args, cell_path, cell_settings, plan, read_results, resolved_settings
@@ -59,10 +59,11 @@ def test_every_arm_of_a_packaged_study_is_a_training_that_resolves(name):
         settings = cell_settings(study, Cell(0, 1, arm))
         args = resolve(settings, recipes_for(settings['dataset'], model_kind(settings['model'])), prog=name)
         validate_args(args)
-        build_train_transform(args, CONFIG)
-        assert args.seed == 1 and drw_start(args) < args.epochs
-        if args.teacher != 'none':
-            validate_args(teacher_args(args, 2478))
+        settings = resolve_settings(args, planned=True)
+        build_train_transform(settings.augment, CONFIG)
+        assert settings.seed == 1 and settings.stage_two.start_epoch < settings.schedule.epochs
+        if settings.teacher.is_network:
+            teacher_settings(settings, 2478, planned=True)
 
 
 def test_the_sweeps_of_a_study_are_on_its_data_and_share_its_settings():
@@ -93,7 +94,7 @@ def test_the_sweep_of_augmentation_begins_with_the_teachers_own_view():
     study = load_study('fashion_mnist_augmentation')
     steps = {}
     for arm in ('lt_none', 'lt_crop', 'lt_half', 'lt_beyond'):
-        transform = build_train_transform(cell_args(study, Cell(0, 1, arm)), CONFIG)
+        transform = build_train_transform(resolve_settings(cell_args(study, Cell(0, 1, arm))).augment, CONFIG)
         steps[arm] = [type(step).__name__ for step in transform.transforms]
     weak = weak_transform(CONFIG['input_size'], CONFIG['interpolation'])
     assert steps['lt_none'] == [type(step).__name__ for step in weak.transforms]

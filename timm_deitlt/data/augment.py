@@ -153,21 +153,10 @@ def train_transform(
     if auto_augment == 'cifar10':
         extra.append(_cifar10_policy(input_size[0]))
         auto_augment, color_jitter = None, None
+    colours = dict(auto_augment=auto_augment, color_jitter=color_jitter, color_jitter_prob=color_jitter_prob)
     stages = create_transform(
-        input_size,
-        is_training=True,
-        train_crop_mode=None if padded else train_crop_mode,
-        interpolation=interpolation,
-        hflip=hflip,
-        vflip=vflip,
-        no_aug=no_aug,
-        auto_augment=auto_augment,
-        color_jitter=color_jitter,
-        color_jitter_prob=color_jitter_prob,
-        use_prefetcher=True,
-        separate=not no_aug,
-        **kwargs,
-    )
+        input_size, is_training=True, train_crop_mode=None if padded else train_crop_mode, interpolation=interpolation,
+        hflip=hflip, vflip=vflip, no_aug=no_aug, use_prefetcher=True, separate=not no_aug, **colours, **kwargs)
     if no_aug:
         return stages
     primary, secondary, final = (stage.transforms for stage in stages)

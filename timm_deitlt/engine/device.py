@@ -1,5 +1,4 @@
 """Where a run computes, and what is fastest there."""
-import argparse
 import ctypes
 import functools
 import os
@@ -10,27 +9,35 @@ import torch
 from timm.layers import set_fused_attn
 
 
-def choose_device(args: argparse.Namespace, plain: bool = False) -> None:
+def choose_device(name: str | None, plain: bool = False) -> str:
     """Settle on a device, and on what is usually fastest there unless `plain`.
 
+    Args:
+        name: Its name, or None for a GPU where there is one.
+        plain: Whether attention and memory stay as PyTorch has them.
+
+    Returns:
+        Its name.
+
     Raises:
-        ValueError: If the device cannot be used.
+        ValueError: If it cannot be used.
     """
-    args.device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    name = name or ('cuda' if torch.cuda.is_available() else 'cpu')
     try:
-        device = local_device(args)
+        device = local_device(name)
         torch.empty(0, device=device)
         if device.type == 'cuda' and device.index is not None:
             torch.cuda.set_device(device)
     except (AssertionError, RuntimeError) as error:
         raise ValueError(
-            f'--device {args.device} cannot be used ({str(error).splitlines()[0]}): leave it out, or give --device '
+            f'--device {name} cannot be used ({str(error).splitlines()[0]}): leave it out, or give --device '
             'cpu.') from error
-    on_cpu = torch.device(args.device).type == 'cpu'
+    on_cpu = device.type == 'cpu'
     # on CPUs matrix products are about twice as fast as the fused kernel, forward and backward
     set_fused_attn(plain or not on_cpu)
     if on_cpu and not plain:
         keep_freed_memory()
+    return name
 
 
 def keep_freed_memory() -> bool:
@@ -83,7 +90,8 @@ def price_of_bfloat16() -> float:
     return seconds[1] / seconds[0]
 
 
-def local_device(args: argparse.Namespace) -> torch.device:
-    if args.device.startswith('cuda') and 'LOCAL_RANK' in os.environ:
+def local_device(name: str) -> torch.device:
+    """The device of this process: of several GPUs that a launcher shares out, its own."""
+    if name.startswith('cuda') and 'LOCAL_RANK' in os.environ:
         return torch.device('cuda', int(os.environ['LOCAL_RANK']))
-    return torch.device(args.device)
+    return torch.device(name)

@@ -1,5 +1,4 @@
 """Epochs of a run: train, evaluate, write, save."""
-import argparse
 import logging
 import time
 from typing import Any
@@ -9,6 +8,7 @@ from timm.utils import unwrap_model
 from ..evaluation import format_table
 from ..models.weights import load_weights
 from ..optim.layout import match_layout
+from ..settings.resolved import Settings
 from .folder import RunFolder
 from .progress import Progress
 from .trainer import Trainer
@@ -19,13 +19,13 @@ _logger = logging.getLogger(__name__)
 FLAG_OPTIONS = ('weight_decay', 'momentum', 'betas', 'eps', 'rho', 'adaptive', 'lr_scale', 'fused', 'foreach')
 
 
-def checkpoint_state(trainer: Trainer, epoch: int, args: argparse.Namespace, record: dict[str, Any]) -> dict[str, Any]:
+def checkpoint_state(trainer: Trainer, epoch: int, settings: Settings, record: dict[str, Any]) -> dict[str, Any]:
     """State after a finished epoch in timm's key layout, with `record` (data, experts) beside."""
     state = {
         'epoch': epoch,
-        'arch': args.model,
-        'args': argparse.Namespace(**{key: value for key, value in vars(args).items() if key != 'sources'}),
-        'sources': getattr(args, 'sources', {}),
+        'arch': settings.model.name,
+        'args': settings.namespace(),
+        'sources': dict(settings.sources),
         'optimizer': trainer.optimizer.state_dict(),
         **trainer.task.get_checkpoint_state(),
         **trainer.task.get_checkpoint_state(ema=True),
@@ -86,28 +86,29 @@ def restore(trainer: Trainer, checkpoint: dict[str, Any], source: str, with_opti
 def fit(
         trainer: Trainer,
         folder: RunFolder,
-        args: argparse.Namespace,
+        settings: Settings,
         record: dict[str, Any],
         start_epoch: int = 0,
         title: str = 'train',
 ) -> dict[str, Any] | None:
-    """Train from `start_epoch` to the end of the schedule (or `args.stop_epoch`).
+    """Train from `start_epoch` to the end of the schedule, or to `--stop-epoch`.
 
-    Each epoch is trained, evaluated every `args.val_interval` epochs and after the last, written to summary.csv and
-    saved as last.pth.tar; the state at the DRW start and after each of `args.save_epochs` is kept as a milestone.
+    Each epoch is trained, evaluated every `--val-interval` epochs and after the last, written to summary.csv and saved
+    as last.pth.tar. The state at the DRW start and after each of `--save-epochs` is kept as a milestone.
 
     Returns:
         Metrics of the last epoch under 'experts' and, with an EMA, 'ema'; None without evaluation images.
     """
-    end = min(trainer.epochs, args.stop_epoch or trainer.epochs)
-    loader = trainer.loader
+    schedule, loader = settings.schedule, trainer.loader
+    end = min(trainer.epochs, schedule.stop_epoch or trainer.epochs)
+    with_ema = trainer.task.has_ema() and not settings.machine.model_ema_force_cpu
     progress = Progress(
         title, end, start_epoch, loader.updates_per_epoch, loader.images_per_epoch / loader.updates_per_epoch,
-        args.log_interval, folder.primary)
-    milestones = {trainer.drw_start_epoch, *(args.save_epochs or ())}
+        settings.output.log_interval, folder.primary)
+    milestones = {trainer.drw_start_epoch, *(schedule.save_epochs or ())}
     metrics = None
     if trainer.eval_loader is not None and start_epoch >= end:
-        metrics = _evaluate(trainer, args)
+        metrics = _evaluate(trainer, with_ema)
     with progress:
         for epoch in range(start_epoch, end):
             progress.begin(epoch)
@@ -116,20 +117,20 @@ def fit(
             final = epoch + 1 == end
             began = time.perf_counter()
             metrics = None
-            if trainer.eval_loader is not None and ((epoch + 1) % args.val_interval == 0 or final):
-                metrics = _evaluate(trainer, args)
+            if trainer.eval_loader is not None and ((epoch + 1) % schedule.val_interval == 0 or final):
+                metrics = _evaluate(trainer, with_ema)
             row = {'epoch': epoch, **{f'train_{key.removeprefix("train_")}': value for key, value in trained.items()}}
             row['eval_seconds'] = time.perf_counter() - began
             row.update(_eval_columns(metrics))
             folder.add_row(row)
-            folder.save(checkpoint_state(trainer, epoch, args, record), milestone=epoch + 1 in milestones)
+            folder.save(checkpoint_state(trainer, epoch, settings, record), milestone=epoch + 1 in milestones)
             progress.line(epoch_report(trainer, title, epoch, trained, metrics))
     return metrics
 
 
-def _evaluate(trainer: Trainer, args: argparse.Namespace) -> dict[str, Any]:
+def _evaluate(trainer: Trainer, with_ema: bool) -> dict[str, Any]:
     metrics = {'experts': trainer.evaluate()}
-    if trainer.task.has_ema() and not args.model_ema_force_cpu:
+    if with_ema:
         metrics['ema'] = trainer.evaluate(ema=True)
     return metrics
 

@@ -2,7 +2,6 @@
 
 Nothing that is chosen here changes a result by more than rounding. A run that goes on keeps what it began with.
 """
-import argparse
 import logging
 import math
 import time
@@ -21,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..data.loader import MicroBatch
 from ..optim import SAM
 from ..optim.layout import match_layout
+from ..settings.resolved import MachineSettings, Settings
 from .device import keep_freed_memory, return_freed_memory
 from .trainer import Trainer
 
@@ -65,7 +65,7 @@ class Speed:
 
 def choose_speed(
         trainer: Trainer,
-        args: argparse.Namespace,
+        settings: Settings,
         start_epoch: int = 0,
         before: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -73,63 +73,63 @@ def choose_speed(
 
     Args:
         trainer: Weights, statistics and optimizer stay as they are.
-        args: Settings. --auto-speed off takes what PyTorch takes; --channels-last and --torchcompile are done in any
-            case.
+        settings: --auto-speed off takes what PyTorch takes; --channels-last and --torchcompile are done in any case.
         start_epoch: Epoch to be trained first.
         before: What was chosen for the run that goes on, see `speed_before`.
 
     Returns:
         The choices, for checkpoints.
     """
-    on_cpu = torch.device(args.device).type == 'cpu'
-    usual = Speed(args.auto_speed == 'off' or not on_cpu, args.channels_last, args.torchcompile or '')
+    machine = settings.machine
+    on_cpu = torch.device(machine.device).type == 'cpu'
+    usual = Speed(machine.auto_speed == 'off' or not on_cpu, machine.channels_last, machine.torchcompile or '')
     steps = (trainer.epochs - start_epoch) * trainer.loader.updates_per_epoch * trainer.loader.grad_accum_steps
     speed, reason = usual, ''
-    if args.auto_speed == 'off':
+    if machine.auto_speed == 'off':
         reason = ', as --auto-speed off asks for'
     elif before is not None:
         speed, reason = Speed(**before), ', as before'
-        if speed.compile != usual.compile and math.isinf(_seconds(trainer, args, speed, start_epoch)):
+        if speed.compile != usual.compile and math.isinf(_seconds(trainer, machine, speed, start_epoch)):
             speed = replace(speed, compile=usual.compile)  # a machine without a compiler
     elif steps >= FEWEST_STEPS:
-        speed, reason = _fastest(trainer, args, usual, start_epoch, steps)
+        speed, reason = _fastest(trainer, settings, usual, start_epoch, steps)
         return_freed_memory()
     also = [words for words, true in (
         ('fused optimizer', any(group.get('fused') for group in trainer.optimizer.param_groups)),
-        ('freed memory kept', on_cpu and args.auto_speed == 'on' and keep_freed_memory())) if true]
+        ('freed memory kept', on_cpu and machine.auto_speed == 'on' and keep_freed_memory())) if true]
     _logger.info(f'Speed: {", ".join([speed.words(_attends(trainer)) + reason, *also])}')
-    _apply(trainer, args, speed)
+    _apply(trainer, machine, speed)
     return asdict(speed)
 
 
-def speed_before(checkpoint: dict[str, Any] | None, args: argparse.Namespace) -> dict[str, Any] | None:
+def speed_before(checkpoint: dict[str, Any] | None, machine: MachineSettings) -> dict[str, Any] | None:
     """What was chosen for the run of a checkpoint, or None if it was asked for something else, or on another device."""
     if checkpoint is None or 'speed' not in checkpoint:
         return None
     then = vars(checkpoint['args'])
-    same = all(then.get(name) == getattr(args, name) for name in (
+    same = all(then.get(name) == getattr(machine, name) for name in (
         'auto_speed', 'channels_last', 'torchcompile', 'torchcompile_mode'))
-    same_device = str(then.get('device')).split(':')[0] == str(args.device).split(':')[0]
+    same_device = str(then.get('device')).split(':')[0] == machine.device.split(':')[0]
     return checkpoint['speed'] if same and same_device else None
 
 
 def _fastest(
         trainer: Trainer,
-        args: argparse.Namespace,
+        settings: Settings,
         speed: Speed,
         epoch: int,
         steps: int,
 ) -> tuple[Speed, str]:
     """The fastest choices, each tried on top of those before, and words for what they gain."""
-    passes = 1 + isinstance(trainer.optimizer, SAM) / args.sam_every
-    first = seconds = _seconds(trainer, args, speed, epoch)
+    passes = 1 + isinstance(trainer.optimizer, SAM) / settings.optimizer.sam_every
+    first = seconds = _seconds(trainer, settings.machine, speed, epoch)
     if math.isinf(first):
         return speed, ''  # training will say why
     for name, value in _alternatives(trainer, speed):
         if name == 'compile' and not _compiling_can_pay(trainer, seconds * steps * passes):
             continue
         candidate = replace(speed, **{name: value})
-        other = _seconds(trainer, args, candidate, epoch)
+        other = _seconds(trainer, settings.machine, candidate, epoch)
         if other < seconds * (1 - LEAST_GAIN):
             speed, seconds = candidate, other
         elif name == 'compile':
@@ -160,7 +160,7 @@ def _attends(trainer: Trainer) -> bool:
     return any(isinstance(module, Attention) for module in trainer.task.get_trainable_module().modules())
 
 
-def _seconds(trainer: Trainer, args: argparse.Namespace, speed: Speed, epoch: int) -> float:
+def _seconds(trainer: Trainer, machine: MachineSettings, speed: Speed, epoch: int) -> float:
     """Least time of a micro-batch forward and back under these choices, the slowest rank's; infinite if it fails.
 
     It leaves no trace in weights, statistics, gradients and queues.
@@ -170,7 +170,7 @@ def _seconds(trainer: Trainer, args: argparse.Namespace, speed: Speed, epoch: in
     batch = MicroBatch(number=0, indices=(), weight=1., last=True)
     seconds = []
     try:
-        _apply(trainer, args, speed)
+        _apply(trainer, machine, speed)
         task.train()
         task.set_epoch(epoch)
         trainer.augment.mixup_enabled = trainer.mixing(epoch)
@@ -223,7 +223,7 @@ def noise(trainer: Trainer, batch_size: int) -> tuple[Tensor, Tensor]:
     return images, torch.randint(model.num_classes, shape[:1], generator=generator).to(device)
 
 
-def _apply(trainer: Trainer, args: argparse.Namespace, speed: Speed) -> None:
+def _apply(trainer: Trainer, machine: MachineSettings, speed: Speed) -> None:
     task = trainer.task
     _undo_compile(task)
     for module in task.modules():
@@ -235,7 +235,7 @@ def _apply(trainer: Trainer, args: argparse.Namespace, speed: Speed) -> None:
         trainer.channels_last = speed.channels_last
     if speed.compile:
         torch._inductor.config.fallback_random = True  # the random numbers of the plain network
-        task.compile(backend=speed.compile, mode=args.torchcompile_mode)
+        task.compile(backend=speed.compile, mode=machine.torchcompile_mode)
 
 
 def _undo_compile(task: nn.Module) -> None:

@@ -9,7 +9,7 @@ import timm
 
 from ..benchmarks import BENCHMARKS, CATALOGUE, TAGS
 from ..models.weights import CONFIG, WEIGHTS
-from ..run.teachers import NO_NETWORK
+from ..run.settings import NO_NETWORK
 from .card import About, model_card
 from .export import write_model
 from .figures import METRICS

@@ -9,15 +9,16 @@ import torch
 from torch.utils.data import IterableDataset
 
 from ..benchmarks import TAGS
-from ..engine.device import choose_device
 from ..engine.trainer import evaluate
 from ..evaluation import ShotEvaluator
 from ..models.weights import exported_settings
 from ..run.build.data import build_data
 from ..run.build.loaders import build_eval_loader
-from ..run.build.trainer import choose_precision
+from ..run.build.trainer import autocast_of
+from ..run.settings import resolve_settings
 from ..run.teacher_file import reorder_classes
 from ..settings.layers import model_kind, recipes_for, resolve
+from ..settings.resolved import Settings
 from .source import Model
 
 # Standard deviations by which the sample may miss the figures: one in 16,000 is refused by chance
@@ -45,11 +46,10 @@ def check_sample(model: Model, folder: str, size: int, places: dict[str, Any]) -
     metrics = model.metrics
     if metrics is None:
         return 'nothing was evaluated again: there are no figures'
-    args = _settings(model, folder, places)
-    choose_device(args)
+    settings = _settings(model, folder, places)
     asked = any(places.get(name) for name in ('data_dir', 'list_dir'))
     try:
-        data = build_data(args)
+        data = build_data(settings)
     except (FileNotFoundError, ValueError) as error:
         if asked:
             raise
@@ -68,13 +68,13 @@ def check_sample(model: Model, folder: str, size: int, places: dict[str, Any]) -
 
     total = len(data.evaluation)
     chosen = torch.randperm(total, generator=torch.Generator().manual_seed(0))[:size].sort().values.tolist()
-    device = torch.device(args.device)
+    device = torch.device(settings.machine.device)
     network = copy.deepcopy(model.network).to(device)
     reorder_classes(network, model.class_names, data.train.class_names, folder)
     experts = tuple(expert for expert in ('mean', 'cls', 'dist') if metrics.get(expert))
-    loader = build_eval_loader(args, data.evaluation.subset(chosen), model.data_config, device)
+    loader = build_eval_loader(settings, data.evaluation.subset(chosen), model.data_config, device)
     evaluator = ShotEvaluator(data.shots, experts=experts, device=device)
-    measured = evaluate(network, loader, evaluator, choose_precision(args, device)[0])
+    measured = evaluate(network, loader, evaluator, autocast_of(settings.machine.precision, device))
     counts = evaluator.test_counts
     for expert in experts:
         for group, labels in {'all classes': range(len(counts)), **data.shots.groups}.items():
@@ -82,17 +82,18 @@ def check_sample(model: Model, folder: str, size: int, places: dict[str, Any]) -
     return f'{len(chosen)} of {total} images evaluated again agree with the figures'
 
 
-def _settings(model: Model, folder: str, places: dict[str, Any]) -> argparse.Namespace:
+def _settings(model: Model, folder: str, places: dict[str, Any]) -> Settings:
     places = {name: value for name, value in places.items() if value is not None}
     if model.settings is not None:
-        return argparse.Namespace(**{**vars(model.settings), 'device': None, **places})
+        return resolve_settings(argparse.Namespace(
+            **{**vars(model.settings), 'device': None, 'grad_accum_steps': 1, **places}))
     dataset, tag = model.metrics['data']['name'], TAGS.get(model.config.get('benchmark'))
     exported = exported_settings({
         'architecture': model.network.pretrained_cfg['architecture'], 'model_args': {},
         'pretrained_cfg': model.data_config})
-    return resolve(
+    return resolve_settings(resolve(
         {**exported, 'dataset': dataset, 'imbalance_factor': tag and tag.imbalance_factor, **places},
-        recipes_for(dataset, model_kind(exported['model'])), prog=folder)
+        recipes_for(dataset, model_kind(exported['model'])), prog=folder))
 
 
 def _compare(

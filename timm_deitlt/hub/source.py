@@ -14,8 +14,9 @@ from torch import nn
 from ..engine.checkpoint import LAST, load_checkpoint
 from ..models.weights import CONFIG, WEIGHTS, load_config, load_safetensors, load_weights, weights_sha256
 from ..run.build.model import build_model
-from ..run.build.trainer import choose_precision
-from ..run.teachers import NO_NETWORK, NO_WEIGHTS, RECORD, benchmark_tag, cache_key, key_sha256, read_record
+from ..run.settings import choose_precision, resolve_settings
+from ..run.teacher_cache import RECORD, read_record
+from ..run.teachers import NO_WEIGHTS, benchmark_tag, cache_key, key_sha256
 from ..settings.layers import with_defaults
 from ..version import __version__
 from .figures import METRICS, VALIDATION, find_figures, headline
@@ -97,15 +98,18 @@ def _read_run(folder: Path, record: dict[str, Any] | None) -> Model:
     weights = checkpoint['state_dict']
     _check_finite(weights, str(folder / LAST))
     metrics = find_figures(folder, weights_sha256(weights), (METRICS, VALIDATION))
-    network = build_model(argparse.Namespace(**{**vars(args), **NO_WEIGHTS}), len(data['class_names']))
+    # the images need not be here
+    elsewhere = {**NO_WEIGHTS, 'data_dir': None, 'grad_accum_steps': 1}
+    settings = resolve_settings(argparse.Namespace(**{**vars(args), **elsewhere}), planned=True)
+    network = build_model(settings.model, len(data['class_names']))
     load_weights(network, weights, str(folder / LAST))
     student = isinstance(network, VisionTransformerDistilled)
     teacher = None
-    if args.teacher not in NO_NETWORK:  # figures that were measured later do not tell
+    if settings.teacher.is_network:  # figures that were measured later do not tell
         teacher = metrics['teacher'] = {'name': args.teacher, 'source': None, **(metrics.get('teacher') or {})}
     config = {
         'kind': 'student' if student else 'teacher',
-        'benchmark': benchmark_tag(args),
+        'benchmark': benchmark_tag(settings.data),
         'data': {**_public_data(data), 'selection': _selection(args)},
         'class_counts': data['train_counts'],
         'shots': metrics['shots'],
@@ -116,9 +120,9 @@ def _read_run(folder: Path, record: dict[str, Any] | None) -> Model:
         'version': __version__,
     }
     if not student:
-        precision = checkpoint.get('precision') or choose_precision(args, torch.device('cpu'))[2].split(' on ')[0]
+        precision = checkpoint.get('precision') or choose_precision(args, torch.device('cpu')).words
         key = cache_key(
-            args, data['fingerprint'], data['class_names'], network.pretrained_cfg,
+            vars(args), data['fingerprint'], data['class_names'], network.pretrained_cfg,
             record['precision'] if record else precision)
         if record not in (None, key):
             raise ValueError(f'{folder} was trained otherwise than {RECORD} beside it says. Have it trained anew.')

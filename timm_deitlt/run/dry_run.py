@@ -17,12 +17,14 @@ from ..data.readers import count_listed
 from ..data.sampling import class_counts
 from ..evaluation import Shots
 from ..loss import class_weights
-from ..settings.checks import validate_args
+from ..settings.images import DataSettings
+from ..settings.resolved import OptimizerSettings, ScheduleSettings, Settings
 from .build.data import build_data
-from .build.loaders import build_mixup, size_schedule, update_size
-from .build.model import check_student, drw_start, drw_targets, learning_rate, untrained_cfg
+from .build.loaders import size_schedule
+from .build.model import check_student, untrained_cfg
 from .build.trainer import rho_schedule
-from .teachers import NO_NETWORK, teacher_args
+from .settings import resolve_settings
+from .teachers import teacher_settings
 
 _logger = logging.getLogger(__name__)
 
@@ -36,6 +38,9 @@ def dry_run(args: argparse.Namespace) -> dict[str, Any]:
     The counts of the synthetic benchmarks follow from their protocol; those of 'lt/imagenet' and 'lt/inat18' from their
     list file, without which the published number of images is used and counts stay None; any other data set is opened.
 
+    Args:
+        args: Settings as `settings.layers.parse_args` gives them, checked.
+
     Returns:
         What is logged, for the JSON object at the end.
 
@@ -43,93 +48,114 @@ def dry_run(args: argparse.Namespace) -> dict[str, Any]:
         ValueError: If a setting is not usable.
         FileNotFoundError: If the data are missing, where they have to be opened.
     """
-    world_size = args.dry_run_world_size or 1
-    steps, global_batch = update_size(args, world_size)
-    images, counts, boundaries, needs = _training_set(args)
+    settings = resolve_settings(args, args.dry_run_world_size or 1, planned=True)
+    data, loader = settings.data, settings.loader
+    world_size = settings.machine.world_size
+    images, counts, boundaries, needs = _training_set(settings)
     sampler = MicroBatchSampler(
-        images, args.batch_size, steps, world_size, repeats=args.aug_repeats, even=build_mixup(args, 2) is not None,
-        global_batch_size=global_batch)
+        images, loader.batch_size, loader.micro_batches, world_size, repeats=loader.aug_repeats,
+        even=settings.augment.mixes, global_batch_size=loader.update_images)
     updates = sampler.updates_per_epoch
-    num_classes = BENCHMARKS[args.dataset].num_classes if args.dataset in BENCHMARKS else len(counts)
-    model = check_student(args, num_classes, counts or [1] * num_classes)
-    peak_lr = learning_rate(args, global_batch)
-    final_lr, epochs = _final_lr(args, peak_lr, updates)
-    start = drw_start(args)
-    weights = None if counts is None else class_weights(counts, args.drw_beta).tolist()
-    order = None if counts is None else sorted(range(len(counts)), key=lambda label: -counts[label])
+    num_classes = BENCHMARKS[data.dataset].num_classes if data.dataset in BENCHMARKS else len(counts)
+    model = check_student(settings, num_classes, counts or [1] * num_classes)
     result = {
-        'recipe': next(x for x in reversed(args.sources.values()) if x not in ('default', 'command line')),
-        'data': args.dataset or str(args.data_dir),
+        'recipe': next(x for x in reversed(settings.sources.values()) if x not in ('default', 'command line')),
+        'data': data.dataset or str(data.data_dir),
         'train_images': images,
         'class_counts': counts,
         'needs': needs,
         'shots': None if counts is None else _shots(counts, boundaries),
         'images_per_epoch': sampler.images_per_epoch,
-        'left_out': _left_out(args, images - sampler.images_per_epoch),
+        'left_out': _left_out(loader.aug_repeats, images - sampler.images_per_epoch),
         'world_size': world_size,
-        'batch_size': args.batch_size,
-        'grad_accum_steps': steps,
-        'idle': steps * world_size * args.batch_size > global_batch,
-        'global_batch_size': global_batch,
+        'batch_size': loader.batch_size,
+        'grad_accum_steps': loader.micro_batches,
+        'idle': loader.micro_batches * world_size * loader.batch_size > loader.update_images,
+        'global_batch_size': loader.update_images,
         'updates_per_epoch': updates,
-        'train_img_sizes': size_schedule(args).drawn if args.train_img_sizes else None,
-        'train_size_schedule': args.train_size_schedule,
-        'epochs': epochs,
-        'peak_lr': peak_lr,
-        'final_lr': final_lr,
-        'warmup_epochs': args.warmup_epochs,
-        'opt': args.opt,
-        'rho': _radii(args),
-        'sam_every': args.sam_every,
-        'loss': args.loss,
-        'cls_loss': args.cls_loss,
-        'keep_mixup_drw': args.keep_mixup_drw,
-        'drw_on': drw_targets(args, args.teacher not in NO_NETWORK),
-        'drw_start_epoch': start,
-        'drw_start_update': start * updates,
-        'class_weight_first': None if weights is None else weights[order[0]],
-        'class_weight_last': None if weights is None else weights[order[-1]],
-        'model': args.model,
+        **_training(settings, updates),
+        **_stages(settings, counts, updates),
+        'model': settings.model.name,
         'parameters': sum(p.numel() for p in model.parameters()),
-        'memory_gib': round(_memory(args, model) / 2 ** 30, 2),
-        'teacher': _teacher(args, images),
+        'memory_gib': round(_memory(settings, model) / 2 ** 30, 2),
+        'teacher': _teacher(settings, images),
     }
     _logger.info(_report(result))
     return result
 
 
-def _training_set(args: argparse.Namespace) -> tuple[int, list[int] | None, tuple[int, int] | None, str | None]:
+def _training(settings: Settings, updates: int) -> dict[str, Any]:
+    optimizer, schedule, augment = settings.optimizer, settings.schedule, settings.augment
+    final_lr, epochs = _final_lr(schedule, optimizer.peak_lr, updates)
+    return {
+        'train_img_sizes': size_schedule(settings).drawn if augment.train_img_sizes else None,
+        'train_size_schedule': augment.train_size_schedule,
+        'epochs': epochs,
+        'peak_lr': optimizer.peak_lr,
+        'final_lr': final_lr,
+        'warmup_epochs': schedule.warmup_epochs,
+        'opt': optimizer.opt,
+        'rho': _radii(optimizer),
+        'sam_every': optimizer.sam_every,
+        'loss': settings.flags['loss'],
+        'cls_loss': settings.loss.cls_loss,
+    }
+
+
+def _stages(settings: Settings, counts: list[int] | None, updates: int) -> dict[str, Any]:
+    stage_two = settings.stage_two
+    first = last = None
+    if counts is not None:
+        weights = class_weights(counts, stage_two.beta).tolist()
+        order = sorted(range(len(counts)), key=lambda label: -counts[label])
+        first, last = weights[order[0]], weights[order[-1]]
+    return {
+        'keep_mixup_drw': stage_two.keep_mixup,
+        'drw_on': stage_two.targets,
+        'drw_start_epoch': stage_two.start_epoch,
+        'drw_start_update': stage_two.start_epoch * updates,
+        'class_weight_first': first,
+        'class_weight_last': last,
+    }
+
+
+def _training_set(settings: Settings) -> tuple[int, list[int] | None, tuple[int, int] | None, str | None]:
     """Training images, images per class, shot cuts, and the file that would tell the counts."""
-    benchmark = BENCHMARKS.get(args.dataset)
+    data = settings.data
+    benchmark = BENCHMARKS.get(data.dataset)
     if benchmark is None:
-        counts = list(build_data(args).train.class_counts)
+        counts = list(build_data(settings).train.class_counts)
         return sum(counts), counts, None, None
     natural = benchmark.imbalance_factor is None
     try:
-        counts = count_listed(benchmark, args.data_dir, args.list_dir) if natural else class_counts(
-            benchmark.num_classes, args.n_max or benchmark.n_max, args.imbalance_factor or benchmark.imbalance_factor,
-            args.imbalance_profile)
+        counts = count_listed(benchmark, data.data_dir, data.list_dir) if natural else class_counts(
+            benchmark.num_classes, data.n_max or benchmark.n_max, data.imbalance_factor or benchmark.imbalance_factor,
+            data.imbalance_profile)
     except FileNotFoundError as error:
-        if args.list_dir or args.imbalance_factor or args.val_fraction:
+        if data.list_dir or data.imbalance_factor or data.held_out:
             raise  # the published number of images would not be the answer
         return benchmark.train_images, None, benchmark.shot_boundaries, str(error)
     if not natural and benchmark.name != 'lt/digits' and counts[0] > benchmark.n_max:
-        raise ValueError(f'{benchmark.name} has {benchmark.n_max} images of a class, --n-max asks for {args.n_max}.')
-    labels = range(benchmark.num_classes)
-    dataset = ClassificationSet(None, np.repeat(labels, counts), labels, benchmark.name)  # without its images
-    if natural and args.imbalance_factor:
-        dataset = long_tailed_subset(dataset, args.imbalance_factor, args.imbalance_profile, args.n_max)
-    if args.val_fraction:
-        dataset, *_ = holdout(dataset, args.val_fraction)
-    return len(dataset), dataset.class_counts, benchmark.shot_boundaries, None
+        raise ValueError(f'{benchmark.name} has {benchmark.n_max} images of a class, --n-max asks for {data.n_max}.')
+    chosen = _chosen(data, counts, natural)
+    return len(chosen), chosen.class_counts, benchmark.shot_boundaries, None
 
 
-def _left_out(args: argparse.Namespace, images: int) -> str | None:
+def _chosen(data: DataSettings, counts: list[int], natural: bool) -> ClassificationSet:
+    """The training set of a benchmark without its images."""
+    labels = range(len(counts))
+    chosen = ClassificationSet(None, np.repeat(labels, counts), labels, data.dataset)
+    if natural and data.imbalance_factor:
+        chosen = long_tailed_subset(chosen, data.imbalance_factor, data.imbalance_profile, data.n_max)
+    return holdout(chosen, data.held_out)[0] if data.held_out else chosen
+
+
+def _left_out(repeats: float, images: int) -> str | None:
     if not images:
         return None
     odd = 'Mixup pairs the images of a micro-batch, and no batch is of one image'
     rounded = 'repeated augmentation takes a multiple of 256, as published'
-    return f'{images} left out: {rounded if args.aug_repeats > 1 and images > 1 else odd}'
+    return f'{images} left out: {rounded if repeats > 1 and images > 1 else odd}'
 
 
 def _shots(counts: list[int], boundaries: tuple[int, int] | None) -> dict[str, Any]:
@@ -145,27 +171,27 @@ def _shots(counts: list[int], boundaries: tuple[int, int] | None) -> dict[str, A
     }
 
 
-def _final_lr(args: argparse.Namespace, lr: float, updates: int) -> tuple[float, int]:
+def _final_lr(schedule: ScheduleSettings, lr: float, updates: int) -> tuple[float, int]:
     """Learning rate of the last update, by the scheduler itself; and the epochs, cool-down included."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
-    scheduler, epochs = create_scheduler_v2(optimizer, **scheduler_kwargs(args), updates_per_epoch=updates)
+    scheduler, epochs = create_scheduler_v2(optimizer, **scheduler_kwargs(schedule), updates_per_epoch=updates)
     if scheduler is not None:
         scheduler.step(epochs - 1)
         scheduler.step_update(epochs * updates - 1)
     return optimizer.param_groups[0]['lr'], epochs
 
 
-def _memory(args: argparse.Namespace, model: nn.Module) -> int:
+def _memory(settings: Settings, model: nn.Module) -> int:
     """Bytes of weights, gradients, optimizer state and one micro-batch's activations, with mixed precision unless off.
 
     The activations are those that autograd keeps, found by a forward pass that computes nothing. The library's own
     workspace, the teacher and the images of the loader come on top.
     """
     channels, *size = model.pretrained_cfg['input_size']
-    if args.train_img_sizes:
-        size = [max(size_schedule(args).drawn)] * 2
+    if settings.augment.train_img_sizes:
+        size = [max(size_schedule(settings).drawn)] * 2
     parameters = sum(p.numel() for p in model.parameters())
-    total = parameters * (8 + _STATE_BYTES.get(args.opt.lower(), 8))
+    total = parameters * (8 + _STATE_BYTES.get(settings.optimizer.opt.lower(), 8))
     kept = {}
     own = {p.untyped_storage()._cdata for p in model.parameters()}
 
@@ -177,44 +203,45 @@ def _memory(args: argparse.Namespace, model: nn.Module) -> int:
     if isinstance(model, VisionTransformerDistilled):
         model.set_distilled_training(True)
     model.train()
-    amp = args.amp is not False and args.model_dtype in (None, 'float32')
     with (
         FakeTensorMode(allow_non_fake_inputs=True),
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-        torch.autocast('cpu', dtype=torch.bfloat16, enabled=amp),
+        torch.autocast('cpu', dtype=torch.bfloat16, enabled=settings.machine.precision.mixed is not None),
     ):
-        model(torch.empty(args.batch_size, channels, *size))
+        model(torch.empty(settings.loader.batch_size, channels, *size))
     return total + sum(storage.nbytes() for key, storage in kept.items() if key not in own)
 
 
-def _radii(args: argparse.Namespace) -> dict[int, float] | None:
+def _radii(optimizer: OptimizerSettings) -> dict[int, float] | None:
     """SAM's radius from each 0-based epoch on."""
-    if not args.opt.startswith('sam'):
+    if not optimizer.is_sam:
         return None
-    rho = rho_schedule(args)
-    return {epoch: rho(epoch, 0) for epoch in (0, *(m - 1 for m in args.rho_milestones))} if rho else {0: args.rho}
+    rho = rho_schedule(optimizer)
+    if rho is None:
+        return {0: optimizer.rho}
+    return {epoch: rho(epoch, 0) for epoch in (0, *(m - 1 for m in optimizer.rho_milestones))}
 
 
-def _teacher(args: argparse.Namespace, images: int) -> dict[str, Any] | None:
-    if args.teacher in NO_NETWORK:
+def _teacher(student: Settings, images: int) -> dict[str, Any] | None:
+    asked = student.teacher
+    if not asked.is_network:
         return None
-    settings = teacher_args(args, images)
-    validate_args(settings)
+    settings = teacher_settings(student, images, planned=True)
     return {
-        'name': args.teacher,
-        'checkpoint': args.teacher_checkpoint or ('the Hub' if args.teacher_source == 'hub' else None),
-        'model': settings.model,
-        'img_size': settings.img_size or untrained_cfg(settings.model).input_size[-1],
-        'loss': settings.loss,
-        'epochs': settings.epochs,
-        'batch_size': update_size(settings)[1],
-        'opt': settings.opt,
-        'lr': settings.lr,
-        'weight_decay': settings.weight_decay,
-        'rho': _radii(settings),
-        'sam_every': settings.sam_every,
-        'normalize': args.teacher_normalize,
-        'antialias': args.teacher_antialias,
+        'name': asked.name,
+        'checkpoint': asked.checkpoint or ('the Hub' if asked.source == 'hub' else None),
+        'model': settings.model.name,
+        'img_size': settings.model.img_size or untrained_cfg(settings.model.name).input_size[-1],
+        'loss': settings.flags['loss'],
+        'epochs': settings.schedule.epochs,
+        'batch_size': settings.loader.update_images,
+        'opt': settings.optimizer.opt,
+        'lr': settings.optimizer.lr,
+        'weight_decay': settings.optimizer.weight_decay,
+        'rho': _radii(settings.optimizer),
+        'sam_every': settings.optimizer.sam_every,
+        'normalize': asked.normalize,
+        'antialias': asked.antialias,
     }
 
 

@@ -1,5 +1,4 @@
 """What a run reports: metrics.json, the final table, versions."""
-import argparse
 from typing import Any
 
 from timm.utils import unwrap_model
@@ -8,6 +7,7 @@ from ..engine.folder import RunFolder
 from ..engine.trainer import Trainer
 from ..evaluation import format_table
 from ..models.weights import weights_sha256
+from ..settings.resolved import Settings
 from ..utils.versions import versions
 from .build.data import Data
 from .teachers import Teacher
@@ -15,8 +15,19 @@ from .teachers import Teacher
 EXPERTS = ('mean', 'cls', 'dist')
 
 
+def run_record(trainer: Trainer, settings: Settings, data: Data, speed: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says beside the state of training."""
+    counts = [] if data.evaluation is None else getattr(data.evaluation, 'class_counts', [])
+    return {
+        'experts': list(trainer.task.experts),
+        'data': data.describe(list(counts)),
+        'precision': settings.machine.precision.words,
+        'speed': speed,
+    }
+
+
 def run_result(
-        args: argparse.Namespace,
+        settings: Settings,
         data: Data,
         trainer: Trainer,
         folder: RunFolder,
@@ -36,10 +47,10 @@ def run_result(
             'name': teacher.name, 'source': teacher.source, 'path': str(teacher.path), **(teacher_metrics or {})},
         'shots': data.shots.describe(test_counts),
         'data': {**data.describe(test_counts), 'bad_images': data.bad_images},
-        'model': args.model,
+        'model': settings.model.name,
         'epochs': trainer.epochs,
         'epochs_trained': int(folder.rows[-1]['epoch']) + 1 if folder.rows else None,
-        'seed': args.seed,
+        'seed': settings.seed,
         'seconds': round(seconds, 1),
         'train_images_per_second': round(images / train_seconds, 1) if train_seconds else None,
         'weights_sha256': weights_sha256(unwrap_model(trainer.task.get_eval_model()).state_dict()),
@@ -58,5 +69,3 @@ def final_table(result: dict[str, Any], shots: Any) -> str:
     if result['teacher'] and result['teacher'].get('top1') is not None:
         rows['teacher'] = result['teacher']
     return format_table(rows, shots, result['data']['test_counts'])
-
-

@@ -1,5 +1,4 @@
 """Room on the disk for the checkpoints of a run, before it trains."""
-import argparse
 import copy
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -11,12 +10,12 @@ from torch import nn
 from ..engine.checkpoint import LAST
 from ..engine.trainer import Trainer
 from ..models.weights import tensor_bytes
+from ..settings.resolved import Settings
 from ..utils.files import amount, free_bytes
-from .build.model import drw_start
 
 
 def check_space(
-        args: argparse.Namespace,
+        settings: Settings,
         folder: Path,
         trainer: Trainer,
         start_epoch: int,
@@ -25,7 +24,7 @@ def check_space(
     """Refuse a training whose checkpoints do not fit into its folder.
 
     Args:
-        args: Settings of the training.
+        settings: Settings of the training.
         folder: Its folder, which need not exist yet.
         trainer: Everything that a checkpoint holds.
         start_epoch: Epoch that it begins with, 0-based.
@@ -36,10 +35,10 @@ def check_space(
     """
     states = [trainer.task.get_checkpoint_state(ema=ema) for ema in (False, True)]
     size = tensor_bytes(states) + optimizer_bytes(trainer.optimizer)
-    end = args.stop_epoch or args.epochs
+    end = settings.schedule.stop_epoch or settings.schedule.epochs
     milestones = sum(
         start_epoch < epoch <= end and not (folder / f'milestone-{epoch}.pth.tar').is_file()
-        for epoch in {drw_start(args), *(args.save_epochs or ())})
+        for epoch in {settings.stage_two.start_epoch, *(settings.schedule.save_epochs or ())})
     # the newest checkpoint lies there until the one that is to replace it is whole
     files = milestones + (1 if (folder / LAST).is_file() else 2)
     free = free_bytes(folder)
@@ -47,7 +46,7 @@ def check_space(
         raise ValueError(
             f'The checkpoints do not fit into {folder}: {amount(files * size)} are needed for {files} file(s) of about '
             f'{amount(size)} at a time, {milestones} of them milestone(s), and {amount(free)} are left there. Make '
-            f'room, or give another {flag}{" or fewer --save-epochs" if args.save_epochs else ""}.')
+            f'room, or give another {flag}{" or fewer --save-epochs" if settings.schedule.save_epochs else ""}.')
 
 
 def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:

@@ -1,7 +1,7 @@
 """A teacher from a file or from the Hub, its classes brought into the order of the data set."""
 import argparse
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,12 @@ from ..benchmarks import TAGS, hub_id, published_id
 from ..engine.checkpoint import load_checkpoint
 from ..models._hub import ask_config, model_folder
 from ..models.weights import CONFIG, exported_settings, load_config, load_safetensors, load_weights, weights_sha256
-from .teachers import NO_WEIGHTS, RECORD, Teacher, benchmark_tag, key_sha256, read_record, split_name
+from ..settings.resolved import Settings
+from .build.data import Data
+from .build.model import build_model
+from .settings import model_settings
+from .teacher_cache import RECORD, read_record
+from .teachers import NO_WEIGHTS, Teacher, benchmark_tag, key_sha256, split_name
 
 _logger = logging.getLogger(__name__)
 
@@ -21,18 +26,18 @@ _logger = logging.getLogger(__name__)
 HUB = 'hf-hub:'
 
 
-def hub_name(args: argparse.Namespace) -> str | None:
+def hub_name(settings: Settings) -> str | None:
     """Name by which the teacher of `--teacher` is, or would be, published; None for data that is no benchmark's."""
-    tag = benchmark_tag(args)
+    tag = benchmark_tag(settings.data)
     if tag is None:
         return None
-    architecture, kind = split_name(args.teacher)
+    architecture, kind = split_name(settings.teacher.name)
     if architecture == 'resnet50' and not kind.startswith('paco'):
         architecture = 'resnet50_cosine'  # as LDAM's is called once it is published
     return f'{architecture}.{tag}' + ('' if kind == 'plain' else f'_{kind}')
 
 
-def from_hub(args: argparse.Namespace, key: dict[str, Any]) -> tuple[dict[str, torch.Tensor], str] | None:
+def from_hub(settings: Settings, key: dict[str, Any]) -> tuple[dict[str, torch.Tensor], str] | None:
     """Weights of the published teacher and its id, if it is just the one that would be trained.
 
     Its config.json is asked for once, for three seconds; what its weights must be follows from that.
@@ -40,7 +45,7 @@ def from_hub(args: argparse.Namespace, key: dict[str, Any]) -> tuple[dict[str, t
     Returns:
         None where no such teacher is published, or it cannot be had.
     """
-    name = published_id(hub_name(args) or '')
+    name = published_id(hub_name(settings) or '')
     if name is None:
         return None
     try:
@@ -62,12 +67,7 @@ def from_hub(args: argparse.Namespace, key: dict[str, Any]) -> tuple[dict[str, t
     return weights, HUB + name
 
 
-def from_file(
-        args: argparse.Namespace,
-        settings: argparse.Namespace,
-        data: Any,
-        create: Callable[[argparse.Namespace], nn.Module],
-) -> Teacher:
+def from_file(settings: Settings, named: Settings, data: Data) -> Teacher:
     """The teacher of `--teacher-checkpoint`, or the published one of `--teacher-source hub`.
 
     It may be a checkpoint of train.py, a cached teacher, a model that hfhub/convert.py wrote or that was published
@@ -76,18 +76,17 @@ def from_file(
     by name.
 
     Args:
-        args: The student's settings.
-        settings: The settings that `--teacher` names; they decide the architecture of bare weights.
+        settings: The student's settings.
+        named: The settings that `--teacher` names; they decide the architecture of bare weights.
         data: The student's data.
-        create: Makes the untrained network of given settings.
 
     Raises:
         FileNotFoundError: If it is not there, or the Hub cannot be asked.
         ValueError: If it is of another architecture, or was trained on other classes or images.
     """
-    name = args.teacher_checkpoint
+    name = settings.teacher.checkpoint
     if not name:
-        known = hub_name(args)
+        known = hub_name(settings)
         if known is None:
             raise ValueError(
                 f'--teacher-source hub knows teachers of the benchmarks by name ({", ".join(TAGS)}), not of this data: '
@@ -96,21 +95,22 @@ def from_file(
     path = model_folder(name.removeprefix(HUB), quick=True) if name.startswith(HUB) else Path(name)
     weights, recorded, data_record = _read(path)
     if not recorded:
-        classifier = timm.get_pretrained_cfg(settings.model).classifier
+        classifier = timm.get_pretrained_cfg(named.model.name).classifier
         recorded = {'classifier': 'linear' if f'{classifier}.bias' in weights else 'cosine'}
-    architecture = recorded.get('model', settings.model)
-    if architecture.split('.')[0] != settings.model.split('.')[0]:
+    architecture = recorded.get('model', named.model.name)
+    if architecture.split('.')[0] != named.model.name.split('.')[0]:
         raise ValueError(
-            f'The teacher {name} is of the architecture {architecture}, not {settings.model}: give --teacher '
+            f'The teacher {name} is of the architecture {architecture}, not {named.model.name}: give --teacher '
             f'{architecture.removesuffix("_cifar")}.')
     _check_data(data_record, data, name)
-    settings = argparse.Namespace(**{**vars(settings), **recorded, **NO_WEIGHTS})
-    model = create(settings)
+    trained = argparse.Namespace(**{**named.flags, **recorded, **NO_WEIGHTS})
+    model = build_model(model_settings(trained), data.train.num_classes)
     load_weights(
         model, weights, name, 'Give the --teacher that it is; a released file is made ready by hfhub/convert.py.')
     if theirs := data_record.get('class_names'):
         reorder_classes(model, theirs, data.train.class_names, name)
-    return Teacher(model.eval(), args.teacher, 'hub' if name.startswith(HUB) else 'file', name, settings)
+    source, scale = 'hub' if name.startswith(HUB) else 'file', trained.ldam_scale if trained.loss == 'ldam' else 1.
+    return Teacher(model.eval(), settings.teacher.name, source, name, scale)
 
 
 def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, Any]]:
@@ -138,7 +138,7 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str
     return checkpoint['state_dict'], vars(checkpoint['args']), checkpoint['data']
 
 
-def _check_data(record: dict[str, Any], data: Any, path: str) -> None:
+def _check_data(record: dict[str, Any], data: Data, path: str) -> None:
     theirs, ours = record.get('class_names'), list(data.train.class_names)
     if theirs is None:
         _logger.warning(

@@ -8,35 +8,31 @@ import argparse
 import hashlib
 import json
 import logging
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import timm
-import torch
-from filelock import FileLock, Timeout
-from timm.utils.distributed import world_info_from_env
 from torch import nn
 
 from ..benchmarks import tag_of
-from ..models.weights import WEIGHTS, load_safetensors, load_weights, weights_file
+from ..settings.checks import validate_args
+from ..settings.images import DataSettings
 from ..settings.layers import TEACHER_RECIPES, recipes_for, resolve
-from ..utils.files import atomic_write, write_text
+from ..settings.resolved import Settings
+from .build.data import Data
+from .build.model import build_model
+from .settings import NO_NETWORK, resolve_settings
 
 _logger = logging.getLogger(__name__)
 
 # Raised when training code changes what the same settings give
 FORMAT = 2
-# Words of --teacher that name no network
-NO_NETWORK = ('none', 'labels')
 KINDS = tuple(kind for kind in TEACHER_RECIPES if kind != 'plain')
 # Longer names of the same, which say LDAM beside PaCo
 ALIASES = {'ldam': 'plain', 'ldam_sam': 'sam'}
-RECORD = 'teacher.json'
 
 # What a teacher takes over from the student's settings: its data and how often it is evaluated, ...
 DATA_SETTINGS = (
@@ -85,18 +81,13 @@ class Teacher:
         name: Name asked for.
         source: 'file', 'cache', 'hub' or 'trained'.
         path: Where its weights are, a file, a folder, or 'hf-hub:owner/name'.
-        args: Settings it was trained with, as far as known.
+        logit_scale: Factor that makes its outputs the logits of its loss.
     """
     model: nn.Module
     name: str
     source: str
     path: Path | str
-    args: argparse.Namespace
-
-    @property
-    def logit_scale(self) -> float:
-        """Factor that makes its outputs the logits of its loss: LDAM's scale, which is no part of the network."""
-        return self.args.ldam_scale if self.args.loss == 'ldam' else 1.
+    logit_scale: float = 1.
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -126,14 +117,30 @@ def split_name(name: str) -> tuple[str, str]:
         f'{", ".join("_" + kind for kind in KINDS)}, such as resnet32_sam; or none, or labels.')
 
 
-def benchmark_tag(args: argparse.Namespace) -> str | None:
+def benchmark_tag(data: DataSettings) -> str | None:
     """Key of `benchmarks.TAGS` for the images that the settings choose; None if they are not just that benchmark's."""
-    usual = args.n_max is None and args.imbalance_profile == 'exp' and not args.split_seed and not args.val_fraction
-    return tag_of(args.dataset, args.imbalance_factor) if usual else None
+    usual = data.n_max is None and data.imbalance_profile == 'exp' and not data.split_seed and not data.held_out
+    return tag_of(data.dataset, data.imbalance_factor) if usual else None
+
+
+def teacher_settings(student: Settings, num_images: int, planned: bool = False) -> Settings:
+    """Settings of the teacher's own training, by one process: its recipe, on the student's data.
+
+    Args:
+        student: Settings of the student.
+        num_images: Number of training images.
+        planned: Whether nothing is to be computed on this machine.
+
+    Raises:
+        ValueError: If the teacher's name is unknown, or a setting does not fit its recipe.
+    """
+    args = teacher_args(argparse.Namespace(**student.flags), num_images)
+    validate_args(args)
+    return resolve_settings(args, planned=planned)
 
 
 def teacher_args(args: argparse.Namespace, num_images: int) -> argparse.Namespace:
-    """Settings of the teacher's own training: its recipe, on the student's data."""
+    """What a teacher's own training is asked for, from what its student's is."""
     architecture, kind = split_name(args.teacher)
     overrides = {name: getattr(args, name) for name in DATA_SETTINGS if getattr(args, name) is not None}
     overrides.update(model=architecture, teacher='none')
@@ -174,16 +181,16 @@ def _scale_batch(settings: argparse.Namespace, num_images: int) -> None:
 
 
 def cache_key(
-        settings: argparse.Namespace,
+        flags: Mapping[str, Any],
         data_fingerprint: str,
-        class_names: tuple[str, ...],
+        class_names: Sequence[str],
         images: Mapping[str, Any],
         precision: str,
 ) -> dict:
     """Everything that decides a teacher's weights, as plain JSON values.
 
     Args:
-        settings: Settings of its training.
+        flags: Flags of its training, see `Settings`.
         data_fingerprint: Says which images it is trained on, and their labels.
         class_names: Class names in order.
         images: Its data configuration: size, mean and std, where the settings leave them to the model.
@@ -196,100 +203,18 @@ def cache_key(
         'images': {name: images[name] for name in ('input_size', 'mean', 'std', 'interpolation')},
         'precision': precision,
         'settings': {
-            name: value for name, value in sorted(vars(settings).items())
+            name: value for name, value in sorted(flags.items())
             if name not in IRRELEVANT_SETTINGS and not (name in YOUNGER_SETTINGS and value == YOUNGER_SETTINGS[name])},
     }))
+
+
+def teacher_key(teacher: Settings, data: Data) -> dict[str, Any]:
+    """What a teacher of these settings is kept by, see `cache_key`."""
+    images = build_model(teacher.model, data.train.num_classes).pretrained_cfg
+    return cache_key(
+        teacher.flags, data.train.fingerprint, data.train.class_names, images, teacher.machine.precision.words)
 
 
 def key_sha256(key: dict) -> str:
     """Digest of a key of `cache_key`."""
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-
-
-def cache_folder(args: argparse.Namespace, key: dict) -> Path:
-    """Where the teacher of a key lies."""
-    root = Path(args.teacher_cache).expanduser() if args.teacher_cache else Path.home() / '.cache' / 'timm_deitlt'
-    architecture, kind = split_name(args.teacher)
-    name = architecture.removesuffix('_cifar') + ('' if kind == 'plain' else f'_{kind}')
-    return root / 'teachers' / f'{name}-{key_sha256(key)[:16]}'
-
-
-def is_cached(args: argparse.Namespace, key: dict) -> bool:
-    """Whether the teacher of a key is in the cache."""
-    return (cache_folder(args, key) / RECORD).is_file()
-
-
-def cached_or_trained(
-        args: argparse.Namespace,
-        settings: argparse.Namespace,
-        key: dict,
-        create: Callable[[], nn.Module],
-        fetch: Callable[[], tuple[dict[str, torch.Tensor], str] | None],
-        train: Callable[[Path], nn.Module],
-) -> Teacher:
-    """The teacher of a key from the cache, else fetched or trained now by one process under a lock.
-
-    Args:
-        args: The student's settings.
-        settings: The teacher's settings.
-        key: Its key, see `cache_key`.
-        create: Makes the untrained network.
-        fetch: Gets its weights and their id from where they are published, or None.
-        train: Trains it in a folder, going on with a checkpoint that lies there, and returns the network.
-    """
-    folder = cache_folder(args, key)
-    source, path = 'cache', folder / WEIGHTS
-    while world_info_from_env()[0] and not (folder / RECORD).is_file():
-        time.sleep(.5)  # the first rank of a machine trains, and shows how far it is
-    if not (folder / RECORD).is_file():
-        with _one_process(folder, args.teacher):
-            if not (folder / RECORD).is_file():
-                fetched = fetch()
-                if fetched is None:
-                    source, weights = 'trained', weights_file(train(folder / 'train').state_dict())
-                else:
-                    source, path = 'hub', fetched[1]
-                    weights = weights_file(fetched[0])
-                atomic_write(folder / WEIGHTS, lambda path: path.write_bytes(weights), len(weights))
-                write_text(folder / RECORD, json.dumps(key, indent=2) + '\n')
-    mend = f'Delete the folder {folder} to have the teacher trained anew, or give another --teacher-cache.'
-    stored = read_record(folder / RECORD, mend)
-    if stored != key:
-        differing = ', '.join(sorted(name for name in {**key, **stored} if stored.get(name) != key.get(name)))
-        raise ValueError(f'The cached teacher in {folder} was trained otherwise ({differing} differ). {mend}')
-    # read back even if trained just now, so that a teacher is the same, memory layout included, wherever it comes from
-    model = create()
-    load_weights(model, load_safetensors(folder / WEIGHTS, mend), str(folder / WEIGHTS))
-    return Teacher(model.eval(), args.teacher, source, path, settings)
-
-
-@contextmanager
-def _one_process(folder: Path, name: str) -> Iterator[None]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # the operating system frees the lock of a process that died, so there is no stale one
-        lock = FileLock(folder / '.lock')
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            _logger.warning(f'Another process is training the teacher {name} in {folder}: waiting for it.')
-            lock.acquire()
-    except OSError as error:
-        raise ValueError(
-            f'The teacher {name} cannot be kept in {folder} ({error.strerror}): give a folder that can be written to '
-            'by --teacher-cache.') from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def read_record(path: Path, mend: str) -> dict[str, Any]:
-    """The key that a cached teacher was trained by."""
-    try:
-        record = json.loads(path.read_text())
-    except ValueError:
-        record = None
-    if not isinstance(record, dict) or not {'data', 'class_names', 'settings'} <= record.keys():
-        raise ValueError(f'{str(path)!r} is damaged. {mend}')
-    return record

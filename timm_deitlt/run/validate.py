@@ -10,20 +10,21 @@ from typing import Any
 import torch
 
 from ..engine.checkpoint import check_checkpoint, load_checkpoint
-from ..engine.device import choose_device
 from ..engine.trainer import evaluate
 from ..evaluation import ShotEvaluator
 from ..evaluation.fusion import choose_fusions
 from ..models._hub import model_folder
 from ..models.weights import CONFIG, exported_settings, load_config, load_safetensors, load_weights, weights_sha256
 from ..settings.layers import model_kind, recipes_for, resolve, with_defaults
+from ..settings.resolved import Settings
 from ..utils.files import write_text
 from ..utils.versions import plain_json, versions
 from .build.data import Data, build_data
 from .build.loaders import build_eval_loader
 from .build.model import build_model
-from .build.trainer import choose_precision, warn_of_slow_bfloat16
+from .build.trainer import autocast_of
 from .results import EXPERTS, final_table
+from .settings import resolve_settings
 from .teacher_file import HUB, reorder_classes
 from .teachers import NO_WEIGHTS
 
@@ -53,16 +54,16 @@ def validate(path: str, overrides: dict[str, Any], fusion: str = 'mean') -> dict
     return _validate_run(file / 'last.pth.tar' if file.is_dir() else file, overrides, fusion)
 
 
-def run_settings(checkpoint: dict[str, Any], overrides: dict[str, Any]) -> argparse.Namespace:
-    """Settings to evaluate a checkpoint of a run with, its device chosen."""
+def run_settings(checkpoint: dict[str, Any], overrides: dict[str, Any]) -> Settings:
+    """Settings to evaluate a checkpoint of a run with, on this machine."""
     args = with_defaults(checkpoint['args'])
-    args = argparse.Namespace(**{**vars(args), **NO_WEIGHTS, 'device': None, **overrides})
-    choose_device(args)
-    return args
+    # how many micro-batches make an update does not matter here, and depends on the machine
+    elsewhere = {**NO_WEIGHTS, 'device': None, 'grad_accum_steps': 1}
+    return resolve_settings(argparse.Namespace(**{**vars(args), **elsewhere, **overrides}))
 
 
-def settings_of_export(folder: Path, config: dict[str, Any], overrides: dict[str, Any]) -> argparse.Namespace:
-    """Settings to evaluate an exported model with, its device chosen.
+def settings_of_export(folder: Path, config: dict[str, Any], overrides: dict[str, Any]) -> Settings:
+    """Settings to evaluate an exported model with, on this machine.
 
     Raises:
         ValueError: If neither its config.json, see `models.weights.load_config`, nor `overrides` say on which data.
@@ -73,24 +74,23 @@ def settings_of_export(folder: Path, config: dict[str, Any], overrides: dict[str
     dataset = settings.get('dataset')
     if not dataset and not overrides.get('data_dir'):
         raise ValueError(f'{folder} does not say what to evaluate it on: give --dataset and --data-dir.')
-    args = resolve(settings, recipes_for(dataset or '', model_kind(settings['model'])), prog=str(folder))
-    choose_device(args)
-    return args
+    return resolve_settings(
+        resolve(settings, recipes_for(dataset or '', model_kind(settings['model'])), prog=str(folder)))
 
 
 def _validate_run(file: Path, overrides: dict[str, Any], fusion: str) -> dict[str, Any]:
     checkpoint = load_checkpoint(file)
     if 'args' not in checkpoint or 'experts' not in checkpoint:
         raise ValueError(f'{file} was not written by this train.py: it names no settings and no experts.')
-    args = run_settings(checkpoint, overrides)
-    data = build_data(args, evaluate_split=overrides.get('val_split'))
-    check_checkpoint(checkpoint, str(file), args.model, data.train.fingerprint)
-    model = build_model(args, data.train.num_classes)
+    settings = run_settings(checkpoint, overrides)
+    data = build_data(settings, evaluate_split=overrides.get('val_split'))
+    check_checkpoint(checkpoint, str(file), settings.model.name, data.train.fingerprint)
+    model = build_model(settings.model, data.train.num_classes)
     weights = {'experts': checkpoint['state_dict'], 'ema': checkpoint.get('state_dict_ema')}
     trained = file.parent / 'metrics.json'
     trained = json.loads(trained.read_text()) if trained.is_file() else {}
     names = checkpoint['data']['class_names']
-    return _evaluate(args, data, model, weights, names, tuple(checkpoint['experts']), fusion, file, {
+    return _evaluate(settings, data, model, weights, names, tuple(checkpoint['experts']), fusion, file, {
         'teacher': trained.get('teacher'),
         'epochs_trained': checkpoint['epoch'] + 1,
         **{key: trained.get(key) for key in ('seconds', 'train_images_per_second')},
@@ -99,9 +99,9 @@ def _validate_run(file: Path, overrides: dict[str, Any], fusion: str) -> dict[st
 
 def _validate_exported(folder: Path, overrides: dict[str, Any], fusion: str, save: bool = True) -> dict[str, Any]:
     config = load_config(folder)
-    args = settings_of_export(folder, config, overrides)
-    data = build_data(args, evaluate_split=overrides.get('val_split'))
-    model = build_model(args, data.train.num_classes)
+    settings = settings_of_export(folder, config, overrides)
+    data = build_data(settings, evaluate_split=overrides.get('val_split'))
+    model = build_model(settings.model, data.train.num_classes)
     weights = {'experts': load_safetensors(folder, 'Convert or download it again.')}
     names = config['pretrained_cfg'].get('label_names')
     if names is None:
@@ -110,11 +110,12 @@ def _validate_exported(folder: Path, overrides: dict[str, Any], fusion: str, sav
         EXPERTS if isinstance(model.get_classifier(), tuple) else ('mean', 'cls'))
     unknown = dict.fromkeys(('teacher', 'epochs', 'epochs_trained', 'seed', 'seconds', 'train_images_per_second'))
     return _evaluate(
-        args, data, model, weights, names, tuple(experts), fusion, folder / CONFIG, unknown, folder if save else None)
+        settings, data, model, weights, names, tuple(experts), fusion, folder / CONFIG, unknown,
+        folder if save else None)
 
 
 def _evaluate(
-        args: argparse.Namespace,
+        settings: Settings,
         data: Data,
         model: torch.nn.Module,
         weights: dict[str, dict[str, torch.Tensor] | None],
@@ -128,12 +129,11 @@ def _evaluate(
     if data.evaluation is None:
         raise ValueError('There are no evaluation images: give --val-split.')
     fusions = choose_fusions(fusion, experts)
-    device = torch.device(args.device)
+    device = torch.device(settings.machine.device)
     model.to(device)
-    loader = build_eval_loader(args, data.evaluation, model.pretrained_cfg, device)
-    autocast, _, words = choose_precision(args, device)
-    _logger.info(f'Precision: {words}')
-    warn_of_slow_bfloat16(args, autocast, device)
+    loader = build_eval_loader(settings, data.evaluation, model.pretrained_cfg, device)
+    _logger.info(f'Precision: {settings.machine.precision.words_on(device)}')
+    autocast = autocast_of(settings.machine.precision, device)
     start = time.perf_counter()
     metrics = {}
     for name, state_dict in weights.items():
@@ -152,9 +152,9 @@ def _evaluate(
         **({'fusion': {name: metrics['experts'][name] for name in fusions}} if fusions else {}),
         'shots': data.shots.describe(evaluator.test_counts),
         'data': {**data.describe(evaluator.test_counts), 'bad_images': data.bad_images},
-        'model': args.model,
-        'epochs': args.epochs,
-        'seed': args.seed,
+        'model': settings.model.name,
+        'epochs': settings.schedule.epochs,
+        'seed': settings.seed,
         'eval_images_per_second': round(sum(evaluator.test_counts) * len(metrics) / seconds, 1),
         'weights_sha256': weights_sha256(weights['experts']),
         'versions': versions(),

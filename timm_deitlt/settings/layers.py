@@ -299,11 +299,11 @@ def _stretched(epochs: int | list[int], factor: float) -> int | list[int]:
     return round(epochs * factor)
 
 
-def describe_defaults(args: argparse.Namespace) -> str:
+def describe_defaults(flags: Mapping[str, Any], sources: Mapping[str, str]) -> str:
     """Lines for the log: which recipe, file or command line set what."""
     parts: dict[str, list[str]] = {}
-    for key, source in args.sources.items():
-        value = getattr(args, key)
+    for key, source in sources.items():
+        value = flags[key]
         parts.setdefault(source, []).append(f"{key} {' '.join(map(str, value)) if isinstance(value, list) else value}")
     lines = (f"{source}: {', '.join(shown)}" for source, shown in parts.items() if source != 'default')
     return '\n'.join(textwrap.fill(line, 118, subsequent_indent='    ') for line in lines)

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from ..run.train import NOT_OF_THE_RUN
+from ..run.start import NOT_OF_THE_RUN
 from ..settings.layers import args_to_yaml, model_kind, recipes_for, resolve
 from .study import Study, load_study
 

@@ -55,13 +55,18 @@ def ablate(
     if readme:
         with_table(readme.read_text(encoding='utf-8'), asked.name, '')
     failed = []
-    cells = plan(asked, results, arms or list(asked.arms), seeds or asked.seeds, subsets)
     if not table:
         from .train_cells import check_cells, train_cells  # the table needs none of what trains
+        cells = plan(asked, results, arms or list(asked.arms), seeds or asked.seeds, subsets)
         places = {'data_dir': data_dir} if data_dir else {}
         check_cells(asked, cells, places)
         _logger.info(f'{len(cells)} trainings are to be done, {jobs} at a time, in {work / asked.name}.')
         failed = train_cells(asked, cells, results, work, places, jobs)
+    return _report(asked, results, failed, readme)
+
+
+def _report(asked: Study, results: Path, failed: Sequence[tuple[Cell, str]], readme: Path | None) -> dict[str, Any]:
+    """Write verdicts, page and table of what is there."""
     found = read_results(results, asked)
     judged = verdicts(asked, found, results.name)
     text = format_study(asked, found)

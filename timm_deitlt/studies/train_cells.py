@@ -16,10 +16,12 @@ from filelock import FileLock, Timeout
 
 from ..engine.checkpoint import LAST, load_checkpoint
 from ..run.build.data import build_data
-from ..run.build.model import check_student, drw_start
+from ..run.build.model import check_student
 from ..run.finish import has_mechanisms
 from ..run.mechanisms import analyze
-from ..run.teachers import NO_NETWORK, RECORD, teacher_args
+from ..run.settings import drw_start, resolve_settings
+from ..run.teacher_cache import RECORD
+from ..run.teachers import teacher_settings
 from ..run.train import train
 from ..run.validate import validate
 from ..settings.checks import validate_args
@@ -90,13 +92,14 @@ def check_cells(study: Study, cells: Sequence[Cell], places: Mapping[str, Any]) 
     for cell in cells:
         args = cell_args(study, cell, places)
         validate_args(args)
+        settings = resolve_settings(args, planned=True)
         chosen = (args.dataset, args.split_seed)
         if chosen not in data:
-            data[chosen] = build_data(args)
+            data[chosen] = build_data(settings)
         train = data[chosen].train
-        check_student(args, train.num_classes, train.class_counts)
-        if args.teacher not in NO_NETWORK:
-            validate_args(teacher_args(args, len(train)))
+        check_student(settings, train.num_classes, train.class_counts)
+        if settings.teacher.is_network:
+            teacher_settings(settings, len(train), planned=True)
 
 
 def _end_with_parent() -> None:

@@ -1,5 +1,4 @@
-"""Data sets of a run, from its arguments."""
-import argparse
+"""Data sets of a run, from its settings."""
 import logging
 import multiprocessing
 from collections.abc import Sequence
@@ -10,16 +9,13 @@ from PIL import Image
 from torch.utils.data import IterableDataset
 
 from ...benchmarks import BENCHMARKS, Benchmark
-from ...data.factory import create_dataset, has_split
+from ...data.factory import create_dataset
 from ...data.long_tail import ClassificationSet, holdout
 from ...evaluation import Shots
+from ...settings.images import DataSettings
+from ...settings.resolved import Settings
 
 _logger = logging.getLogger(__name__)
-
-# Without a validation split this part of the training images is held out
-DEFAULT_VAL_FRACTION = 0.1
-# Names under which timm reads a folder of class folders
-FOLDER_DATASETS = ('', 'folder', 'torch/image_folder', 'torch/folder')
 
 
 @dataclass
@@ -75,42 +71,50 @@ class Data:
         }
 
 
-def build_data(args: argparse.Namespace, evaluate_split: str | None = None) -> Data:
-    """Make training and evaluation sets; hold out a part of the training images where there is no other.
+def build_data(settings: Settings, evaluate_split: str | None = None) -> Data:
+    """Make training and evaluation sets; hold out a part of the training images where the settings say so.
 
-    The part held out is written into `args.val_fraction`. With `evaluate_split` the evaluation set is that split, even
-    where a part of the training images was held out.
+    Args:
+        settings: Settings of the run.
+        evaluate_split: Evaluate on this split, even where a part of the training images is held out.
+
+    Raises:
+        ValueError: If the data do not fit the settings.
+        FileNotFoundError: If they are missing.
     """
-    benchmark = BENCHMARKS.get(args.dataset)
+    chosen, fraction = settings.data, settings.data.held_out
+    _check_channels(chosen)
+    benchmark = BENCHMARKS.get(chosen.dataset)
     common = dict(
-        root=args.data_dir,
-        split_seed=args.split_seed,
-        list_dir=args.list_dir,
-        download=args.dataset_download,
-        skip_bad_images=args.skip_bad_images,
-        input_img_mode=args.input_img_mode or ('L' if input_channels(args) == 1 else 'RGB'),
-        class_map=args.class_map or None,
-        input_key=args.input_key,
-        target_key=args.target_key,
-        trust_remote_code=args.dataset_trust_remote_code,
-        seed=args.seed,
-        batch_size=args.batch_size,
+        root=chosen.data_dir,
+        split_seed=chosen.split_seed,
+        list_dir=chosen.list_dir,
+        download=chosen.dataset_download,
+        skip_bad_images=chosen.skip_bad_images,
+        input_img_mode=chosen.image_mode,
+        class_map=chosen.class_map or None,
+        input_key=chosen.input_key,
+        target_key=chosen.target_key,
+        trust_remote_code=chosen.dataset_trust_remote_code,
+        seed=settings.seed,
+        batch_size=settings.loader.batch_size,
     )
     train = create_dataset(
-        args.dataset,
-        split=args.train_split,
-        imbalance_factor=args.imbalance_factor,
-        profile=args.imbalance_profile,
-        n_max=args.n_max,
-        class_counts_file=args.class_counts,
-        num_samples=args.train_num_samples,
+        chosen.dataset,
+        split=chosen.train_split,
+        imbalance_factor=chosen.imbalance_factor,
+        profile=chosen.imbalance_profile,
+        n_max=chosen.n_max,
+        class_counts_file=chosen.class_counts,
+        num_samples=chosen.train_num_samples,
         is_training=True,
         **common,
     )
-    evaluation, evaluated_on = None, _evaluated_on(benchmark, args.val_split)
-    fraction = args.val_fraction = _fraction_to_hold_out(args, isinstance(train, IterableDataset))
+    if isinstance(train, IterableDataset):
+        _check_stream(settings)
+    evaluation, evaluated_on = None, _evaluated_on(benchmark, chosen.val_split)
     if fraction:
-        train, evaluation, small = holdout(train, fraction, args.split_seed)
+        train, evaluation, small = holdout(train, fraction, chosen.split_seed)
         evaluated_on = f'{100 * fraction:g} % of the training images, held out'
         _logger.info(
             f'Holding out {len(evaluation)} of {len(train) + len(evaluation)} training images for evaluation, class by '
@@ -118,31 +122,30 @@ def build_data(args: argparse.Namespace, evaluate_split: str | None = None) -> D
         if small:
             names = ', '.join(train.class_names[label] for label in small[:10])
             _logger.warning(f'{len(small)} class(es) are too small to hold out an image and are not evaluated: {names}')
-    if evaluate_split or (args.val_split and not fraction):
+    if evaluate_split or (chosen.val_split and not fraction):
         evaluated_on = f'split {evaluate_split!r}' if evaluate_split else evaluated_on
         evaluation = create_dataset(
-            args.dataset,
-            split=evaluate_split or args.val_split,
-            num_samples=args.val_num_samples,
+            chosen.dataset,
+            split=evaluate_split or chosen.val_split,
+            num_samples=chosen.val_num_samples,
             is_training=False,
-            class_counts_file=args.class_counts,
+            class_counts_file=chosen.class_counts,
             class_names=train.class_names,
             **common,
         )
-    if args.num_classes not in (None, train.num_classes):
+    if chosen.num_classes not in (None, train.num_classes):
         raise ValueError(
-            f'--num-classes {args.num_classes} differs from the {train.num_classes} classes of the data set; leave the '
-            'flag out.')
-    _check_channels(args, common['input_img_mode'])
+            f'--num-classes {chosen.num_classes} differs from the {train.num_classes} classes of the data set; leave '
+            'the flag out.')
     counts = list(train.class_counts)
     return Data(
         train=train,
         evaluation=evaluation,
         evaluated_on=evaluated_on,
         shots=Shots.from_counts(counts, benchmark.shot_boundaries if benchmark else None),
-        name=args.dataset or str(args.data_dir),
+        name=chosen.dataset or str(chosen.data_dir),
         imbalance_factor=max(counts) / min(counts),
-        split_seed=args.split_seed,
+        split_seed=chosen.split_seed,
     )
 
 
@@ -153,37 +156,18 @@ def _evaluated_on(benchmark: Benchmark | None, split: str) -> str:
     return 'the test images' if split == 'test' or not benchmark.files else 'the validation images'
 
 
-def _fraction_to_hold_out(args: argparse.Namespace, iterable: bool) -> float | None:
-    """Part of the training images to evaluate on: as given, else a tenth of a folder without the evaluation split."""
-    fraction = args.val_fraction
-    if args.dataset in BENCHMARKS and args.val_split in ('train', 'training'):
+def _check_stream(settings: Settings) -> None:
+    for flag, given in (
+            ('--val-fraction', settings.data.held_out), ('--aug-repeats', settings.loader.aug_repeats),
+            ('--train-img-sizes', settings.augment.train_img_sizes)):
+        if given:
+            raise ValueError(
+                f'{flag} needs images that can be indexed, but {settings.data.dataset!r} is read as a stream. Leave '
+                f'{flag} out{", and give a --val-split" if flag == "--val-fraction" else ""}.')
+
+
+def _check_channels(data: DataSettings) -> None:
+    if len(Image.new(data.image_mode, (1, 1)).getbands()) != data.channels:
         raise ValueError(
-            f'--val-split {args.val_split} would evaluate {args.dataset} on its training images: leave it out for '
-            'the test images, or give --val-fraction to hold a part of the training images out.')
-    if (
-            args.val_split and not fraction and args.dataset in FOLDER_DATASETS and args.data_dir
-            and not has_split(args.data_dir, args.val_split)
-    ):
-        fraction = DEFAULT_VAL_FRACTION
-        _logger.info(f'{args.data_dir} has no {args.val_split!r} split.')
-    if iterable and (fraction or args.aug_repeats or args.train_img_sizes):
-        flag = '--val-fraction' if fraction else '--aug-repeats' if args.aug_repeats else '--train-img-sizes'
-        raise ValueError(
-            f'{flag} needs images that can be indexed, but {args.dataset!r} is read as a stream. Leave {flag} out'
-            f'{", and give a --val-split" if fraction else ""}.')
-    return fraction
-
-
-def _check_channels(args: argparse.Namespace, mode: str) -> None:
-    channels = input_channels(args)
-    if len(Image.new(mode, (1, 1)).getbands()) != channels:
-        raise ValueError(
-            f'Images of mode {mode} do not have {channels} channels (--in-chans): give --input-img-mode, such as L for '
-            '1, RGB for 3, RGBA for 4.')
-
-
-def input_channels(args: argparse.Namespace) -> int:
-    """Channels of the input images."""
-    if args.in_chans is not None:
-        return args.in_chans
-    return args.input_size[0] if args.input_size is not None else 3
+            f'Images of mode {data.image_mode} do not have {data.channels} channels (--in-chans): give '
+            '--input-img-mode, such as L for 1, RGB for 3, RGBA for 4.')

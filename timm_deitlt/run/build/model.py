@@ -1,8 +1,8 @@
-"""Model, losses, task and optimizer of a run, from its arguments."""
-import argparse
+"""Model, losses, task and optimizer of a run, from its settings."""
 import logging
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -19,10 +19,11 @@ from ...engine.device import has_bfloat16
 from ...loss import LabelLoss, create_distillation_loss
 from ...models.cosine import set_cosine_classifier
 from ...optim.muon import orthogonalize_in_float32
+from ...settings.resolved import ModelSettings, OptimizerSettings, Settings
 from ...task import ClassifierTask, DeiTLTTask
 from ...task.paco import PaCoTask
 from ...task.paco_network import PaCoNet
-from .data import Data, input_channels
+from .data import Data
 from .loaders import build_mixup, build_train_transform
 
 _logger = logging.getLogger(__name__)
@@ -31,46 +32,46 @@ _logger = logging.getLogger(__name__)
 FUSED_OPTIMIZERS = ('adam', 'adamw', 'sgd', 'momentum', 'samsgd', 'samadamw')
 
 
-def build_model(args: argparse.Namespace, num_classes: int, training: bool = False) -> nn.Module:
+def build_model(settings: ModelSettings, num_classes: int, train_sizes: Sequence[int] = ()) -> nn.Module:
     """Create the model and write the resolved data configuration into its `pretrained_cfg`.
 
     Args:
-        args: Settings of the run.
+        settings: What it is.
         num_classes: Number of classes.
-        training: Whether it takes every size of `--train-img-sizes`, not that of evaluation alone.
+        train_sizes: Sizes of image that it has to take beside that of evaluation.
 
     Raises:
         ValueError: If the name is unknown or an image size does not fit.
     """
-    sizes = args.train_img_sizes if training else None
-    if not timm.is_model(args.model.split('.')[0]):
-        near = get_close_matches(args.model, timm.list_models(), n=3)
+    name = settings.name
+    if not timm.is_model(name.split('.')[0]):
+        near = get_close_matches(name, timm.list_models(), n=3)
         raise ValueError(
-            f'Unknown model {args.model!r}{"; did you mean " + " or ".join(near) + "?" if near else "."} '
+            f'Unknown model {name!r}{"; did you mean " + " or ".join(near) + "?" if near else "."} '
             "timm.list_models('*deit*') after `import timm_deitlt` lists what there is.")
     try:
-        model = _create(args, num_classes, any_size=bool(sizes))
+        model = _create(settings, num_classes, any_size=bool(train_sizes))
     except Exception as error:  # timm, torch and pickle raise many kinds
-        if sizes and 'dynamic_img_size' in str(error):
-            raise ValueError(f'{args.model} takes one image size only: leave --train-img-sizes out.') from error
+        if train_sizes and 'dynamic_img_size' in str(error):
+            raise ValueError(f'{name} takes one image size only: leave --train-img-sizes out.') from error
         reason = str(error) or f'"{traceback.extract_tb(error.__traceback__)[-1].line}" does not hold'
         raise ValueError(
-            f'timm cannot make {args.model} as asked for: {reason.strip().rstrip(".")}. Look at --model-kwargs, --gp, '
+            f'timm cannot make {name} as asked for: {reason.strip().rstrip(".")}. Look at --model-kwargs, --gp, '
             '--img-size, --pretrained and --initial-checkpoint.') from error
-    if args.classifier == 'cosine':
+    if settings.classifier == 'cosine':
         set_cosine_classifier(model)
-    _scale_head(model, args.head_init_scale, args.head_init_bias)
-    if args.grad_checkpointing:
+    _scale_head(model, settings.head_init_scale, settings.head_init_bias)
+    if settings.grad_checkpointing:
         model.set_grad_checkpointing(enable=True)
-    config = _data_config(args, model)
+    config = _data_config(settings, model)
     _check_patches(model, config['input_size'][-2:], '--img-size')
-    for size in sizes or ():
+    for size in train_sizes:
         _check_patches(model, (size, size), '--train-img-sizes')
     model.pretrained_cfg = {**model.pretrained_cfg, **config, 'num_classes': num_classes}
     return model
 
 
-def check_student(args: argparse.Namespace, num_classes: int, class_counts: Sequence[int]) -> nn.Module:
+def check_student(settings: Settings, num_classes: int, class_counts: Sequence[int]) -> nn.Module:
     """Make once what else is made only after the teacher was trained.
 
     Returns:
@@ -80,32 +81,34 @@ def check_student(args: argparse.Namespace, num_classes: int, class_counts: Sequ
         ValueError: If model, optimizer or augmentation cannot be made as asked for, or the model lacks the token that
             a teacher trains.
     """
-    model = build_model(args, num_classes, training=True)
-    if args.teacher != 'none' and not isinstance(model, VisionTransformerDistilled):
+    model = build_model(settings.model, num_classes, settings.augment.train_img_sizes or ())
+    if settings.teacher.name != 'none' and not isinstance(model, VisionTransformerDistilled):
         raise ValueError(
-            f'--teacher {args.teacher} trains a DIST token, which {args.model} does not have: use a deit_lt model, or '
-            '--teacher none.')
-    build_optimizer(argparse.Namespace(**{**vars(args), 'lr': args.lr or 1.}), model, args.batch_size)
-    if args.loss == 'paco':
-        PaCoNet(model, args.paco_dim)
+            f'--teacher {settings.teacher.name} trains a DIST token, which {settings.model.name} does not have: use a '
+            'deit_lt model, or --teacher none.')
+    known = replace(settings.optimizer, lr=settings.optimizer.peak_lr)  # how it follows is said once, in training
+    build_optimizer(known, model, fused=settings.machine.auto_speed == 'on')
+    if settings.loss.label_loss == 'paco':
+        PaCoNet(model, settings.loss.paco_dim)
     else:
-        build_label_loss(args, num_classes, class_counts, drw_targets(args, args.teacher != 'none') in ('cls', 'both'))
-    build_train_transform(args, model.pretrained_cfg)
-    build_mixup(args, num_classes)
-    if args.torchcompile:
+        build_label_loss(settings, num_classes, class_counts)
+    build_train_transform(settings.augment, model.pretrained_cfg, settings.data.image_mode)
+    build_mixup(settings.augment, num_classes)
+    backend, mode = settings.machine.torchcompile, settings.machine.torchcompile_mode
+    if backend:
         try:
-            torch.compile(model, backend=args.torchcompile, mode=args.torchcompile_mode)  # nothing is compiled yet
+            torch.compile(model, backend=backend, mode=mode)  # nothing is compiled yet
         except RuntimeError as error:
-            raise ValueError(
-                f'--torchcompile {args.torchcompile} --torchcompile-mode {args.torchcompile_mode}: {error}') from error
+            raise ValueError(f'--torchcompile {backend} --torchcompile-mode {mode}: {error}') from error
     return model
 
 
-def _data_config(args: argparse.Namespace, model: nn.Module) -> dict[str, Any]:
-    config = resolve_data_config({**vars(args), 'mean': None, 'std': None}, model=model)
-    channels = input_channels(args)
+def _data_config(settings: ModelSettings, model: nn.Module) -> dict[str, Any]:
+    asked = {name: getattr(settings, name) for name in ('input_size', 'img_size', 'crop_pct', 'interpolation')}
+    config = resolve_data_config(asked, model=model)
+    channels = settings.channels
     for name in ('mean', 'std'):
-        values = tuple(getattr(args, name) or config[name])
+        values = tuple(getattr(settings, name) or config[name])
         if channels == 1:
             values = (sum(values) / len(values),)  # grey is the average of the colours
         if len(values) not in (1, channels):
@@ -129,32 +132,32 @@ def untrained_cfg(name: str) -> PretrainedCfg | None:
     return timm.get_pretrained_cfg(name, allow_unregistered=True)
 
 
-def _create(args: argparse.Namespace, num_classes: int, any_size: bool) -> nn.Module:
-    cfg = untrained_cfg(args.model)
-    kwargs = dict(args.model_kwargs)
-    if cfg is not None and '.' not in args.model and not args.pretrained:
+def _create(settings: ModelSettings, num_classes: int, any_size: bool) -> nn.Module:
+    cfg = untrained_cfg(settings.name)
+    kwargs = dict(settings.model_kwargs)
+    if cfg is not None and '.' not in settings.name and not settings.pretrained:
         kwargs['pretrained_cfg'] = cfg
-    size = args.input_size[-1] if args.input_size is not None else args.img_size
+    size = settings.img_size if settings.input_size is None else settings.input_size[-2:]
     if size is not None and cfg is not None and cfg.fixed_input_size:
-        kwargs.setdefault('img_size', tuple(args.input_size[-2:]) if args.input_size is not None else size)
+        kwargs.setdefault('img_size', size)
     if any_size and cfg is not None and cfg.fixed_input_size:
         kwargs['dynamic_img_size'] = True
-    overlay = dict(file=args.pretrained_path, num_classes=-1) if args.pretrained_path else {}
-    overlay.update(args.pretrained_cfg_overlay)
+    overlay = dict(file=settings.pretrained_path, num_classes=-1) if settings.pretrained_path else {}
+    overlay.update(settings.pretrained_cfg_overlay)
     if overlay:
         kwargs['pretrained_cfg_overlay'] = overlay
     return timm.create_model(
-        args.model,
-        pretrained=args.pretrained or bool(args.pretrained_path),
-        in_chans=input_channels(args),
+        settings.name,
+        pretrained=settings.pretrained or bool(settings.pretrained_path),
+        in_chans=settings.channels,
         num_classes=num_classes,
-        drop_rate=args.drop,
-        drop_path_rate=args.drop_path,
-        drop_block_rate=args.drop_block,
-        global_pool=args.gp,
-        bn_momentum=args.bn_momentum,
-        bn_eps=args.bn_eps,
-        checkpoint_path=args.initial_checkpoint,
+        drop_rate=settings.drop,
+        drop_path_rate=settings.drop_path,
+        drop_block_rate=settings.drop_block,
+        global_pool=settings.gp,
+        bn_momentum=settings.bn_momentum,
+        bn_eps=settings.bn_eps,
+        checkpoint_path=settings.initial_checkpoint,
         **kwargs,
     )
 
@@ -179,46 +182,28 @@ def _check_patches(model: nn.Module, size: tuple[int, int], flag: str) -> None:
             f'a multiple of {patch_size[0]} as {flag}, or another patch by --model-kwargs patch_size=N.')
 
 
-def drw_start(args: argparse.Namespace) -> int:
-    """0-based epoch at which the last stage begins: as given, else the paper's ratio of 11/12."""
-    return round(args.epochs * 11 / 12) if args.drw_start_epoch is None else args.drw_start_epoch
-
-
-def drw_targets(args: argparse.Namespace, has_teacher: bool) -> str:
-    """What the last stage re-weights: as given, else DIST with a teacher, the labels of LDAM, or nothing."""
-    if args.drw_on == 'both' and args.teacher == 'none':
-        return 'cls'  # the only expert
-    if args.drw_on:
-        return args.drw_on
-    return 'dist' if has_teacher else 'cls' if args.loss == 'ldam' else 'none'
-
-
-def build_label_loss(
-        args: argparse.Namespace,
-        num_classes: int,
-        class_counts: Sequence[int],
-        weighted: bool,
-) -> nn.Module:
+def build_label_loss(settings: Settings, num_classes: int, class_counts: Sequence[int]) -> nn.Module:
     """Loss of labels in both stages."""
+    loss, stage_two = settings.loss, settings.stage_two
     return LabelLoss(
         num_classes,
-        loss='bce' if args.bce_loss else args.loss,
-        smoothing=args.smoothing,
+        loss=loss.label_loss,
+        smoothing=loss.smoothing,
         class_counts=class_counts,
-        drw_start_epoch=drw_start(args),
-        weighted=weighted,
-        keep_mixup=args.keep_mixup_drw,
-        beta=args.drw_beta,
-        prior_tau={'ce': 0., 'balanced_softmax': 1., 'logit_adjust': args.logit_adjust_tau}[args.cls_loss],
-        ldam_margin=args.ldam_margin,
-        ldam_scale=args.ldam_scale,
+        drw_start_epoch=stage_two.start_epoch,
+        weighted=stage_two.targets in ('cls', 'both'),
+        keep_mixup=stage_two.keep_mixup,
+        beta=stage_two.beta,
+        prior_tau=loss.prior_tau,
+        ldam_margin=loss.ldam_margin,
+        ldam_scale=loss.ldam_scale,
         bce_kwargs=dict(
-            bce_sum=args.bce_sum, bce_target_thresh=args.bce_target_thresh, pos_weight=args.bce_pos_weight),
+            bce_sum=loss.bce_sum, bce_target_thresh=loss.bce_target_thresh, pos_weight=loss.bce_pos_weight),
     )
 
 
 def build_task(
-        args: argparse.Namespace,
+        settings: Settings,
         model: nn.Module,
         teacher: nn.Module | None,
         data: Data,
@@ -227,84 +212,76 @@ def build_task(
         teacher_scale: float = 1.,
 ) -> nn.Module:
     """The task of a run: distillation, or label training without a teacher network."""
-    targets = drw_targets(args, teacher is not None)
+    loss, stage_two = settings.loss, settings.stage_two
     counts = list(data.train.class_counts)
     common = dict(shots=data.shots, device=device, dtype=dtype, verbose=False)
-    if args.loss == 'paco':
+    if loss.label_loss == 'paco':
         return PaCoTask(
             model,
             counts,
-            alpha=args.paco_alpha,
-            beta=args.paco_beta,
-            gamma=args.paco_gamma,
-            temperature=args.paco_temperature,
-            queue_size=args.paco_queue,
-            dim=args.paco_dim,
-            momentum=args.paco_momentum,
+            alpha=loss.paco_alpha,
+            beta=loss.paco_beta,
+            gamma=loss.paco_gamma,
+            temperature=loss.paco_temperature,
+            queue_size=loss.paco_queue,
+            dim=loss.paco_dim,
+            momentum=loss.paco_momentum,
             **common,
         )
+    label_loss = build_label_loss(settings, data.train.num_classes, counts)
     if teacher is None:
-        experts = ('cls', 'dist') if args.teacher == 'labels' else ('cls',)
-        criterion = build_label_loss(args, data.train.num_classes, counts, weighted=targets in ('cls', 'both'))
-        if targets == 'dist':
+        if stage_two.targets == 'dist':
             raise ValueError(
-                f'--drw-on dist re-weights the distillation loss, but --teacher {args.teacher} distills nothing: use '
-                '--drw-on cls or none, or a teacher such as resnet32_sam.')
-        return ClassifierTask(model, criterion, experts, **common)
+                f'--drw-on dist re-weights the distillation loss, but --teacher {settings.teacher.name} distills '
+                'nothing: use --drw-on cls or none, or a teacher such as resnet32_sam.')
+        experts = ('cls', 'dist') if settings.teacher.name == 'labels' else ('cls',)
+        return ClassifierTask(model, label_loss, experts, **common)
     distillation_loss = create_distillation_loss(
-        ('drw_' if targets in ('dist', 'both') else '') + args.kd_token_distill_type,
+        ('drw_' if stage_two.targets in ('dist', 'both') else '') + loss.kd_token_distill_type,
         class_counts=counts,
-        drw_start_epoch=drw_start(args),
-        beta=args.drw_beta,
-        temperature=args.kd_temperature,
+        drw_start_epoch=stage_two.start_epoch,
+        beta=stage_two.beta,
+        temperature=loss.kd_temperature,
     )
     return DeiTLTTask(
         model,
         teacher,
         distillation_loss,
-        build_label_loss(args, data.train.num_classes, counts, weighted=targets in ('cls', 'both')),
-        teacher_normalize=args.teacher_normalize,
-        teacher_antialias=args.teacher_antialias,
+        label_loss,
+        teacher_normalize=settings.teacher.normalize,
+        teacher_antialias=settings.teacher.antialias,
         teacher_scale=teacher_scale,
-        task_loss_weight=args.task_loss_weight,
-        distill_loss_weight=args.distill_loss_weight,
+        task_loss_weight=loss.task_loss_weight,
+        distill_loss_weight=loss.distill_loss_weight,
         **common,
     )
 
 
-def learning_rate(args: argparse.Namespace, global_batch_size: int) -> float:
-    """Peak learning rate: `--lr`, else `--lr-base` scaled to the images of an update."""
-    if args.lr:
-        return args.lr
-    ratio = global_batch_size / args.lr_base_size
-    name = args.opt.lower()
-    scale = args.lr_base_scale or ('sqrt' if any(word in name for word in ('ada', 'lamb')) else 'linear')
-    return args.lr_base * (ratio ** 0.5 if scale == 'sqrt' else ratio)
-
-
-def build_optimizer(args: argparse.Namespace, model: nn.Module, global_batch_size: int) -> torch.optim.Optimizer:
-    """Optimizer by timm's name; the learning rate follows the global batch where `--lr` is not given."""
-    name = args.opt.lower()
+def build_optimizer(settings: OptimizerSettings, model: nn.Module, fused: bool) -> torch.optim.Optimizer:
+    """Optimizer by timm's name; `fused` where torch has one kernel for a whole step of it."""
+    name = settings.opt.lower()
     if name not in list_optimizers():
         near = get_close_matches(name, list_optimizers(), n=3)
         raise ValueError(
-            f'Unknown optimizer {args.opt!r}{"; did you mean " + " or ".join(near) + "?" if near else "."} '
+            f'Unknown optimizer {settings.opt!r}{"; did you mean " + " or ".join(near) + "?" if near else "."} '
             'timm.optim.list_optimizers() lists what there is; SAM is samsgd or samadamw.')
-    lr = learning_rate(args, global_batch_size)
-    if not args.lr:
-        _logger.info(f'Learning rate {lr:.3g}: {args.lr_base} for {args.lr_base_size} images, scaled to the batch')
-    kwargs = dict(optimizer_kwargs(cfg=args), lr=lr, filter_bias_and_bn=args.filter_bias_and_bn)
-    excluding = {'foreach', 'differentiable'}.intersection(args.opt_kwargs)
-    if name in FUSED_OPTIMIZERS and args.auto_speed == 'on' and not excluding:
+    if not settings.lr:
+        _logger.info(
+            f'Learning rate {settings.peak_lr:.3g}: {settings.lr_base} for {settings.lr_base_size} images, scaled to '
+            'the batch')
+    kwargs = dict(
+        optimizer_kwargs(cfg=settings), lr=settings.peak_lr, filter_bias_and_bn=settings.filter_bias_and_bn)
+    excluding = {'foreach', 'differentiable'}.intersection(settings.opt_kwargs)
+    if fused and name in FUSED_OPTIMIZERS and not excluding:
         kwargs['fused'] = True
-    if name.startswith('sam'):
-        kwargs.update(rho=args.rho, adaptive=args.sam_adaptive)
+    if settings.is_sam:
+        kwargs.update(rho=settings.rho, adaptive=settings.sam_adaptive)
     try:
-        optimizer = create_optimizer_v2(model, **{**kwargs, **args.opt_kwargs})
+        optimizer = create_optimizer_v2(model, **{**kwargs, **settings.opt_kwargs})
     except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).rstrip('.')
         raise ValueError(
-            f'timm cannot make the optimizer {args.opt} as asked for: {reason}. Look at --opt-kwargs, --opt-betas, '
+            f'timm cannot make the optimizer {settings.opt} as asked for: {reason}. Look at --opt-kwargs, --opt-betas, '
             '--lr and --weight-decay.') from error
     if isinstance(optimizer, Muon) and not has_bfloat16(next(model.parameters()).device):
         orthogonalize_in_float32(optimizer)

@@ -1,12 +1,10 @@
-"""Everything a run trains with, from its arguments."""
-import argparse
+"""Everything a run trains with, from its settings."""
 import logging
 import os
 from bisect import bisect_right
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache, partial
-from typing import Any
 
 import torch
 from timm.data import resolve_data_config
@@ -18,43 +16,29 @@ from ...data.augment import BatchAugment
 from ...data.seeds import seed_everything
 from ...engine.device import has_bfloat16, price_of_bfloat16
 from ...engine.trainer import Trainer
+from ...settings.resolved import MachineSettings, OptimizerSettings, Precision, Settings
 from .data import Data
-from .loaders import build_eval_loader, build_mixup, build_train_loader, update_size
-from .model import build_model, build_optimizer, build_task, drw_start
+from .loaders import build_eval_loader, build_mixup, build_train_loader
+from .model import build_model, build_optimizer, build_task
 
 _logger = logging.getLogger(__name__)
 
 
-def choose_precision(args: argparse.Namespace, device: torch.device) -> tuple[Any, torch.amp.GradScaler | None, str]:
-    """Context of forward passes, gradient scaler of fp16, and the words for the log.
-
-    bfloat16 is chosen where the device has instructions for it, and obeyed elsewhere if it is asked for.
-    """
-    dtype = {'bfloat16': torch.bfloat16, 'float16': torch.float16}[args.amp_dtype]
-    amp = args.amp
-    if amp is None:
-        amp = has_bfloat16(device) if dtype == torch.bfloat16 else device.type == 'cuda'
-        amp = amp and args.model_dtype in (None, 'float32')
-    if not amp:
-        return nullcontext, None, f'{args.model_dtype or "float32"} on {device}'
-    scaler = torch.amp.GradScaler(device.type) if dtype == torch.float16 else None
-    how = 'chosen automatically, --no-amp turns it off' if args.amp is None else '--amp'
-    return partial(torch.autocast, device_type=device.type, dtype=dtype), scaler, (
-        f'automatic mixed precision, {args.amp_dtype} on {device} ({how})')
+def autocast_of(precision: Precision, device: torch.device) -> Callable:
+    """Context of forward passes, after a word of what they cost where they are slow."""
+    warn_of_slow_bfloat16(precision, device)
+    if not precision.mixed:
+        return nullcontext
+    return partial(torch.autocast, device_type=device.type, dtype=getattr(torch, precision.mixed))
 
 
-def precision_words(args: argparse.Namespace, device: torch.device) -> str:
-    """Words for the precision of a training, the same on every device."""
-    return choose_precision(args, device)[2].split(' on ')[0]
-
-
-def warn_of_slow_bfloat16(args: argparse.Namespace, autocast: Callable, device: torch.device) -> None:
+def warn_of_slow_bfloat16(precision: Precision, device: torch.device) -> None:
     """Say once what bfloat16 costs where it was asked for and the CPU has no instructions for it."""
-    mixed = autocast is not nullcontext and args.amp_dtype == 'bfloat16'
-    if device.type == 'cpu' and (mixed or args.model_dtype == 'bfloat16') and not has_bfloat16(device):
+    if device.type == 'cpu' and 'bfloat16' in (precision.mixed, precision.weights) and not has_bfloat16(device):
         _warn_once(
             f'This CPU has no instructions for bfloat16: a matrix product takes {price_of_bfloat16():.0f} times as '
-            f'long as in float32 here. {"Give --no-amp" if mixed else "Leave out --model-dtype"} for float32.')
+            f'long as in float32 here. {"Give --no-amp" if precision.mixed else "Leave out --model-dtype"} for '
+            'float32.')
 
 
 @cache
@@ -63,93 +47,88 @@ def _warn_once(text: str) -> None:
         _logger.warning(text)
 
 
-def rho_schedule(args: argparse.Namespace) -> Callable[[int, int], float] | None:
+def rho_schedule(settings: OptimizerSettings) -> Callable[[int, int], float] | None:
     """SAM's radius by epoch and update of the run, both from 0, or None where it does not change."""
-    if not args.opt.startswith('sam') or (not args.rho_milestones and args.sam_every == 1):
+    if not settings.is_sam or (not settings.rho_milestones and settings.sam_every == 1):
         return None
-    values = [args.rho, *args.rho_values]
+    values = [settings.rho, *settings.rho_values]
 
     def rho(epoch: int, update: int) -> float:
-        return 0. if update % args.sam_every else values[bisect_right(args.rho_milestones, epoch + 1)]
+        return 0. if update % settings.sam_every else values[bisect_right(settings.rho_milestones, epoch + 1)]
 
     return rho
 
 
 def build_trainer(
-        args: argparse.Namespace,
+        settings: Settings,
         data: Data,
         teacher: nn.Module | None,
         device: torch.device,
-        world_size: int = 1,
-        rank: int = 0,
         teacher_scale: float = 1.,
 ) -> Trainer:
     """Everything a run trains with, on its device and wrapped for its ranks; `teacher_scale` as in `DeiTLTTask`."""
-    seed_everything(args.seed)
-    if args.fast_norm:
+    machine, optimizer, augment = settings.machine, settings.optimizer, settings.augment
+    seed_everything(settings.seed)
+    if machine.fast_norm:
         set_fast_norm()
     num_classes = data.train.num_classes
-    model = build_model(args, num_classes, training=True)
+    model = build_model(settings.model, num_classes, augment.train_img_sizes or ())
     config = resolve_data_config(pretrained_cfg=model.pretrained_cfg)
-    dtype = getattr(torch, args.model_dtype) if args.model_dtype else torch.float32
-    model.to(device=device, dtype=dtype)
-    if args.channels_last:
-        model.to(memory_format=torch.channels_last)
-    if world_size > 1 and args.sync_bn:
+    dtype = getattr(torch, machine.precision.weights)
+    for network in (model, teacher):
+        if network is not None:
+            network.to(device=device, dtype=dtype)
+        if network is not None and machine.channels_last:
+            network.to(memory_format=torch.channels_last)
+    if machine.world_size > 1 and machine.sync_bn:
         model = convert_sync_batchnorm(model)
-    if teacher is not None:
-        teacher.to(device=device, dtype=dtype)
-        if args.channels_last:
-            teacher.to(memory_format=torch.channels_last)
-    task = build_task(args, model, teacher, data, device, dtype, teacher_scale)
-    optimizer = build_optimizer(args, task.get_trainable_module(), update_size(args, world_size)[1])
-    autocast, scaler, words = choose_precision(args, device)
-    _logger.info(f'Precision: {words}')
-    warn_of_slow_bfloat16(args, autocast, device)
-    weak = teacher is not None and args.teacher_view == 'weak'
-    second_view = 'key' if args.loss == 'paco' else 'weak' if weak else ''
-    loader = build_train_loader(args, data, config, device, world_size, rank, second_view, dtype)
+    task = build_task(settings, model, teacher, data, device, dtype, teacher_scale)
+    built = build_optimizer(optimizer, task.get_trainable_module(), fused=machine.auto_speed == 'on')
+    _logger.info(f'Precision: {machine.precision.words_on(device)}')
+    autocast = autocast_of(machine.precision, device)
+    weak = teacher is not None and settings.teacher.view == 'weak'
+    second_view = 'key' if settings.loss.label_loss == 'paco' else 'weak' if weak else ''
+    loader = build_train_loader(settings, data, config, device, second_view, dtype)
     scheduler, epochs = create_scheduler_v2(
-        optimizer, **scheduler_kwargs(args), updates_per_epoch=loader.updates_per_epoch)
-    if epochs != args.epochs:
+        built, **scheduler_kwargs(settings.schedule), updates_per_epoch=loader.updates_per_epoch)
+    if epochs != settings.schedule.epochs:
         _logger.info(f'The schedule lasts {epochs} epochs with its warm-up prefix and cool-down.')
-    if args.model_ema:
+    if machine.model_ema:
         task.setup_ema(
-            decay=args.model_ema_decay,
-            use_warmup=args.model_ema_warmup,
-            device='cpu' if args.model_ema_force_cpu else None,
+            decay=machine.model_ema_decay,
+            use_warmup=machine.model_ema_warmup,
+            device='cpu' if machine.model_ema_force_cpu else None,
         )
-        _warn_of_slow_ema(args, loader.updates_per_epoch * epochs)
-    evaluation = data.evaluation
+        _warn_of_slow_ema(machine, loader.updates_per_epoch * epochs)
     return Trainer(
         task=task,
-        optimizer=optimizer,
+        optimizer=built,
         loader=loader,
         augment=BatchAugment(
-            build_mixup(args, num_classes), 0. if args.no_aug else args.reprob, args.remode, args.recount, device),
-        eval_loader=None if evaluation is None else build_eval_loader(
-            args, evaluation, config, device, world_size, rank, dtype),
+            build_mixup(augment, num_classes), augment.erasing, augment.remode, augment.recount, device),
+        eval_loader=None if data.evaluation is None else build_eval_loader(
+            settings, data.evaluation, config, device, dtype),
         scheduler=scheduler,
-        rho=rho_schedule(args),
+        rho=rho_schedule(optimizer),
         epochs=epochs,
-        seed=args.seed,
+        seed=settings.seed,
         autocast=autocast,
-        scaler=scaler,
-        clip_grad=args.clip_grad,
-        clip_mode=args.clip_mode,
-        channels_last=args.channels_last,
-        drw_start_epoch=drw_start(args),
-        keep_mixup=args.keep_mixup_drw,
-        mixup_off_epoch=args.mixup_off_epoch,
-        world_size=world_size,
-        dist_bn='' if args.sync_bn else args.dist_bn,
-        log_interval=args.log_interval,
+        scaler=torch.amp.GradScaler(device.type) if machine.precision.mixed == 'float16' else None,
+        clip_grad=optimizer.clip_grad,
+        clip_mode=optimizer.clip_mode,
+        channels_last=machine.channels_last,
+        drw_start_epoch=settings.stage_two.start_epoch,
+        keep_mixup=settings.stage_two.keep_mixup,
+        mixup_off_epoch=augment.mixup_off_epoch,
+        world_size=machine.world_size,
+        dist_bn='' if machine.sync_bn else machine.dist_bn,
+        log_interval=settings.output.log_interval,
     )
 
 
-def _warn_of_slow_ema(args: argparse.Namespace, updates: int) -> None:
-    kept = args.model_ema_decay ** updates
-    if kept > 0.05 and not args.model_ema_warmup:
+def _warn_of_slow_ema(machine: MachineSettings, updates: int) -> None:
+    kept = machine.model_ema_decay ** updates
+    if kept > 0.05 and not machine.model_ema_warmup:
         _logger.warning(
             f'After all {updates} updates the EMA still holds {100 * kept:.0f} % of the random start: lower '
-            f'--model-ema-decay {args.model_ema_decay} or add --model-ema-warmup.')
+            f'--model-ema-decay {machine.model_ema_decay} or add --model-ema-warmup.')

@@ -66,7 +66,7 @@ def analyze(path: str, overrides: dict[str, Any] | None = None, num_images: int 
     subject = open_subject(path, overrides or {})
     images, labels = evaluation_images(subject.data, num_images)
     result = {
-        'model': subject.args.model,
+        'model': subject.settings.model.name,
         'num_images': len(labels),
         'images': subject.data.evaluated_on,
         **_measure_tokens(subject, images),

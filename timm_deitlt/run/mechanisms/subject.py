@@ -1,5 +1,4 @@
 """What is measured: a trained model, its data and where its teacher is."""
-import argparse
 import csv
 import json
 import logging
@@ -17,10 +16,11 @@ from torch.utils.data import IterableDataset, Subset
 from ...engine.checkpoint import LAST, check_checkpoint, load_checkpoint
 from ...models._hub import model_folder
 from ...models.weights import CONFIG, load_config, load_safetensors, load_weights
+from ...settings.resolved import Settings
 from ..build.data import Data, build_data
 from ..build.loaders import build_eval_loader
 from ..build.model import build_model
-from ..build.trainer import choose_precision, warn_of_slow_bfloat16
+from ..build.trainer import autocast_of
 from ..results import EXPERTS
 from ..teacher_file import HUB, reorder_classes
 from ..validate import run_settings, settings_of_export
@@ -33,7 +33,7 @@ class Subject:
     """What is measured.
 
     Attributes:
-        args: Settings of its training, or that make it.
+        settings: Settings of its training, or that make it.
         data: Its data sets.
         model: The trained network, in evaluation mode on its device.
         experts: Experts that were trained.
@@ -43,7 +43,7 @@ class Subject:
         folder: Where the measurements are kept, or None for nowhere.
         suffix: What follows the names of the files; empty for the last checkpoint of a run.
     """
-    args: argparse.Namespace
+    settings: Settings
     data: Data
     model: nn.Module
     experts: Sequence[str]
@@ -54,11 +54,11 @@ class Subject:
     suffix: str
 
     def __post_init__(self):
-        self.device = torch.device(self.args.device)
+        machine = self.settings.machine
+        self.device = torch.device(machine.device)
         self.model.to(self.device).eval()
-        self.autocast, _, words = choose_precision(self.args, self.device)
-        _logger.info(f'Precision: {words}')
-        warn_of_slow_bfloat16(self.args, self.autocast, self.device)
+        _logger.info(f'Precision: {machine.precision.words_on(self.device)}')
+        self.autocast = autocast_of(machine.precision, self.device)
 
     @property
     def has_dist(self) -> bool:
@@ -67,7 +67,7 @@ class Subject:
 
     def batches(self, images: Any) -> Any:
         """Loader of evaluation images as the model expects them."""
-        return build_eval_loader(self.args, images, self.model.pretrained_cfg, self.device)
+        return build_eval_loader(self.settings, images, self.model.pretrained_cfg, self.device)
 
 
 def open_subject(path: str, overrides: dict[str, Any]) -> Subject:
@@ -83,17 +83,17 @@ def _open_run(file: Path, overrides: dict[str, Any]) -> Subject:
     checkpoint = load_checkpoint(file)
     if 'args' not in checkpoint or 'experts' not in checkpoint:
         raise ValueError(f'{file} was not written by this train.py: it names no settings and no experts.')
-    args = run_settings(checkpoint, overrides)
-    data = build_data(args, evaluate_split=overrides.get('val_split'))
-    check_checkpoint(checkpoint, str(file), args.model, data.train.fingerprint)
-    model = build_model(args, data.train.num_classes)
+    settings = run_settings(checkpoint, overrides)
+    data = build_data(settings, evaluate_split=overrides.get('val_split'))
+    check_checkpoint(checkpoint, str(file), settings.model.name, data.train.fingerprint)
+    model = build_model(settings.model, data.train.num_classes)
     load_weights(model, checkpoint['state_dict'], str(file))
     reorder_classes(model, checkpoint['data']['class_names'], data.train.class_names, str(file))
     metrics = file.parent / 'metrics.json'
     teacher = (json.loads(metrics.read_text()).get('teacher') or {}) if metrics.is_file() else {}
     suffix = '' if file.name == LAST else '-' + file.name.removesuffix('.pth.tar')
     return Subject(
-        args, data, model, checkpoint['experts'], teacher.get('path'), _history(file.parent, checkpoint['epoch']),
+        settings, data, model, checkpoint['experts'], teacher.get('path'), _history(file.parent, checkpoint['epoch']),
         checkpoint['epoch'] + 1, file.parent, suffix)
 
 
@@ -108,14 +108,14 @@ def _history(folder: Path, last_epoch: int) -> list[tuple[int, float]]:
 
 def _open_exported(folder: Path, overrides: dict[str, Any], save: bool = True) -> Subject:
     config = load_config(folder)
-    args = settings_of_export(folder, config, overrides)
-    data = build_data(args, evaluate_split=overrides.get('val_split'))
-    model = build_model(args, data.train.num_classes)
+    settings = settings_of_export(folder, config, overrides)
+    data = build_data(settings, evaluate_split=overrides.get('val_split'))
+    model = build_model(settings.model, data.train.num_classes)
     load_weights(model, load_safetensors(folder, 'Convert or download it again.'), str(folder / CONFIG))
     if names := config['pretrained_cfg'].get('label_names'):
         reorder_classes(model, names, data.train.class_names, str(folder / CONFIG))
     experts = config['about'].get('experts') or EXPERTS
-    return Subject(args, data, model, experts, None, [], None, folder if save else None, '')
+    return Subject(settings, data, model, experts, None, [], None, folder if save else None, '')
 
 
 def choose(labels: Sequence[int], classes: Sequence[int], limit: int) -> list[int]:

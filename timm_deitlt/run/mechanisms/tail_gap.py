@@ -7,7 +7,6 @@ from ...engine.checkpoint import load_checkpoint
 from ...engine.trainer import evaluate
 from ...evaluation import ShotEvaluator
 from ...models.weights import load_weights
-from ..build.model import drw_start
 from ..teacher_file import reorder_classes
 from .subject import Subject, choose
 
@@ -30,7 +29,7 @@ def measure_tail_gap(subject: Subject, images: Any, num_images: int) -> dict[str
         return None
     chosen = choose([int(label) for label in train.targets], subject.data.shots.groups['tail'], num_images)
     parts = {'train': Subset(train, chosen), 'test': images}
-    start = drw_start(subject.args)
+    start = subject.settings.stage_two.start_epoch
     milestone = folder / f'milestone-{start}.pth.tar'
     found: dict[str, list[float]] = {'epochs': [], 'train': [], 'test': []}
     if start < subject.epochs and milestone.is_file():

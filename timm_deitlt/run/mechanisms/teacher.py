@@ -1,6 +1,6 @@
 """What the teacher makes of the images that the student is trained on."""
-import argparse
 import logging
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,9 +10,9 @@ from ...data.augment import BatchAugment
 from ...data.seeds import seed_everything
 from ...engine.trainer import expert_logits
 from ..build.loaders import build_mixup, build_train_loader
-from ..build.model import build_model, build_task, drw_start
+from ..build.model import build_task
 from ..teacher_file import from_file
-from ..teachers import NO_NETWORK, Teacher, teacher_args
+from ..teachers import Teacher, teacher_settings
 from .subject import Subject
 
 _logger = logging.getLogger(__name__)
@@ -20,17 +20,17 @@ _logger = logging.getLogger(__name__)
 
 def _load_teacher(subject: Subject) -> Teacher | None:
     """The teacher of a run, or None, with the reason in the log."""
-    args, data = subject.args, subject.data
-    if not subject.has_dist or args.teacher in NO_NETWORK:
+    settings, data = subject.settings, subject.data
+    if not subject.has_dist or not settings.teacher.is_network:
         _logger.info('The model was trained without a teacher network: its training images are not measured.')
         return None
     if subject.teacher is None:
         _logger.warning('Where the teacher is is not known: what it says of the training images is not measured.')
         return None
     try:
-        settings = teacher_args(args, sum(data.train.class_counts))
-        named = argparse.Namespace(**{**vars(args), 'teacher_checkpoint': subject.teacher})
-        return from_file(named, settings, data, lambda settings: build_model(settings, data.train.num_classes))
+        named = teacher_settings(settings, sum(data.train.class_counts), planned=True)
+        asked = replace(settings, teacher=replace(settings.teacher, checkpoint=subject.teacher))
+        return from_file(asked, named, data)
     except (FileNotFoundError, ValueError) as error:
         _logger.warning(f'What the teacher says of the training images is not measured. {error}')
         return None
@@ -44,19 +44,19 @@ def measure_teacher(subject: Subject, images: Any, max_views: int) -> dict[str, 
     teacher = _load_teacher(subject)
     if teacher is None:
         return None
-    # micro-batches make the views; how many of them make an update does not matter here
-    args = argparse.Namespace(**{**vars(subject.args), 'grad_accum_steps': 1})
+    settings, augment_as = subject.settings, subject.settings.augment
     data, model, device = subject.data, subject.model, subject.device
-    task = build_task(args, model, teacher.model.to(device), data, device, torch.float32)
+    task = build_task(settings, model, teacher.model.to(device), data, device, torch.float32)
     seen, clean = (TeacherView(data.shots.groups['tail'], teacher.logit_scale) for _ in range(2))
-    loader = build_train_loader(args, data, model.pretrained_cfg, device, 1, 0, '', torch.float32)
-    erasing = 0. if args.no_aug else args.reprob
-    augment = BatchAugment(build_mixup(args, data.train.num_classes), erasing, args.remode, args.recount, device)
-    augment.mixup_enabled = args.keep_mixup_drw or drw_start(args) > 0
+    loader = build_train_loader(settings, data, model.pretrained_cfg, device, '', torch.float32)
+    augment = BatchAugment(
+        build_mixup(augment_as, data.train.num_classes), augment_as.erasing, augment_as.remode, augment_as.recount,
+        device)
+    augment.mixup_enabled = settings.stage_two.keep_mixup or settings.stage_two.start_epoch > 0
     with torch.inference_mode():
         for plan, batch, target in (micro_batch for update in loader.epoch(0) for micro_batch in update):
             # as in training, see Trainer
-            seed_everything(args.seed, 0, plan.number)
+            seed_everything(settings.seed, 0, plan.number)
             batch, _, target = augment(batch, target)
             with subject.autocast():
                 dist_logits = expert_logits(model, batch, ('cls', 'dist'))['dist']

@@ -1,0 +1,176 @@
+"""The door: what was asked for becomes settings that hold on this machine, and is not seen below."""
+import argparse
+import logging
+import math
+from types import MappingProxyType
+
+import torch
+from timm.utils.distributed import world_info_from_env
+
+from ..benchmarks import BENCHMARKS
+from ..data.factory import has_split
+from ..engine.device import choose_device, has_bfloat16, local_device
+from ..settings.images import AugmentSettings, DataSettings, LoaderSettings
+from ..settings.resolved import (
+    LossSettings,
+    MachineSettings,
+    ModelSettings,
+    OptimizerSettings,
+    OutputSettings,
+    Precision,
+    ScheduleSettings,
+    Settings,
+    StageTwoSettings,
+    TeacherSettings,
+    part,
+)
+
+_logger = logging.getLogger(__name__)
+
+# Words of --teacher that name no network
+NO_NETWORK = ('none', 'labels')
+# Without a validation split this part of the training images is held out
+DEFAULT_VAL_FRACTION = 0.1
+# Names under which timm reads a folder of class folders
+FOLDER_DATASETS = ('', 'folder', 'torch/image_folder', 'torch/folder')
+
+
+def resolve_settings(
+        args: argparse.Namespace,
+        world_size: int = 1,
+        rank: int = 0,
+        planned: bool = False,
+) -> Settings:
+    """Work out what follows from what was asked for on this machine; `validate_args` has checked it before.
+
+    Args:
+        args: Settings as `settings.layers.parse_args` gives them; they stay as they are.
+        world_size: Number of processes that train together.
+        rank: Which of them this is.
+        planned: Whether nothing is to be computed here, so that it need not be possible on this machine.
+
+    Raises:
+        ValueError: If the device cannot be used, or the images of an update are not whole micro-batches.
+    """
+    device = args.device if planned else choose_device(args.device, plain=args.auto_speed == 'off')
+    held_out = fraction_to_hold_out(args)
+    channels = input_channels(args)
+    micro_batches, update_images = update_size(args, world_size)
+    flags = {name: value for name, value in vars(args).items() if name != 'sources'}
+    return Settings(
+        flags=MappingProxyType({**flags, 'device': device, 'val_fraction': held_out}),
+        sources=MappingProxyType(dict(getattr(args, 'sources', {}))),
+        seed=args.seed,
+        data=part(
+            DataSettings, args, held_out=held_out, channels=channels,
+            image_mode=args.input_img_mode or ('L' if channels == 1 else 'RGB')),
+        model=model_settings(args),
+        augment=part(AugmentSettings, args),
+        loader=part(
+            LoaderSettings, args, evaluation_batch_size=args.validation_batch_size or args.batch_size,
+            micro_batches=micro_batches, update_images=update_images),
+        loss=part(
+            LossSettings, args, label_loss='bce' if args.bce_loss else args.loss,
+            prior_tau={'ce': 0., 'balanced_softmax': 1., 'logit_adjust': args.logit_adjust_tau}[args.cls_loss]),
+        stage_two=StageTwoSettings(drw_start(args), drw_targets(args), args.drw_beta, args.keep_mixup_drw),
+        optimizer=part(OptimizerSettings, args, peak_lr=learning_rate(args, update_images)),
+        schedule=part(ScheduleSettings, args),
+        teacher=part(
+            TeacherSettings, args, 'teacher_', name=args.teacher, is_network=args.teacher not in NO_NETWORK),
+        output=part(OutputSettings, args),
+        machine=part(
+            MachineSettings, args, device=device, world_size=world_size, rank=rank,
+            precision=choose_precision(args, None if planned else local_device(device))),
+    )
+
+
+def model_settings(args: argparse.Namespace) -> ModelSettings:
+    """What network was asked for."""
+    return part(ModelSettings, args, name=args.model, channels=input_channels(args))
+
+
+def settings_of_this_process(args: argparse.Namespace) -> Settings:
+    """Settings of one of the processes that a launcher such as torchrun started, or of the only one."""
+    _, rank, world_size = world_info_from_env()
+    return resolve_settings(args, world_size, rank)
+
+
+def choose_precision(args: argparse.Namespace, device: torch.device | None) -> Precision:
+    """bfloat16 is chosen where the device has instructions for it, and obeyed elsewhere if it is asked for."""
+    mixed, weights = args.amp, args.model_dtype or 'float32'
+    if mixed is None and weights == 'float32' and device is not None:
+        mixed = has_bfloat16(device) if args.amp_dtype == 'bfloat16' else device.type == 'cuda'
+    elif mixed is None:
+        mixed = weights == 'float32'
+    return Precision(args.amp_dtype if mixed else None, weights, chosen=args.amp is None)
+
+
+def update_size(args: argparse.Namespace, world_size: int = 1) -> tuple[int, int]:
+    """Micro-batches of each device in an update, and images in an update over all devices.
+
+    Where `--global-batch-size` has fewer micro-batches than there are devices, or not a whole number for each, some
+    devices idle: the update stays the same.
+
+    Raises:
+        ValueError: If the global batch is not a whole number of micro-batches, or contradicts the accumulation.
+    """
+    size = args.global_batch_size
+    if size is None:
+        return args.grad_accum_steps, args.batch_size * args.grad_accum_steps * world_size
+    batches, rest = divmod(size, args.batch_size)
+    if rest or not batches:
+        raise ValueError(
+            f'An update of {size} images (--global-batch-size) is no whole number of micro-batches of '
+            f'{args.batch_size} (--batch-size): give a multiple of it, or another --batch-size.')
+    steps = math.ceil(batches / world_size)
+    if args.grad_accum_steps not in (1, steps):
+        raise ValueError(
+            f'--global-batch-size {size} makes {steps} accumulation step(s) of {args.batch_size} images on '
+            f'{world_size} device(s), but --grad-accum-steps is {args.grad_accum_steps}: leave one of them out.')
+    return steps, size
+
+
+def learning_rate(args: argparse.Namespace, update_images: int) -> float:
+    """Peak learning rate: `--lr`, else `--lr-base` scaled to the images of an update."""
+    if args.lr:
+        return args.lr
+    ratio = update_images / args.lr_base_size
+    name = args.opt.lower()
+    scale = args.lr_base_scale or ('sqrt' if any(word in name for word in ('ada', 'lamb')) else 'linear')
+    return args.lr_base * (ratio ** 0.5 if scale == 'sqrt' else ratio)
+
+
+def drw_start(args: argparse.Namespace) -> int:
+    """0-based epoch at which the last stage begins: as given, else the paper's ratio of 11/12."""
+    return round(args.epochs * 11 / 12) if args.drw_start_epoch is None else args.drw_start_epoch
+
+
+def drw_targets(args: argparse.Namespace) -> str:
+    """What the last stage re-weights: as given, else DIST with a teacher, the labels of LDAM, or nothing."""
+    if args.drw_on == 'both' and args.teacher == 'none':
+        return 'cls'  # the only expert
+    if args.drw_on:
+        return args.drw_on
+    return 'dist' if args.teacher not in NO_NETWORK else 'cls' if args.loss == 'ldam' else 'none'
+
+
+def input_channels(args: argparse.Namespace) -> int:
+    """Channels of the input images."""
+    if args.in_chans is not None:
+        return args.in_chans
+    return args.input_size[0] if args.input_size is not None else 3
+
+
+def fraction_to_hold_out(args: argparse.Namespace) -> float | None:
+    """Part of the training images to evaluate on: as given, else a tenth of a folder without the evaluation split."""
+    if args.dataset in BENCHMARKS and args.val_split in ('train', 'training'):
+        raise ValueError(
+            f'--val-split {args.val_split} would evaluate {args.dataset} on its training images: leave it out for '
+            'the test images, or give --val-fraction to hold a part of the training images out.')
+    if (
+            args.val_split and not args.val_fraction and args.dataset in FOLDER_DATASETS and args.data_dir
+            and not has_split(args.data_dir, args.val_split)
+    ):
+        _logger.info(f'{args.data_dir} has no {args.val_split!r} split.')
+        return DEFAULT_VAL_FRACTION
+    return args.val_fraction
