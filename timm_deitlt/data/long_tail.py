@@ -295,7 +295,7 @@ def holdout(
     if len(held) == 0:
         raise ValueError(
             f'Holding out {fraction} of {dataset.name} takes no image: its largest class has '
-            f'{max(dataset.class_counts)}; hold out a larger part (--val-fraction).'
+            f'{max(dataset.class_counts)}; hold out a larger part (--val-fraction), or evaluate all in turn (--folds).'
         )
     return dataset.subset(stay), dataset.subset(held), small
 

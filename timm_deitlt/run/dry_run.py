@@ -11,6 +11,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..benchmarks import BENCHMARKS
+from ..data.folds import split_fold
 from ..data.loader import MicroBatchSampler
 from ..data.long_tail import ClassificationSet, holdout, long_tailed_subset
 from ..data.readers import count_listed
@@ -18,9 +19,11 @@ from ..data.sampling import class_counts
 from ..evaluation import Shots
 from ..loss import class_weights
 from ..settings.checks import validate_args
+from .advice import named_counts, too_few_updates
 from .build.data import build_data
 from .build.loaders import build_mixup, size_schedule, update_size
 from .build.model import check_student, drw_start, drw_targets, learning_rate, untrained_cfg
+from .build.normalisation import assume_normalisation
 from .build.trainer import rho_schedule
 from .teachers import NO_NETWORK, teacher_args
 
@@ -45,7 +48,8 @@ def dry_run(args: argparse.Namespace) -> dict[str, Any]:
     """
     world_size = args.dry_run_world_size or 1
     steps, global_batch = update_size(args, world_size)
-    images, counts, boundaries, needs = _training_set(args)
+    measured = assume_normalisation(args)
+    images, counts, names, boundaries, needs = _training_set(args)
     sampler = MicroBatchSampler(
         images, args.batch_size, steps, world_size, repeats=args.aug_repeats, even=build_mixup(args, 2) is not None,
         global_batch_size=global_batch)
@@ -62,6 +66,8 @@ def dry_run(args: argparse.Namespace) -> dict[str, Any]:
         'data': args.dataset or str(args.data_dir),
         'train_images': images,
         'class_counts': counts,
+        'class_names': names,
+        'fold': f'{args.fold or 0} of {args.folds}' if args.folds else None,
         'needs': needs,
         'shots': None if counts is None else _shots(counts, boundaries),
         'images_per_epoch': sampler.images_per_epoch,
@@ -71,6 +77,7 @@ def dry_run(args: argparse.Namespace) -> dict[str, Any]:
         'grad_accum_steps': steps,
         'idle': steps * world_size * args.batch_size > global_batch,
         'global_batch_size': global_batch,
+        'measured': measured,
         'updates_per_epoch': updates,
         'train_img_sizes': size_schedule(args).drawn if args.train_img_sizes else None,
         'train_size_schedule': args.train_size_schedule,
@@ -95,24 +102,28 @@ def dry_run(args: argparse.Namespace) -> dict[str, Any]:
         'teacher': _teacher(args, images),
     }
     _logger.info(_report(result))
-    return result
+    if few := too_few_updates(args.dataset, sampler.images_per_epoch, global_batch, args.epochs):
+        _logger.warning(few)
+    return {**result, 'warning': few}
 
 
-def _training_set(args: argparse.Namespace) -> tuple[int, list[int] | None, tuple[int, int] | None, str | None]:
-    """Training images, images per class, shot cuts, and the file that would tell the counts."""
+def _training_set(
+        args: argparse.Namespace,
+) -> tuple[int, list[int] | None, list[str] | None, tuple[int, int] | None, str | None]:
+    """Training images, images and names of the classes, shot cuts, and the file that would tell the counts."""
     benchmark = BENCHMARKS.get(args.dataset)
     if benchmark is None:
-        counts = list(build_data(args).train.class_counts)
-        return sum(counts), counts, None, None
+        train = build_data(args).train
+        return sum(train.class_counts), list(train.class_counts), list(train.class_names), None, None
     natural = benchmark.imbalance_factor is None
     try:
         counts = count_listed(benchmark, args.data_dir, args.list_dir) if natural else class_counts(
             benchmark.num_classes, args.n_max or benchmark.n_max, args.imbalance_factor or benchmark.imbalance_factor,
             args.imbalance_profile)
     except FileNotFoundError as error:
-        if args.list_dir or args.imbalance_factor or args.val_fraction:
+        if args.list_dir or args.imbalance_factor or args.val_fraction or args.folds:
             raise  # the published number of images would not be the answer
-        return benchmark.train_images, None, benchmark.shot_boundaries, str(error)
+        return benchmark.train_images, None, None, benchmark.shot_boundaries, str(error)
     if not natural and benchmark.name != 'lt/digits' and counts[0] > benchmark.n_max:
         raise ValueError(f'{benchmark.name} has {benchmark.n_max} images of a class, --n-max asks for {args.n_max}.')
     labels = range(benchmark.num_classes)
@@ -121,7 +132,9 @@ def _training_set(args: argparse.Namespace) -> tuple[int, list[int] | None, tupl
         dataset = long_tailed_subset(dataset, args.imbalance_factor, args.imbalance_profile, args.n_max)
     if args.val_fraction:
         dataset, *_ = holdout(dataset, args.val_fraction)
-    return len(dataset), dataset.class_counts, benchmark.shot_boundaries, None
+    if args.folds:
+        dataset, *_ = split_fold(dataset, args.folds, args.fold or 0)
+    return len(dataset), dataset.class_counts, benchmark.class_names, benchmark.shot_boundaries, None
 
 
 def _left_out(args: argparse.Namespace, images: int) -> str | None:
@@ -227,7 +240,8 @@ def _report(result: dict[str, Any]) -> str:
             f"{group} {part['classes']} classes of {part['largest']} ... {part['smallest']}"
             for group, part in result['shots'].items() if part['classes'])
         lines += [
-            f"{result['train_images']:,} training images: {groups}",
+            f"{result['train_images']:,} training images{_of_fold(result)}: {groups}",
+            f"classes: {named_counts(result['class_names'], result['class_counts'])}",
             f"class weights from {result['class_weight_first']:.4f} (most frequent) to "
             f"{result['class_weight_last']:.3f} (rarest)",
         ]
@@ -237,12 +251,17 @@ def _report(result: dict[str, Any]) -> str:
         f"{result['updates_per_epoch']} updates an epoch of {result['images_per_epoch']:,} images"
         f"{' (' + result['left_out'] + ')' if result['left_out'] else ''}, {result['epochs']} epochs",
         *_sizes(result),
+        *(['mean and std are measured from the training images when it trains'] if result['measured'] else []),
         f"learning rate up to {result['peak_lr']:.3g} after {result['warmup_epochs']} epochs of warm-up, at the end "
         f"{result['final_lr']:.3g}",
         f"loss {result['loss']}, {result['opt']}{_sam(result)}; {_stage_two(result)}",
         f"memory of a device, estimated: {result['memory_gib']} GiB for weights, gradients, optimizer and activations",
     ]
     return '\n'.join([*lines, *_report_teacher(result['teacher'])])
+
+
+def _of_fold(result: dict[str, Any]) -> str:
+    return f" of fold {result['fold']}, of which each is trained" if result['fold'] else ''
 
 
 def _sizes(result: dict[str, Any]) -> list[str]:

@@ -30,6 +30,7 @@ _LONG_ENOUGH = .5
 def teacher_settings(args: argparse.Namespace, data: Data) -> argparse.Namespace:
     """Settings of the teacher's own training, checked."""
     settings = teacher_args(args, sum(data.train.class_counts))
+    vars(settings).update(data.measured)
     validate_args(settings)
     return settings
 

@@ -57,6 +57,6 @@ def final_table(result: dict[str, Any], shots: Any) -> str:
     rows.update(result.get('fusion', {}))
     if result['teacher'] and result['teacher'].get('top1') is not None:
         rows['teacher'] = result['teacher']
-    return format_table(rows, shots, result['data']['test_counts'])
+    return format_table(rows, shots, result['data']['test_counts'], class_names=result['data']['class_names'])
 
 

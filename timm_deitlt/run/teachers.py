@@ -65,7 +65,7 @@ IRRELEVANT_SETTINGS = {
     'dataset_download', 'device', 'device_modules', 'amp', 'amp_dtype', 'val_split', 'val_num_samples', 'sources',
     'config', 'dataset', 'crop_pct', 'imbalance_factor', 'imbalance_profile', 'n_max', 'split_seed', 'val_fraction',
     'class_counts', 'list_dir', 'report', 'dry_run', 'dry_run_world_size', 'distributed', 'local_rank', 'rank',
-    'world_size', 'auto_speed', 'cache_images',
+    'world_size', 'auto_speed', 'cache_images', 'folds', 'fold',
 }
 
 
@@ -128,7 +128,8 @@ def split_name(name: str) -> tuple[str, str]:
 
 def benchmark_tag(args: argparse.Namespace) -> str | None:
     """Key of `benchmarks.TAGS` for the images that the settings choose; None if they are not just that benchmark's."""
-    usual = args.n_max is None and args.imbalance_profile == 'exp' and not args.split_seed and not args.val_fraction
+    usual = args.n_max is None and args.imbalance_profile == 'exp' and not args.split_seed and not (
+        args.val_fraction or args.folds)
     return tag_of(args.dataset, args.imbalance_factor) if usual else None
 
 
@@ -139,6 +140,8 @@ def teacher_args(args: argparse.Namespace, num_images: int) -> argparse.Namespac
     overrides.update(model=architecture, teacher='none')
     if args.in_chans is None and args.input_size:
         overrides['in_chans'] = args.input_size[0]
+    if overrides.get('in_chans', 3) not in (1, 3):  # no recipe knows such images
+        overrides.update((name, getattr(args, name)) for name in ('mean', 'std') if getattr(args, name))
     if kind.startswith('strong'):  # what the student leaves out too
         overrides.update((name, getattr(args, name)) for name in AUGMENTATION_SETTINGS)
     if args.teacher_epochs:

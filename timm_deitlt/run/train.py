@@ -29,9 +29,11 @@ from ..models.weights import load_weights
 from ..settings.checks import validate_args
 from ..settings.layers import args_to_yaml, describe_defaults
 from ..utils.versions import plain_json, versions
+from .advice import named_counts, too_few_updates
 from .build.data import Data, build_data
 from .build.loaders import build_eval_loader, update_size
 from .build.model import build_model, check_student, drw_start, drw_targets
+from .build.normalisation import measure_normalisation
 from .build.trainer import build_trainer, choose_precision, precision_words
 from .dry_run import dry_run
 from .finish import check_run, discard_findings, finish_run
@@ -70,8 +72,9 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     _logger.info(describe_defaults(args))
     primary = int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0
     checkpoint, source, path = _starting_point(args)
-    update_size(args, world_info_from_env()[2])
+    _, global_batch_size = update_size(args, world_info_from_env()[2])
     data = build_data(args)
+    measure_normalisation(args, data)
     _logger.info(_describe_data(data))
     # what does not fit is an error before the teacher is trained
     student = check_student(args, data.train.num_classes, data.train.class_counts)
@@ -87,6 +90,8 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         with doing('timing a step'):
             start_epoch = checkpoint['epoch'] + 1 if checkpoint and args.resume else 0
             _logger.info(look_ahead(args, data, path, start_epoch))
+        if few := too_few_updates(args.dataset, sum(data.train.class_counts), global_batch_size, args.epochs):
+            _logger.warning(few)
     with doing('waiting for the teacher that another process makes'):
         teacher = resolve_teacher(args, data)
     device = init_distributed_device(args)
@@ -263,7 +268,8 @@ def evaluate_teacher(args: argparse.Namespace, teacher: Teacher, data: Data, dev
         data.shots, experts=('cls',), device=device, max_samples=evaluation_sample_limit(loader))
     autocast, _, _ = choose_precision(args, device)
     metrics = evaluate(model, loader, evaluator, autocast, distributed=getattr(args, 'distributed', False))['cls']
-    _logger.info('\n' + format_table({'teacher': metrics}, data.shots, evaluator.test_counts))
+    _logger.info('\n' + format_table(
+        {'teacher': metrics}, data.shots, evaluator.test_counts, class_names=data.train.class_names))
     return metrics
 
 
@@ -316,10 +322,9 @@ def _describe_stages(args: argparse.Namespace) -> str:
 
 
 def _describe_data(data: Data) -> str:
-    counts = sorted(data.train.class_counts, reverse=True)
-    shown = ', '.join(map(str, counts if len(counts) <= 12 else counts[:5])) + (
-        f', ..., {counts[-1]}' if len(counts) > 12 else '')
+    counts = data.train.class_counts
     evaluation = 'no evaluation' if data.evaluation is None else f'evaluated on {data.evaluated_on}'
     return (
-        f'{data.name}: {sum(counts)} training images of {len(counts)} classes ({shown}; imbalance factor '
+        f'{data.name}: {sum(counts)} training images of {len(counts)} classes '
+        f'({named_counts(data.train.class_names, counts)}; imbalance factor '
         f'{data.imbalance_factor:.4g}), {evaluation}. {data.shots.rule}')

@@ -3,7 +3,7 @@ import argparse
 import logging
 import multiprocessing
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import Image
@@ -11,6 +11,8 @@ from torch.utils.data import IterableDataset
 
 from ...benchmarks import BENCHMARKS, Benchmark
 from ...data.factory import create_dataset, has_split
+from ...data.folds import split_fold
+from ...data.image import ARRAY, image_mode
 from ...data.long_tail import ClassificationSet, holdout
 from ...evaluation import Shots
 
@@ -34,6 +36,7 @@ class Data:
         name: Name of the data set.
         imbalance_factor: n_max / n_min of the training images.
         split_seed: Seed of subset and hold-out.
+        measured: Mean and std of the training images, as far as they were measured.
     """
     train: Any
     evaluation: Any
@@ -42,6 +45,7 @@ class Data:
     name: str
     imbalance_factor: float
     split_seed: int
+    measured: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def bad_images(self) -> int:
@@ -88,7 +92,8 @@ def build_data(args: argparse.Namespace, evaluate_split: str | None = None) -> D
         list_dir=args.list_dir,
         download=args.dataset_download,
         skip_bad_images=args.skip_bad_images,
-        input_img_mode=args.input_img_mode or ('L' if input_channels(args) == 1 else 'RGB'),
+        input_img_mode=args.input_img_mode,
+        in_chans=input_channels(args),
         class_map=args.class_map or None,
         input_key=args.input_key,
         target_key=args.target_key,
@@ -116,9 +121,16 @@ def build_data(args: argparse.Namespace, evaluate_split: str | None = None) -> D
             f'Holding out {len(evaluation)} of {len(train) + len(evaluation)} training images for evaluation, class by '
             'class; they are never trained on.')
         if small:
-            names = ', '.join(train.class_names[label] for label in small[:10])
-            _logger.warning(f'{len(small)} class(es) are too small to hold out an image and are not evaluated: {names}')
-    if evaluate_split or (args.val_split and not fraction):
+            _logger.warning(
+                f'{len(small)} class(es) are too small to hold out an image and are not evaluated: '
+                f'{_names(train, small)}. With --folds 5 every image is evaluated once.')
+    if args.folds:
+        fold = args.fold or 0
+        train, evaluation, single = split_fold(train, args.folds, fold, args.split_seed)
+        evaluated_on = f'fold {fold} (from 0) of {args.folds}'
+        if single:
+            _logger.warning(f'Of {len(single)} class(es) there is one image, never evaluated: {_names(train, single)}')
+    if evaluate_split or (args.val_split and not fraction and not args.folds):
         evaluated_on = f'split {evaluate_split!r}' if evaluate_split else evaluated_on
         evaluation = create_dataset(
             args.dataset,
@@ -133,7 +145,7 @@ def build_data(args: argparse.Namespace, evaluate_split: str | None = None) -> D
         raise ValueError(
             f'--num-classes {args.num_classes} differs from the {train.num_classes} classes of the data set; leave the '
             'flag out.')
-    _check_channels(args, common['input_img_mode'])
+    _check_channels(args)
     counts = list(train.class_counts)
     return Data(
         train=train,
@@ -153,6 +165,11 @@ def _evaluated_on(benchmark: Benchmark | None, split: str) -> str:
     return 'the test images' if split == 'test' or not benchmark.files else 'the validation images'
 
 
+def _names(dataset: Any, labels: Sequence[int]) -> str:
+    more = f' and {len(labels) - 10} more' if len(labels) > 10 else ''
+    return ', '.join(dataset.class_names[label] for label in labels[:10]) + more
+
+
 def _fraction_to_hold_out(args: argparse.Namespace, iterable: bool) -> float | None:
     """Part of the training images to evaluate on: as given, else a tenth of a folder without the evaluation split."""
     fraction = args.val_fraction
@@ -161,7 +178,7 @@ def _fraction_to_hold_out(args: argparse.Namespace, iterable: bool) -> float | N
             f'--val-split {args.val_split} would evaluate {args.dataset} on its training images: leave it out for '
             'the test images, or give --val-fraction to hold a part of the training images out.')
     if (
-            args.val_split and not fraction and args.dataset in FOLDER_DATASETS and args.data_dir
+            args.val_split and not fraction and not args.folds and args.dataset in FOLDER_DATASETS and args.data_dir
             and not has_split(args.data_dir, args.val_split)
     ):
         fraction = DEFAULT_VAL_FRACTION
@@ -174,12 +191,17 @@ def _fraction_to_hold_out(args: argparse.Namespace, iterable: bool) -> float | N
     return fraction
 
 
-def _check_channels(args: argparse.Namespace, mode: str) -> None:
+def _check_channels(args: argparse.Namespace) -> None:
     channels = input_channels(args)
-    if len(Image.new(mode, (1, 1)).getbands()) != channels:
+    mode = image_mode(channels, args.input_img_mode)
+    if mode == ARRAY:
+        _logger.info(
+            f'Images are arrays of {channels} channels: crop, flips, erasing and mixing augment them; --aa, '
+            '--color-jitter and --grayscale-prob are for pictures and left out.')
+    elif len(Image.new(mode, (1, 1)).getbands()) != channels:
         raise ValueError(
             f'Images of mode {mode} do not have {channels} channels (--in-chans): give --input-img-mode, such as L for '
-            '1, RGB for 3, RGBA for 4.')
+            '1, RGB for 3, RGBA for 4, array for any.')
 
 
 def input_channels(args: argparse.Namespace) -> int:

@@ -9,7 +9,8 @@ import torch
 from timm.data import Mixup, create_transform
 from torch.utils.data import IterableDataset
 
-from ...data.augment import key_transform, train_transform, weak_transform
+from ...data.augment import check_tensor_filter, key_transform, train_transform, weak_transform
+from ...data.image import ARRAY, image_mode
 from ...data.loader import TrainLoader, create_eval_loader
 from ...data.sizes import SizeSchedule
 from .data import Data
@@ -73,6 +74,7 @@ def build_train_transform(args: argparse.Namespace, config: dict[str, Any]) -> C
             interpolation=args.train_interpolation if args.train_interpolation and not args.no_aug else
             config['interpolation'],
             mean=config['mean'],
+            arrays=_are_arrays(args, config),
         )
     except (AssertionError, IndexError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
@@ -175,8 +177,13 @@ def _views(args: argparse.Namespace, config: dict[str, Any], second_view: str) -
             color_jitter_prob=args.key_color_jitter_prob,
             hflip=args.hflip,
             vflip=args.vflip,
+            arrays=_are_arrays(args, config),
         ))
     return views
+
+
+def _are_arrays(args: argparse.Namespace, config: dict[str, Any]) -> bool:
+    return image_mode(config['input_size'][0], args.input_img_mode) == ARRAY
 
 
 def build_eval_loader(
@@ -189,6 +196,8 @@ def build_eval_loader(
         dtype: torch.dtype = torch.float32,
 ) -> Any:
     """Loader of evaluation images as a model with the data configuration `config` expects them."""
+    if _are_arrays(args, config):
+        check_tensor_filter(config['interpolation'])
     transform = create_transform(
         config['input_size'], is_training=False, interpolation=config['interpolation'], crop_pct=config['crop_pct'],
         crop_mode=config.get('crop_mode'), use_prefetcher=True)

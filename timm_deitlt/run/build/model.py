@@ -17,6 +17,7 @@ from torch import nn
 from ...benchmarks import CATALOGUE
 from ...engine.device import has_bfloat16
 from ...loss import LabelLoss, create_distillation_loss
+from ...models._initial import load_initial, say_new_heads
 from ...models.cosine import set_cosine_classifier
 from ...optim.muon import orthogonalize_in_float32
 from ...task import ClassifierTask, DeiTLTTask
@@ -111,7 +112,7 @@ def _data_config(args: argparse.Namespace, model: nn.Module) -> dict[str, Any]:
         if len(values) not in (1, channels):
             raise ValueError(
                 f'--{name} has {len(values)} values ({", ".join(map(str, values))}), an image has {channels} channels: '
-                'give one value, or one for each channel.')
+                'give one value, or one for each channel, or auto to have them measured.')
         config[name] = values if len(values) == channels else values * channels
     config['input_size'] = (channels, *config['input_size'][-2:])
     return config
@@ -143,7 +144,7 @@ def _create(args: argparse.Namespace, num_classes: int, any_size: bool) -> nn.Mo
     overlay.update(args.pretrained_cfg_overlay)
     if overlay:
         kwargs['pretrained_cfg_overlay'] = overlay
-    return timm.create_model(
+    model = timm.create_model(
         args.model,
         pretrained=args.pretrained or bool(args.pretrained_path),
         in_chans=input_channels(args),
@@ -154,9 +155,14 @@ def _create(args: argparse.Namespace, num_classes: int, any_size: bool) -> nn.Mo
         global_pool=args.gp,
         bn_momentum=args.bn_momentum,
         bn_eps=args.bn_eps,
-        checkpoint_path=args.initial_checkpoint,
         **kwargs,
     )
+    loaded = model.pretrained_cfg.get('num_classes')
+    if (args.pretrained or args.pretrained_path) and loaded != num_classes:
+        say_new_heads(model, args.pretrained_path or args.model, loaded if loaded and loaded > 0 else None, num_classes)
+    if args.initial_checkpoint:
+        load_initial(model, args.initial_checkpoint)
+    return model
 
 
 def _scale_head(model: nn.Module, scale: float | None, bias: float | None) -> None:
