@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import TINIEST_TEACHER, TINY_VIT
 from PIL import Image
 
 from timm_deitlt.run.advice import named_counts, too_few_updates
@@ -15,16 +16,9 @@ from timm_deitlt.run.train import train
 from timm_deitlt.run.validate import validate
 from timm_deitlt.settings.layers import parse_args
 
-TINY_VIT = [
-    '--model', 'deit_lt_tiny', '--model-kwargs', 'embed_dim=48', 'depth=2', 'num_heads=3', 'patch_size=8',
-    '--img-size', '16', '--batch-size', '8', '--workers', '0', '--no-amp', '--lr', '5e-4', '--mixup', '0', '--cutmix',
-    '0', '--epochs', '2', '--drw-start-epoch', '1', '--warmup-epochs', '0', '--no-report', '--auto-speed', 'off',
-    '--device', 'cpu']
-TINIEST_TEACHER = ['--teacher', 'test_resnet_sam', '--teacher-epochs', '1']
-
 
 @pytest.fixture(autouse=True)
-def own_teachers(tmp_path, monkeypatch, caplog):
+def logged(caplog):
     caplog.set_level(logging.INFO)
 
 
