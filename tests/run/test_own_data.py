@@ -58,12 +58,13 @@ def test_own_data_of_250_images_says_that_it_is_too_little_and_what_to_type(tmp_
 @pytest.mark.parametrize('images, update, epochs, advice', [
     (30, 512, 300, '--global-batch-size 8 --batch-size 8: 4 an epoch, 1,200 in all; and --epochs 900 or more'),
     (30, 8, 300, '--epochs 900 or more'), (5000, 512, 300, '--global-batch-size 256 --batch-size 256: 20 an epoch'),
-    (6144, 512, 300, None), (10 ** 6, 512, 90, None),
+    (42, 8, 2, '42 images make 6 updates an epoch, 12 in all: too few to learn from scratch. Give --epochs 600'),
+    (6144, 512, 300, None), (10 ** 6, 512, 90, None), (30, 8, 900, None),
 ])
-def test_an_epoch_has_a_dozen_updates(images, update, epochs, advice):
+def test_a_run_has_a_dozen_updates_an_epoch_or_as_many_in_all(images, update, epochs, advice):
     said = too_few_updates('', images, update, epochs)
     assert said is None if advice is None else advice in said
-    assert math.ceil(images / update) >= 12 or said
+    assert math.ceil(images / update) >= min(12, 3600 / epochs) or said
     assert too_few_updates('lt/digits', images, update, epochs) is None
 
 

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from ..benchmarks import BENCHMARKS
 
-# An epoch of fewer updates is little, and so are fewer updates in all: the shortest recipes that learn from scratch
-FEW_PER_EPOCH = 12
+# Updates of an epoch, and of a run: a dozen in each of the 300 epochs of own_data
+ENOUGH_PER_EPOCH = 12
+ENOUGH = 300 * ENOUGH_PER_EPOCH
 _SMALLEST = 8
 
 
@@ -22,19 +23,20 @@ def too_few_updates(dataset: str, images: int, update: int, epochs: int) -> str 
         The warning, with the flags to type, or None.
     """
     per_epoch = math.ceil(images / update)
-    if per_epoch >= FEW_PER_EPOCH or dataset in BENCHMARKS:
+    if per_epoch >= ENOUGH_PER_EPOCH or per_epoch * epochs >= ENOUGH or dataset in BENCHMARKS:
         return None
     said = f'{per_epoch} update{"s" * (per_epoch > 1)} an epoch, {per_epoch * epochs:,} in all'
-    smaller = max(_SMALLEST, 2 ** int(math.log2(max(1., images / FEW_PER_EPOCH))))
+    smaller = max(_SMALLEST, 2 ** int(math.log2(max(1., images / ENOUGH_PER_EPOCH))))
     if smaller >= update:
-        longer = math.ceil(epochs * FEW_PER_EPOCH / per_epoch)
-        return f'{images:,} images make {said}: too few to learn from scratch. Give --epochs {longer} or more.'
+        return (
+            f'{images:,} images make {said}: too few to learn from scratch. Give --epochs '
+            f'{math.ceil(ENOUGH / per_epoch)} or more.')
     then = math.ceil(images / smaller)
     words = (
         f'{images:,} images in updates of {update:,} make {said}: too few to learn from scratch. Give '
         f'--global-batch-size {smaller} --batch-size {smaller}: {then} an epoch, {then * epochs:,} in all')
-    if then < FEW_PER_EPOCH:
-        words += f'; and --epochs {math.ceil(epochs * FEW_PER_EPOCH / then)} or more'
+    if then * epochs < ENOUGH:
+        words += f'; and --epochs {math.ceil(ENOUGH / then)} or more'
     return f'{words}.'
 
 

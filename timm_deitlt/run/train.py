@@ -301,7 +301,7 @@ def _add_trackers(folder: RunFolder, args: argparse.Namespace) -> None:
 
 
 def _test_counts(data: Data) -> list[int]:
-    return list(getattr(data.evaluation, 'class_counts', [])) if data.evaluation is not None else []
+    return list(getattr(data.evaluation, 'class_counts', None) or [])  # of a stream they are not known
 
 
 def _describe_stages(args: argparse.Namespace) -> str:
