@@ -31,6 +31,12 @@ TINY = [
     '--validation-batch-size', '170', '--workers', '0', '--no-amp', '--opt', 'adamw', '--lr', '5e-4', '--reprob', '.1',
     '--mixup-prob', '.3', '--val-interval', '1', '--no-report',
 ]
+# The same small student for folders of any images
+TINY_VIT = [
+    '--model', 'deit_lt_tiny', '--model-kwargs', 'embed_dim=48', 'depth=2', 'num_heads=3', 'patch_size=8',
+    '--img-size', '16', '--batch-size', '8', '--workers', '0', '--no-amp', '--lr', '5e-4', '--mixup', '0', '--cutmix',
+    '0', '--epochs', '2', '--drw-start-epoch', '1', '--warmup-epochs', '0', '--no-report', '--auto-speed', 'off',
+    '--device', 'cpu']
 TINY_TEACHER = ['--teacher', 'resnet20_sam', '--teacher-epochs', '1']
 TINIEST_TEACHER = ['--teacher', 'test_resnet_sam', '--teacher-epochs', '1']
 

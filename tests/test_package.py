@@ -84,7 +84,7 @@ def test_every_package_that_is_imported_is_a_dependency():
     required = set(re.findall(r'^[\w-]+', config['options']['install_requires'], re.M))
     distributions = {  # torchvision needs Pillow itself
         'yaml': 'pyyaml', 'sklearn': 'scikit-learn', 'PIL': 'torchvision', 'huggingface_hub': 'huggingface-hub'}
-    optional = {'wandb', 'cv2'}  # asked for by a flag, which names the package to install
+    optional = {'wandb', 'cv2', 'tifffile', 'datasets', 'webdataset'}  # asked for by a flag; the error names it
     assert 'opencv-python-headless' in config['options.extras_require']['opencv']
     imported = set()
     for path in (ROOT / 'timm_deitlt').rglob('*.py'):

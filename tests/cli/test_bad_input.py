@@ -113,7 +113,7 @@ def refused(tmp_path, capsys, monkeypatch):
     ('--input-size 3 16 20', 'Images of 16 x 20 do not divide into patches of 8 x 8'),
     ('--mean .1 .2', r'--mean has 2 values \(0.1, 0.2\), an image has 3 channels: give one value, or one for each'),
     ('--std .1 .2 .3 .4', '--std has 4 values .*3 channels: give one value'),
-    ('--in-chans 2', 'mode RGB do not have 2 channels .*--input-img-mode'),
+    ('--in-chans 2', 'Images of 2 channels .*not from lt/digits.*--input-img-mode'),
     ('--in-chans 2 --input-img-mode LA', '--mean has 3 values .*2 channels'),
     ('--val-split train', 'would evaluate lt/digits on its training images'),
     ('--teacher resnet20 --bce-loss --drw-on both', 'bce'),

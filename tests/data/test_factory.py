@@ -65,7 +65,7 @@ def test_benchmarks_take_timms_options_and_no_others():
 
 
 def test_an_option_that_timm_does_not_know_is_refused(tmp_path):
-    with pytest.raises(ValueError, match='unexpected keyword argument .target_key'):
+    with pytest.raises(ValueError, match='no option target_key'):
         create_dataset('', image_folder(tmp_path, {'a': 1, 'b': 1}), target_key='y')
 
 

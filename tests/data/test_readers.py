@@ -5,6 +5,7 @@ import os
 import pickle
 import random
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -345,3 +346,17 @@ def test_the_reader_is_one_of_timm(tmp_path):
     with file:
         assert Image.open(file).size == (2, 2) and target == 0
     assert reader.filenames() == sorted(path for path, _ in TRAIN) and len(reader) == 5
+
+
+def test_images_of_the_lists_are_opened_as_published(tmp_path):
+    """Whatever folders do with orientation, depth and transparency: published figures are of what Pillow converts."""
+    imagenet(tmp_path)
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.effect_noise((6, 4), 60).convert('RGB').save(tmp_path / TRAIN[0][0], 'jpeg', exif=exif)
+    Image.new('RGBA', (2, 2), (9, 99, 200, 0)).save(tmp_path / TRAIN[1][0], 'png')
+    Image.fromarray(np.full((2, 2), 60000, np.uint16)).save(tmp_path / TRAIN[2][0], 'png')
+    train = create_dataset('lt/imagenet', tmp_path)
+    for path, (image, _) in zip(train.keys, train, strict=True):
+        with Image.open(tmp_path / path) as file:
+            assert image.tobytes() == file.convert('RGB').tobytes() and image.size == file.size

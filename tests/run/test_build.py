@@ -47,7 +47,8 @@ def test_flags_of_paco_reach_its_task(monkeypatch):
     assert criterion.log_gamma == pytest.approx(math.log(.7))
     assert tuple(task.queue.keys.shape) == (77, 13) and task.momentum == .83
     assert seen == {
-        'scale': (.31, .87), 'color_jitter': (.1, .2, .3, .05), 'color_jitter_prob': .6, 'hflip': .2, 'vflip': .1}
+        'scale': (.31, .87), 'color_jitter': (.1, .2, .3, .05), 'color_jitter_prob': .6, 'hflip': .2, 'vflip': .1,
+        'arrays': False}
     assert trainer.loader.num_views == 2
     trained = {id(p) for group in trainer.optimizer.param_groups for p in group['params']}
     assert trained == {id(p) for p in task.trainable_module.parameters()}, 'the projection too'

@@ -167,7 +167,7 @@ def test_saved_settings_read_back_to_the_same_values(argv, tmp_path):
     ('pretrained: yes please', "pretrained: expected true or false, got 'yes please'"),
     ('mean: .5', 'mean: expected a list, got 0.5'),
     ('mean: []', r'mean: expected a list, got \[\]'),
-    ('mean: [.5, half]', "mean: expected a number, got 'half'"),
+    ('mean: [.5, half]', "mean: expected a number or auto, got 'half'"),
     ('input_size: [224, 224]', 'input_size: expected a list of 3'),
     ('model_kwargs: [depth, 2]', 'model_kwargs: expected a mapping'),
     ('model_kwargs: {1: 2}', 'model_kwargs: expected a mapping'),

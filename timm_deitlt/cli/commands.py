@@ -15,6 +15,7 @@ from ..engine.meter import NonFiniteLossError
 from ..engine.progress import heartbeat
 from ..evaluation.fusion import FUSIONS
 from ..run.finish import check_run, describe_run, has_mechanisms
+from ..run.folds import train_folds
 from ..run.mechanisms import analyze
 from ..run.train import train
 from ..run.validate import validate
@@ -81,7 +82,11 @@ def guarded(prog: str, run: Callable[[], dict[str, Any]], go_on: str = _GO_ON) -
 
 def train_main(argv: list[str] | None = None) -> None:
     """Entry of train.py."""
-    guarded('train.py', lambda: train(parse_args(argv)))
+    def run() -> dict[str, Any]:
+        args = parse_args(argv)
+        return train_folds(args) if args.folds else train(args)
+
+    guarded('train.py', run)
 
 
 def _model_parser(prog: str, description: str) -> argparse.ArgumentParser:

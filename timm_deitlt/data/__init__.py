@@ -1,6 +1,7 @@
 """Long-tailed data sets by name."""
 from .factory import create_dataset as create_dataset
 from .factory import has_split as has_split
+from .image import open_image as open_image
 from .long_tail import ClassificationSet as ClassificationSet
 from .long_tail import UnreadableImageError as UnreadableImageError
 from .long_tail import check_same_classes as check_same_classes

@@ -15,6 +15,7 @@ from timm.data.transforms import str_to_interp_mode
 from torch import Tensor
 from torchvision import transforms
 
+_TENSOR_FILTERS = ('random', 'nearest', 'bilinear', 'bicubic')
 CROP_MODES = ('rrc', 'rkrc', 'rkrr', 'pad')
 
 
@@ -106,6 +107,18 @@ class GaussianBlur:
         return image.filter(ImageFilter.GaussianBlur(torch.empty(()).uniform_(.1, 2.).item()))
 
 
+def check_tensor_filter(interpolation: str) -> None:
+    """Refuse a resize filter that torchvision does not have for tensors.
+
+    Raises:
+        ValueError: Naming those that it has.
+    """
+    if interpolation not in _TENSOR_FILTERS:
+        raise ValueError(
+            f'Arrays are not resized by {interpolation}: give {", ".join(_TENSOR_FILTERS)} as --train-interpolation '
+            'and --interpolation.')
+
+
 def train_transform(
         input_size: tuple[int, int, int],
         train_crop_mode: str | None = None,
@@ -118,9 +131,13 @@ def train_transform(
         color_jitter_prob: float | None = None,
         force_color_jitter: bool = False,
         cutout: int = 0,
+        arrays: bool = False,
         **kwargs,
 ) -> transforms.Compose:
     """Training transform of timm, or with a padded crop, from a PIL image to uint8 `[C, H, W]`.
+
+    Of images of any channels as float tensors `[C, H, W]` it makes the same (`arrays`), without the steps that are
+    defined for colours alone.
 
     Args:
         input_size: Channels, height and width of the result.
@@ -135,6 +152,7 @@ def train_transform(
         color_jitter_prob: Probability of the jitter, None for always.
         force_color_jitter: Jitter the colours under a policy too, before it.
         cutout: Side of a square hole in pixels, see `Cutout`; 0 for none.
+        arrays: Whether images are float tensors: policy, jitter and greying are then left out.
         kwargs: Further arguments of `timm.data.create_transform` (scale, mean, ...).
 
     Raises:
@@ -142,6 +160,9 @@ def train_transform(
     """
     if train_crop_mode not in (None, *CROP_MODES):
         raise ValueError(f'Unknown crop mode {train_crop_mode!r}: --train-crop-mode takes {", ".join(CROP_MODES)}.')
+    if arrays:
+        auto_augment, color_jitter, kwargs['grayscale_prob'] = None, None, 0.
+        check_tensor_filter(interpolation)
     holes = [Cutout(cutout)] if cutout else []
     padded = train_crop_mode == 'pad'
     extra = []
@@ -188,6 +209,7 @@ def key_transform(
         color_jitter_prob: float | None = .8,
         grayscale_prob: float = .2,
         gaussian_blur_prob: float = .5,
+        arrays: bool = False,
 ) -> transforms.Compose:
     """PaCo's view for the key encoder, from a PIL image to uint8 `[C, H, W]`: as in SimCLR.
 
@@ -205,6 +227,7 @@ def key_transform(
         color_jitter_prob: Probability of the jitter, None for always.
         grayscale_prob: Probability of a grey image.
         gaussian_blur_prob: Probability of a blur, see `GaussianBlur`.
+        arrays: Whether images are float tensors, of which only crop and flips are left.
 
     Source: PaCo (https://arxiv.org/abs/2107.12028), as in its released training.
     """
@@ -220,8 +243,9 @@ def key_transform(
         color_jitter=color_jitter,
         color_jitter_prob=color_jitter_prob,
         grayscale_prob=grayscale_prob,
+        arrays=arrays,
     )
-    if gaussian_blur_prob:
+    if gaussian_blur_prob and not arrays:
         # before the last step, which makes a tensor
         transform.transforms.insert(-1, transforms.RandomApply([GaussianBlur()], p=gaussian_blur_prob))
     return transform

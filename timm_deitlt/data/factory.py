@@ -2,18 +2,21 @@
 import difflib
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from urllib.error import URLError
 
 import timm.data
 from timm.data.dataset_factory import _EVAL_SYNONYM, _TORCH_BASIC_DS, _TRAIN_SYNONYM, _search_split
-from timm.data.readers.img_extensions import get_img_extensions
-from timm.data.readers.reader_image_folder import ReaderImageFolder
 from torch.utils.data import Dataset, IterableDataset
 
 from ..benchmarks import BENCHMARKS, Benchmark
+from .columns import find_columns
+from .folders import ReaderFolder
+from .image import ARRAY, image_mode, open_image
 from .long_tail import ClassificationSet, long_tailed_subset
 from .sampling import check_imbalance
+from .shards import count_shards
 from .sources import load_benchmark
 from .streams import describe_stream
 from .targets import image_keys, read_class_names, read_targets
@@ -39,7 +42,8 @@ def create_dataset(
         class_names: Sequence[str] | None = None,
         class_counts_file: str | os.PathLike | None = None,
         skip_bad_images: bool = False,
-        input_img_mode: str = 'RGB',
+        input_img_mode: str | None = None,
+        in_chans: int = 3,
         is_training: bool | None = None,
         **kwargs,
 ) -> ClassificationSet | IterableDataset:
@@ -64,7 +68,8 @@ def create_dataset(
         class_names: Class names of the training set, in order: the labels are matched to them by name.
         class_counts_file: Images per class of an iterable training set, see `read_class_counts`.
         skip_bad_images: Replace an unreadable image by another one of its class.
-        input_img_mode: PIL mode that images are converted to.
+        input_img_mode: PIL mode that images are converted to, or 'array'; by default that of `in_chans`.
+        in_chans: Channels of an image, see `image.open_image`.
         is_training: Whether the split is trained on; by default whether its name says so.
         kwargs: Further arguments of timm's `create_dataset`, its readers and torchvision's sets.
 
@@ -77,8 +82,13 @@ def create_dataset(
     root = None if root is None else os.fspath(root)  # timm compares it with strings
     transform = kwargs.pop('transform', None)
     kwargs = {key: value for key, value in kwargs.items() if value is not None}
-    images = dict(input_img_mode=input_img_mode, skip_bad_images=skip_bad_images)
+    mode = image_mode(in_chans, input_img_mode)
+    images = dict(input_img_mode=mode, skip_bad_images=skip_bad_images)
     prefix = name.partition('/')[0].lower() if '/' in name else ''
+    if mode == ARRAY and prefix not in ('', 'hfds'):
+        raise ValueError(
+            f'Images of {in_chans} channels are read from folders and hfds/, not from {name}: give --input-img-mode, '
+            'such as L, RGB or RGBA, and the --in-chans that go with it.')
     if prefix == 'lt':
         benchmark = _find_benchmark(name, kwargs)
         part = _benchmark_part(benchmark, split)
@@ -96,22 +106,27 @@ def create_dataset(
     if prefix == 'lt':
         dataset = load_benchmark(benchmark, root, part, split_seed, download, list_dir, **images)
     else:
+        opener = partial(open_image, in_chans=in_chans, mode=mode)
+        counts = None
+        if prefix == 'hfds':
+            kwargs.update(find_columns(name, root, split, **kwargs))
+        elif prefix == 'wds' and root is not None:
+            found, counts = count_shards(name, root, split, **kwargs)
+            kwargs.update(found)
         dataset = _open(
-            name, prefix, root, split, download, is_training=training, input_img_mode=input_img_mode, **kwargs)
+            name, prefix, root, split, download, opener, is_training=training, input_img_mode=mode, **kwargs)
         if isinstance(dataset, IterableDataset):
             if training and imbalance_factor is not None:
                 raise ValueError(
                     f'{name} is read as a stream and cannot be indexed, so no long-tailed part of it can be chosen: '
                     f'leave --imbalance-factor out.'
                 )
-            dataset = describe_stream(dataset, name, split, training, class_counts_file, class_names)
+            dataset = describe_stream(dataset, name, split, training, class_counts_file, class_names, counts)
         else:
-            if training and isinstance(getattr(dataset, 'reader', None), ReaderImageFolder):
-                _check_class_folders(dataset.reader, all_classes=not {'class_map', 'input_key'} & set(kwargs))
             targets = read_targets(dataset, name, root, split)
             dataset = ClassificationSet(
                 dataset, targets, read_class_names(dataset, targets), name or 'folder', keys=image_keys(dataset),
-                **images)
+                opener=opener, **images)
     if isinstance(dataset, ClassificationSet):
         if class_counts_file is not None:
             raise ValueError(f'The class counts of {dataset.name} are read from its targets: leave --class-counts out.')
@@ -166,7 +181,7 @@ def _check_classes(dataset: ClassificationSet | IterableDataset, training: bool)
         )
 
 
-def _open(name: str, prefix: str, root, split: str, download: bool, **kwargs) -> Dataset:
+def _open(name: str, prefix: str, root, split: str, download: bool, opener: Callable, **kwargs) -> Dataset:
     if prefix not in _PREFIXES or (prefix == '' and f'lt/{name.lower()}' in BENCHMARKS):
         raise ValueError(
             f'Unknown data set {name!r}{_near(name)} Allowed are {", ".join(BENCHMARKS)}, no name for a folder, and '
@@ -180,6 +195,10 @@ def _open(name: str, prefix: str, root, split: str, download: bool, **kwargs) ->
             raise FileNotFoundError(f'There is no folder {root} (--data-dir) with the data set {name or "folder"!r}.')
         if is_folder and kwargs.get('search_split', True):
             _check_split(root, split)
+    if name.lower() in _TORCH_FOLDERS:
+        kwargs['loader'] = opener
+    if prefix == '' and os.path.isdir(root):
+        return _open_folder(root, split, **kwargs)
     try:
         return timm.data.create_dataset(name, root=root, split=split, download=download, **kwargs)
     except (AssertionError, ImportError, RuntimeError, TypeError, ValueError, URLError) as error:
@@ -190,6 +209,24 @@ def _open(name: str, prefix: str, root, split: str, download: bool, **kwargs) ->
                 f'{name} is not complete in {root}; --dataset-download fetches what torchvision can fetch. ({error})'
             ) from error
         raise ValueError(f'Cannot open the data set {name or "folder"!r} in {root}: {error}') from error
+
+
+def _open_folder(
+        root: str,
+        split: str,
+        is_training: bool,
+        input_img_mode: str,
+        search_split: bool = True,
+        target_transform: Callable | None = None,
+        **kwargs,
+) -> timm.data.ImageDataset:
+    folder = _search_split(root, split) if search_split else root
+    options = {key: kwargs.pop(key) for key in ('class_map', 'input_key') if key in kwargs}
+    if unknown := set(kwargs) - (_TIMM_OPTIONS - {'target_key'}):
+        raise ValueError(f'A folder has no option {", ".join(sorted(unknown))}: its classes are its folders.')
+    reader = ReaderFolder(folder, mode=input_img_mode, complete=is_training, **options)
+    return timm.data.ImageDataset(
+        folder, reader=reader, input_img_mode=input_img_mode, target_transform=target_transform)
 
 
 def _near(name: str) -> str:
@@ -211,21 +248,3 @@ def _check_split(root, split: str) -> None:
     ]
     if others:
         raise FileNotFoundError(f'{root} has no folder for the split {split!r}, only for {", ".join(others)}.')
-
-
-def _check_class_folders(reader: ReaderImageFolder, all_classes: bool) -> None:
-    """Refuse what timm's reader passes over: images outside of class folders, and class folders without images."""
-    if '' in reader.class_to_idx:
-        raise ValueError(f'Images lie directly in {reader.root}, each must lie in the folder of its class.')
-    if not all_classes:
-        return
-    extensions = get_img_extensions(as_set=True)
-    for folder, subfolders, files in os.walk(reader.root, followlinks=True):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith('.'))
-        if subfolders or os.path.basename(folder) in reader.class_to_idx:
-            continue
-        if not any(os.path.splitext(file)[1].lower() in extensions for file in files):
-            raise ValueError(
-                f'Class {os.path.basename(folder)!r} has no image in {folder}: add images (timm reads '
-                f'{", ".join(sorted(extensions))}), remove the folder, or name the classes by --class-map.'
-            )

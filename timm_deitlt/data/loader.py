@@ -11,10 +11,11 @@ from itertools import islice
 
 import torch
 from timm.data.distributed_sampler import OrderedDistributedSampler, RepeatAugSampler
-from timm.data.loader import PrefetchLoader, fast_collate
+from timm.data.loader import PrefetchLoader
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
+from .collate import collate
 from .seeds import STREAM, derive_seed, seed_everything, seed_host
 from .sizes import SizeSchedule
 
@@ -224,7 +225,7 @@ class TrainLoader:
         self.num_views, self.sizes, self.dtype = len(transforms[0]), sizes, dtype
         self.batch_size, self.grad_accum_steps = batch_size, grad_accum_steps
         self.world_size, self.rank, self.seed = world_size, rank, seed
-        loader_args = dict(num_workers=workers, collate_fn=fast_collate, pin_memory=pin_memory)
+        loader_args = dict(num_workers=workers, collate_fn=collate, pin_memory=pin_memory)
         self.iterable = isinstance(dataset, IterableDataset)
         if self.iterable:
             if hasattr(dataset, 'set_loader_cfg'):
@@ -333,7 +334,7 @@ def create_eval_loader(
             sampler = OrderedDistributedSampler(dataset, num_replicas=world_size, rank=rank)
     # a generator of its own: torch draws the workers' seed from it, and evaluation leaves the global one alone
     loader = DataLoader(
-        dataset, batch_size=batch_size, sampler=sampler, num_workers=workers, collate_fn=fast_collate,
+        dataset, batch_size=batch_size, sampler=sampler, num_workers=workers, collate_fn=collate,
         pin_memory=pin_memory, generator=torch.Generator())
     return PrefetchLoader(
         loader, mean=tuple(mean), std=tuple(std), channels=len(mean), device=torch.device(device), img_dtype=dtype)

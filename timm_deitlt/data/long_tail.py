@@ -47,6 +47,7 @@ class ClassificationSet(Dataset):
             fingerprint.
         input_img_mode: PIL mode that images are converted to.
         skip_bad_images: Replace an unreadable image by the next readable one of its class instead of raising.
+        opener: Opens a file of one of timm's data sets; by default Pillow as it is, which published figures are for.
 
     Attributes:
         transform: Applied to the PIL image; `None` returns it as it is.
@@ -75,6 +76,7 @@ class ClassificationSet(Dataset):
             keys: Sequence[str] | None = None,
             input_img_mode: str = 'RGB',
             skip_bad_images: bool = False,
+            opener: Callable | None = None,
     ):
         self.base = base
         self._base_targets = np.asarray(targets, dtype=np.int64)
@@ -84,6 +86,7 @@ class ClassificationSet(Dataset):
         self.keys = keys
         self.input_img_mode = input_img_mode
         self.skip_bad_images = skip_bad_images
+        self.opener = opener
         self.transform: Callable | None = None
         self.held: HeldImages | None = None
         self.targets = self._base_targets[self.indices]
@@ -177,8 +180,11 @@ class ClassificationSet(Dataset):
                 image = self.base[index][0]
                 return image.convert(self.input_img_mode) if self.input_img_mode else image
             # timm's own access replaces an unreadable image by the next one, of whatever class.
-            with self.base.reader[index][0] as file, Image.open(file) as image:
-                return image.convert(self.input_img_mode or image.mode)
+            with self.base.reader[index][0] as file:
+                if self.opener is not None:
+                    return self.opener(file)
+                with Image.open(file) as image:
+                    return image.convert(self.input_img_mode or image.mode)
         except _DECODE_ERRORS as error:
             raise UnreadableImageError(
                 f'Cannot read image {self._file(index)} of class {self.class_names[self.targets[i]]!r}: {error} '
@@ -220,6 +226,7 @@ class ClassificationSet(Dataset):
     def _derive(self, base_targets, class_names, indices, name: str | None) -> 'ClassificationSet':
         derived = ClassificationSet(
             self.base, base_targets, class_names, name or self.name, indices, self.keys, self.input_img_mode,
+            opener=self.opener,
         )
         derived.skip_bad_images, derived._bad, derived.transform = self.skip_bad_images, self._bad, self.transform
         derived.held = self.held
@@ -288,7 +295,7 @@ def holdout(
     if len(held) == 0:
         raise ValueError(
             f'Holding out {fraction} of {dataset.name} takes no image: its largest class has '
-            f'{max(dataset.class_counts)}; hold out a larger part (--val-fraction).'
+            f'{max(dataset.class_counts)}; hold out a larger part (--val-fraction), or evaluate all in turn (--folds).'
         )
     return dataset.subset(stay), dataset.subset(held), small
 

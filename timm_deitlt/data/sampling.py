@@ -100,7 +100,7 @@ def largest_imbalance_factor(available: Sequence[int], profile: str = 'exp') -> 
     return 1
 
 
-def _by_label(targets: np.ndarray, num_labels: int) -> list[np.ndarray]:
+def by_label(targets: np.ndarray, num_labels: int) -> list[np.ndarray]:
     """Indices of every label, ascending, in the time of one sort however many labels there are."""
     order = np.argsort(targets, kind='stable')
     return np.split(order, np.searchsorted(targets[order], np.arange(num_labels + 1)))[1:-1]
@@ -129,7 +129,7 @@ def long_tailed_indices(targets: Sequence[int], counts: Sequence[int], seed: int
     targets = np.asarray(targets)
     rng = np.random.RandomState(seed)
     chosen = []
-    for label, (candidates, count) in enumerate(zip(_by_label(targets, len(counts)), counts, strict=True)):
+    for label, (candidates, count) in enumerate(zip(by_label(targets, len(counts)), counts, strict=True)):
         if not 0 <= count <= len(candidates):
             raise ValueError(f'{count} images of label {label} are asked for, {len(candidates)} are there.')
         rng.shuffle(candidates)
@@ -160,7 +160,7 @@ def stratified_split(
     targets = np.asarray(targets)
     rng = np.random.RandomState(seed)
     stay, held, small = [np.empty(0, np.int64)], [np.empty(0, np.int64)], []
-    for label, members in enumerate(_by_label(targets, int(targets.max(initial=-1)) + 1)):
+    for label, members in enumerate(by_label(targets, int(targets.max(initial=-1)) + 1)):
         if len(members) == 0:
             continue
         rng.shuffle(members)

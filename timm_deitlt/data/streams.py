@@ -46,6 +46,7 @@ def describe_stream(
         training: bool,
         class_counts_file: str | os.PathLike | None = None,
         class_names: Sequence[str] | None = None,
+        counted: Sequence[int] | None = None,
 ) -> IterableDataset:
     """Give an iterable set the attributes of `ClassificationSet` that need no index.
 
@@ -59,18 +60,19 @@ def describe_stream(
         training: Whether counts are needed.
         class_counts_file: See `read_class_counts`.
         class_names: Wanted class names in order.
+        counted: Training images of each label where they were counted; a file of counts wins over them.
 
     Raises:
         FileNotFoundError: If the file is missing.
         ValueError: If counts or names are missing or contradict each other.
     """
-    if training and class_counts_file is None:
+    counts = list(counted) if training and counted and class_counts_file is None else None
+    if training and class_counts_file is None and counts is None:
         raise ValueError(
             f'{name} is read as a stream, so its images per class are not known beforehand: give them by '
             f'--class-counts FILE (a JSON list, a JSON object of class names and counts, or one count a line).'
         )
     own = reader_class_names(dataset) if dataset.target_transform is None else []
-    counts = None
     if class_counts_file is not None:
         file_names, counts = read_class_counts(class_counts_file)
         if file_names and own and sorted(file_names) != sorted(own):
@@ -82,6 +84,8 @@ def describe_stream(
         own = own or file_names or [str(label) for label in range(len(counts))]
         if len(counts) != len(own):
             raise ValueError(f'{class_counts_file} has {len(counts)} counts, {name} has {len(own)} classes.')
+    elif counts is not None:
+        own = own or [str(label) for label in range(len(counts))]
     own = tuple(own or class_names or ())
     wanted = own if class_names is None else tuple(class_names)
     if not wanted:

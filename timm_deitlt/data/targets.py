@@ -126,6 +126,8 @@ def read_class_names(base: Dataset, targets: np.ndarray) -> list[str]:
 def image_keys(base: Dataset) -> list[str] | None:
     """A string per image that tells it from others wherever the set lies: file and size, or a checksum of pixels."""
     source = getattr(base, 'reader', base)
+    if known := getattr(source, 'image_keys', None):
+        return known
     samples = getattr(source, 'samples', None)
     if samples is None:
         samples = getattr(source, 'imgs', None)

@@ -255,6 +255,7 @@ def format_table(
         shots: Shots,
         test_counts: Sequence[int],
         header: bool = True,
+        class_names: Sequence[str] | None = None,
 ) -> str:
     """Lay out metrics as a plain-text table with one decimal, for 80 columns.
 
@@ -264,6 +265,7 @@ def format_table(
         shots: Groups of classes.
         test_counts: Test images per class, by class index.
         header: Whether to print the classes and images of each group, and what to beware of, as well.
+        class_names: Names by class index, for messages; by default the indices.
     """
     keys = ['top1', *GROUPS, 'balanced', 'top5']
     if not any('top5' in (row or {}) for row in metrics.values()):
@@ -281,11 +283,12 @@ def format_table(
     first, *others = (max(map(len, column)) for column in zip(*table, strict=True))
     lines = ['  '.join([row[0].ljust(first), *map(str.rjust, row[1:], others)]).rstrip() for row in table]
     if header:
-        lines += [line for note in _notes(groups) for line in textwrap.wrap(note, width=80, subsequent_indent='  ')]
+        notes = _notes(groups, class_names or range(len(test_counts)))
+        lines += [line for note in notes for line in textwrap.wrap(note, width=80, subsequent_indent='  ')]
     return '\n'.join(lines)
 
 
-def _notes(groups: Mapping[str, Any]) -> list[str]:
+def _notes(groups: Mapping[str, Any], class_names: Sequence[str | int]) -> list[str]:
     notes = [f"groups: {groups['rule']}"]
     if not any(groups[group]['test_images'] for group in GROUPS):
         return [*notes, 'warning: nothing was evaluated, there are no test images']
@@ -295,6 +298,7 @@ def _notes(groups: Mapping[str, Any]) -> list[str]:
             notes.append(f'warning: {group} has fewer than 30 test images ({count}): its accuracy is coarse')
     missing = groups['missing_classes']
     if missing:
-        named = ', '.join(map(str, missing[:10])) + (f' and {len(missing) - 10} more' if len(missing) > 10 else '')
+        named = ', '.join(str(class_names[label]) for label in missing[:10])
+        named += f' and {len(missing) - 10} more' if len(missing) > 10 else ''
         notes.append(f'warning: no test images of class {named}; every mean leaves them out')
     return notes

@@ -174,8 +174,9 @@ def _table(run: Run) -> str:
         notes += [
             f'The {group} has only {run.shots[group]["test_images"]} test images: its accuracy is coarse.'
             for group in GROUPS if run.shots and 0 < run.shots[group]['test_images'] < 30]
-        absent = len(run.shots.get('missing_classes') or ())
-        notes += [f'No test images: {absent} of the classes; every mean leaves them out.'] if absent else []
+        absent = [run.class_name(label) for label in run.shots.get('missing_classes') or ()]
+        names = ', '.join(absent[:10]) + (f' and {len(absent) - 10} more' if len(absent) > 10 else '')
+        notes += [f'No test images of class {names}; every mean leaves them out.'] if absent else []
     caption = 'Accuracy in percent; in head, mid, tail and balanced each class has equal weight'
     return table(caption, ['', *keys.values()], rows, marks) + paragraph(' '.join(notes), 'small')
 

@@ -11,6 +11,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..benchmarks import BENCHMARKS
+from ..data.folds import split_fold
 from ..data.loader import MicroBatchSampler
 from ..data.long_tail import ClassificationSet, holdout, long_tailed_subset
 from ..data.readers import count_listed
@@ -19,9 +20,11 @@ from ..evaluation import Shots
 from ..loss import class_weights
 from ..settings.images import DataSettings
 from ..settings.resolved import OptimizerSettings, ScheduleSettings, Settings
+from .advice import named_counts, too_few_updates
 from .build.data import build_data
 from .build.loaders import size_schedule
 from .build.model import check_student, untrained_cfg
+from .build.normalisation import assumed_settings, to_be_measured
 from .build.trainer import rho_schedule
 from .settings import resolve_settings
 from .teachers import teacher_settings
@@ -48,10 +51,11 @@ def dry_run(args: argparse.Namespace) -> dict[str, Any]:
         ValueError: If a setting is not usable.
         FileNotFoundError: If the data are missing, where they have to be opened.
     """
-    settings = resolve_settings(args, args.dry_run_world_size or 1, planned=True)
+    asked = resolve_settings(args, args.dry_run_world_size or 1, planned=True)
+    settings = assumed_settings(asked)
     data, loader = settings.data, settings.loader
     world_size = settings.machine.world_size
-    images, counts, boundaries, needs = _training_set(settings)
+    images, counts, names, boundaries, needs = _training_set(settings)
     sampler = MicroBatchSampler(
         images, loader.batch_size, loader.micro_batches, world_size, repeats=loader.aug_repeats,
         even=settings.augment.mixes, global_batch_size=loader.update_images)
@@ -63,6 +67,8 @@ def dry_run(args: argparse.Namespace) -> dict[str, Any]:
         'data': data.dataset or str(data.data_dir),
         'train_images': images,
         'class_counts': counts,
+        'class_names': names,
+        'fold': f'{data.fold or 0} of {data.folds}' if data.folds else None,
         'needs': needs,
         'shots': None if counts is None else _shots(counts, boundaries),
         'images_per_epoch': sampler.images_per_epoch,
@@ -72,6 +78,7 @@ def dry_run(args: argparse.Namespace) -> dict[str, Any]:
         'grad_accum_steps': loader.micro_batches,
         'idle': loader.micro_batches * world_size * loader.batch_size > loader.update_images,
         'global_batch_size': loader.update_images,
+        'measured': bool(to_be_measured(asked)),
         'updates_per_epoch': updates,
         **_training(settings, updates),
         **_stages(settings, counts, updates),
@@ -81,7 +88,10 @@ def dry_run(args: argparse.Namespace) -> dict[str, Any]:
         'teacher': _teacher(settings, images),
     }
     _logger.info(_report(result))
-    return result
+    few = too_few_updates(data.dataset, sampler.images_per_epoch, loader.update_images, settings.schedule.epochs)
+    if few:
+        _logger.warning(few)
+    return {**result, 'warning': few}
 
 
 def _training(settings: Settings, updates: int) -> dict[str, Any]:
@@ -119,26 +129,28 @@ def _stages(settings: Settings, counts: list[int] | None, updates: int) -> dict[
     }
 
 
-def _training_set(settings: Settings) -> tuple[int, list[int] | None, tuple[int, int] | None, str | None]:
-    """Training images, images per class, shot cuts, and the file that would tell the counts."""
+def _training_set(
+        settings: Settings,
+) -> tuple[int, list[int] | None, list[str] | None, tuple[int, int] | None, str | None]:
+    """Training images, images and names of the classes, shot cuts, and the file that would tell the counts."""
     data = settings.data
     benchmark = BENCHMARKS.get(data.dataset)
     if benchmark is None:
-        counts = list(build_data(settings).train.class_counts)
-        return sum(counts), counts, None, None
+        train = build_data(settings).train
+        return sum(train.class_counts), list(train.class_counts), list(train.class_names), None, None
     natural = benchmark.imbalance_factor is None
     try:
         counts = count_listed(benchmark, data.data_dir, data.list_dir) if natural else class_counts(
             benchmark.num_classes, data.n_max or benchmark.n_max, data.imbalance_factor or benchmark.imbalance_factor,
             data.imbalance_profile)
     except FileNotFoundError as error:
-        if data.list_dir or data.imbalance_factor or data.held_out:
+        if data.list_dir or data.imbalance_factor or data.held_out or data.folds:
             raise  # the published number of images would not be the answer
-        return benchmark.train_images, None, benchmark.shot_boundaries, str(error)
+        return benchmark.train_images, None, None, benchmark.shot_boundaries, str(error)
     if not natural and benchmark.name != 'lt/digits' and counts[0] > benchmark.n_max:
         raise ValueError(f'{benchmark.name} has {benchmark.n_max} images of a class, --n-max asks for {data.n_max}.')
     chosen = _chosen(data, counts, natural)
-    return len(chosen), chosen.class_counts, benchmark.shot_boundaries, None
+    return len(chosen), chosen.class_counts, benchmark.class_names, benchmark.shot_boundaries, None
 
 
 def _chosen(data: DataSettings, counts: list[int], natural: bool) -> ClassificationSet:
@@ -147,7 +159,11 @@ def _chosen(data: DataSettings, counts: list[int], natural: bool) -> Classificat
     chosen = ClassificationSet(None, np.repeat(labels, counts), labels, data.dataset)
     if natural and data.imbalance_factor:
         chosen = long_tailed_subset(chosen, data.imbalance_factor, data.imbalance_profile, data.n_max)
-    return holdout(chosen, data.held_out)[0] if data.held_out else chosen
+    if data.held_out:
+        chosen, *_ = holdout(chosen, data.held_out)
+    if data.folds:
+        chosen, *_ = split_fold(chosen, data.folds, data.fold or 0)
+    return chosen
 
 
 def _left_out(repeats: float, images: int) -> str | None:
@@ -254,7 +270,8 @@ def _report(result: dict[str, Any]) -> str:
             f"{group} {part['classes']} classes of {part['largest']} ... {part['smallest']}"
             for group, part in result['shots'].items() if part['classes'])
         lines += [
-            f"{result['train_images']:,} training images: {groups}",
+            f"{result['train_images']:,} training images{_of_fold(result)}: {groups}",
+            f"classes: {named_counts(result['class_names'], result['class_counts'])}",
             f"class weights from {result['class_weight_first']:.4f} (most frequent) to "
             f"{result['class_weight_last']:.3f} (rarest)",
         ]
@@ -264,12 +281,17 @@ def _report(result: dict[str, Any]) -> str:
         f"{result['updates_per_epoch']} updates an epoch of {result['images_per_epoch']:,} images"
         f"{' (' + result['left_out'] + ')' if result['left_out'] else ''}, {result['epochs']} epochs",
         *_sizes(result),
+        *(['mean and std are measured from the training images when it trains'] if result['measured'] else []),
         f"learning rate up to {result['peak_lr']:.3g} after {result['warmup_epochs']} epochs of warm-up, at the end "
         f"{result['final_lr']:.3g}",
         f"loss {result['loss']}, {result['opt']}{_sam(result)}; {_stage_two(result)}",
         f"memory of a device, estimated: {result['memory_gib']} GiB for weights, gradients, optimizer and activations",
     ]
     return '\n'.join([*lines, *_report_teacher(result['teacher'])])
+
+
+def _of_fold(result: dict[str, Any]) -> str:
+    return f" of fold {result['fold']}, of which each is trained" if result['fold'] else ''
 
 
 def _sizes(result: dict[str, Any]) -> list[str]:

@@ -38,7 +38,7 @@ def look_ahead(settings: Settings, data: Data, folder: Path, start_epoch: int) -
     seconds = {}
     with silenced():
         if settings.teacher.is_network:
-            teacher = teacher_settings(settings, sum(data.train.class_counts))
+            teacher = teacher_settings(settings, sum(data.train.class_counts), data.measured)
             network = build_model(teacher.model, data.train.num_classes)
         trainer = build_trainer(settings, data, network, device)
         check_space(settings, folder, trainer, start_epoch)

@@ -17,7 +17,7 @@ EXPERTS = ('mean', 'cls', 'dist')
 
 def run_record(trainer: Trainer, settings: Settings, data: Data, speed: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint says beside the state of training."""
-    counts = [] if data.evaluation is None else getattr(data.evaluation, 'class_counts', [])
+    counts = getattr(data.evaluation, 'class_counts', None) or []  # of a stream they are not known
     return {
         'experts': list(trainer.task.experts),
         'data': data.describe(list(counts)),
@@ -68,4 +68,4 @@ def final_table(result: dict[str, Any], shots: Any) -> str:
     rows.update(result.get('fusion', {}))
     if result['teacher'] and result['teacher'].get('top1') is not None:
         rows['teacher'] = result['teacher']
-    return format_table(rows, shots, result['data']['test_counts'])
+    return format_table(rows, shots, result['data']['test_counts'], class_names=result['data']['class_names'])

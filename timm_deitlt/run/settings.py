@@ -9,6 +9,7 @@ from timm.utils.distributed import world_info_from_env
 
 from ..benchmarks import BENCHMARKS
 from ..data.factory import has_split
+from ..data.image import image_mode
 from ..engine.device import choose_device, has_bfloat16, local_device
 from ..settings.images import AugmentSettings, DataSettings, LoaderSettings
 from ..settings.resolved import (
@@ -63,7 +64,7 @@ def resolve_settings(
         seed=args.seed,
         data=part(
             DataSettings, args, held_out=held_out, channels=channels,
-            image_mode=args.input_img_mode or ('L' if channels == 1 else 'RGB')),
+            image_mode=image_mode(channels, args.input_img_mode)),
         model=model_settings(args),
         augment=part(AugmentSettings, args),
         loader=part(
@@ -168,8 +169,8 @@ def fraction_to_hold_out(args: argparse.Namespace) -> float | None:
             f'--val-split {args.val_split} would evaluate {args.dataset} on its training images: leave it out for '
             'the test images, or give --val-fraction to hold a part of the training images out.')
     if (
-            args.val_split and not args.val_fraction and args.dataset in FOLDER_DATASETS and args.data_dir
-            and not has_split(args.data_dir, args.val_split)
+            args.val_split and not args.val_fraction and not args.folds and args.dataset in FOLDER_DATASETS
+            and args.data_dir and not has_split(args.data_dir, args.val_split)
     ):
         _logger.info(f'{args.data_dir} has no {args.val_split!r} split.')
         return DEFAULT_VAL_FRACTION

@@ -37,7 +37,7 @@ def resolve_teacher(settings: Settings, data: Data) -> Teacher | None:
     asked = settings.teacher
     if not asked.is_network:
         return None
-    own = teacher_settings(settings, sum(data.train.class_counts))
+    own = teacher_settings(settings, sum(data.train.class_counts), data.measured)
     if asked.checkpoint or asked.source == 'hub':
         return from_file(settings, own, data)
     key = teacher_key(own, data)
@@ -88,5 +88,6 @@ def evaluate_teacher(settings: Settings, teacher: Teacher, data: Data, device: t
     metrics = evaluate(
         model, loader, evaluator, autocast_of(settings.machine.precision, device),
         distributed=settings.machine.world_size > 1)['cls']
-    _logger.info('\n' + format_table({'teacher': metrics}, data.shots, evaluator.test_counts))
+    _logger.info('\n' + format_table(
+        {'teacher': metrics}, data.shots, evaluator.test_counts, class_names=data.train.class_names))
     return metrics

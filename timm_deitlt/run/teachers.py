@@ -61,7 +61,7 @@ IRRELEVANT_SETTINGS = {
     'dataset_download', 'device', 'device_modules', 'amp', 'amp_dtype', 'val_split', 'val_num_samples', 'sources',
     'config', 'dataset', 'crop_pct', 'imbalance_factor', 'imbalance_profile', 'n_max', 'split_seed', 'val_fraction',
     'class_counts', 'list_dir', 'report', 'dry_run', 'dry_run_world_size', 'distributed', 'local_rank', 'rank',
-    'world_size', 'auto_speed', 'cache_images',
+    'world_size', 'auto_speed', 'cache_images', 'folds', 'fold',
 }
 
 
@@ -119,22 +119,30 @@ def split_name(name: str) -> tuple[str, str]:
 
 def benchmark_tag(data: DataSettings) -> str | None:
     """Key of `benchmarks.TAGS` for the images that the settings choose; None if they are not just that benchmark's."""
-    usual = data.n_max is None and data.imbalance_profile == 'exp' and not data.split_seed and not data.held_out
+    whole = not (data.split_seed or data.held_out or data.folds)
+    usual = whole and data.n_max is None and data.imbalance_profile == 'exp'
     return tag_of(data.dataset, data.imbalance_factor) if usual else None
 
 
-def teacher_settings(student: Settings, num_images: int, planned: bool = False) -> Settings:
+def teacher_settings(
+        student: Settings,
+        num_images: int,
+        measured: Mapping[str, list[float]] | None = None,
+        planned: bool = False,
+) -> Settings:
     """Settings of the teacher's own training, by one process: its recipe, on the student's data.
 
     Args:
         student: Settings of the student.
         num_images: Number of training images.
+        measured: Mean and std of the training images, as far as they were measured.
         planned: Whether nothing is to be computed on this machine.
 
     Raises:
         ValueError: If the teacher's name is unknown, or a setting does not fit its recipe.
     """
     args = teacher_args(argparse.Namespace(**student.flags), num_images)
+    vars(args).update(measured or {})
     validate_args(args)
     return resolve_settings(args, planned=planned)
 
@@ -146,6 +154,8 @@ def teacher_args(args: argparse.Namespace, num_images: int) -> argparse.Namespac
     overrides.update(model=architecture, teacher='none')
     if args.in_chans is None and args.input_size:
         overrides['in_chans'] = args.input_size[0]
+    if overrides.get('in_chans', 3) not in (1, 3):  # no recipe knows such images
+        overrides.update((name, getattr(args, name)) for name in ('mean', 'std') if getattr(args, name))
     if kind.startswith('strong'):  # what the student leaves out too
         overrides.update((name, getattr(args, name)) for name in AUGMENTATION_SETTINGS)
     if args.teacher_epochs:

@@ -22,8 +22,10 @@ from ..settings.checks import validate_args
 from ..settings.layers import args_to_yaml, describe_defaults
 from ..settings.resolved import Settings
 from ..utils.versions import plain_json, versions
+from .advice import named_counts, too_few_updates
 from .build.data import Data, build_data
 from .build.model import check_student
+from .build.normalisation import measured_settings
 from .build.trainer import build_trainer
 from .dry_run import dry_run
 from .finish import check_run, discard_findings, finish_run
@@ -57,6 +59,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     _logger.info(describe_defaults(settings.flags, settings.sources))
     start = find_start(settings)
     data = build_data(settings)
+    settings = measured_settings(settings, data)
     _logger.info(_describe_data(data))
     _check(settings, start, data)
     with doing('reading the images'):
@@ -64,6 +67,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     if primary:
         with doing('timing a step'):
             _logger.info(look_ahead(settings, data, start.path, start.epoch))
+        _warn_of_few_updates(settings, data)
     with doing('waiting for the teacher that another process makes'):
         teacher = resolve_teacher(settings, data)
     device = torch.device(init_distributed_device_so(settings.machine.device)['device'])
@@ -178,10 +182,15 @@ def _describe_stages(settings: Settings) -> str:
 
 
 def _describe_data(data: Data) -> str:
-    counts = sorted(data.train.class_counts, reverse=True)
-    shown = ', '.join(map(str, counts if len(counts) <= 12 else counts[:5])) + (
-        f', ..., {counts[-1]}' if len(counts) > 12 else '')
+    counts = data.train.class_counts
     evaluation = 'no evaluation' if data.evaluation is None else f'evaluated on {data.evaluated_on}'
     return (
-        f'{data.name}: {sum(counts)} training images of {len(counts)} classes ({shown}; imbalance factor '
+        f'{data.name}: {sum(counts)} training images of {len(counts)} classes '
+        f'({named_counts(data.train.class_names, counts)}; imbalance factor '
         f'{data.imbalance_factor:.4g}), {evaluation}. {data.shots.rule}')
+
+
+def _warn_of_few_updates(settings: Settings, data: Data) -> None:
+    images, update = sum(data.train.class_counts), settings.loader.update_images
+    if few := too_few_updates(settings.data.dataset, images, update, settings.schedule.epochs):
+        _logger.warning(few)

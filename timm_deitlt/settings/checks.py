@@ -11,11 +11,11 @@ from .layers import flag_of
 _BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ('epochs stop_epoch save_epochs teacher_epochs batch_size validation_batch_size grad_accum_steps global_batch_size '
      'dry_run_world_size imbalance_factor n_max val_interval log_interval img_size in_chans num_classes '
-     'sam_every rho_milestones paco_queue paco_dim train_img_sizes', lambda x: x >= 1, 'at least 1'),
+     'folds sam_every rho_milestones paco_queue paco_dim train_img_sizes', lambda x: x >= 1, 'at least 1'),
     ('rho rho_values teacher_rho train_size_probs', lambda x: 0 <= x < math.inf, 'at least 0 and finite'),
     ('mixup cutmix cutout workers drw_start_epoch warmup_epochs weight_decay task_loss_weight '
      'distill_loss_weight seed split_seed aug_repeats paco_alpha paco_gamma key_color_jitter '
-     'train_size_schedule_spread cache_images', lambda x: x >= 0, 'at least 0'),
+     'train_size_schedule_spread cache_images fold', lambda x: x >= 0, 'at least 0'),
     ('kd_temperature ldam_margin ldam_scale logit_adjust_tau paco_beta paco_temperature key_scale',
      lambda x: x > 0, 'above 0'),
     ('drw_beta val_fraction', lambda x: 0 < x < 1, 'between 0 and 1, both excluded'),
@@ -116,6 +116,19 @@ def _conflicts(args: argparse.Namespace) -> tuple[tuple[Any, str], ...]:
          f'--teacher-checkpoint needs the architecture of the teacher, got --teacher {args.teacher}'),
         (args.teacher_source == 'hub' and args.teacher in ('none', 'labels'),
          f'--teacher-source hub needs the name of a teacher, got --teacher {args.teacher}'),
+        (any('auto' in (values or ()) and len(values) > 1 for values in (args.mean, args.std)),
+         '--mean and --std are numbers, or the one word auto'),
+        (args.fold is not None and not 0 <= args.fold < (args.folds or 0),
+         f'--fold {args.fold} is one of --folds, from 0 to {(args.folds or 1) - 1}; give --folds K'),
+        (args.fold is not None and not args.experiment and not args.dry_run,
+         '--fold needs the name of the folder that all folds share in --experiment'),
+        (args.folds and args.val_fraction,
+         '--folds evaluates each training image once, so nothing is held out; leave --val-fraction out'),
+        (args.folds and (args.teacher_checkpoint or args.teacher_source == 'hub'),
+         '--folds trains a teacher on the training images of each fold, as another has seen those that are evaluated; '
+         'leave --teacher-checkpoint and --teacher-source out'),
+        (args.folds and (args.branch_from or args.resume not in ('', 'auto')),
+         '--folds goes on by itself with what there is in --experiment; leave --resume and --branch-from out'),
         (args.teacher_source == 'hub' and args.teacher_checkpoint,
          '--teacher-source hub and --teacher-checkpoint exclude each other; give one of them'),
     )

@@ -7,7 +7,7 @@ class DataSettings:
     """Which images.
 
     Attributes:
-        image_mode: Pillow's mode to read them in.
+        image_mode: Pillow's mode to read them in, or 'array'.
         channels: Their number of channels.
         held_out: Part of the training images that is held out for evaluation, or None.
     """
@@ -29,6 +29,8 @@ class DataSettings:
     imbalance_profile: str
     n_max: int | None
     split_seed: int
+    folds: int | None
+    fold: int | None
     skip_bad_images: bool
     cache_images: float
     image_mode: str

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, NoReturn
 import yaml
 
 from ..benchmarks import BENCHMARKS
-from .flags import REFUSED, KeyValues, add_flags
+from .flags import REFUSED, KeyValues, add_flags, number_or_auto
 
 RECIPES = files(__package__.partition('.')[0]) / 'recipes'
 DEFAULT_DATASET = 'lt/digits'
@@ -197,7 +197,7 @@ def _checked_scalar(action: argparse.Action, value: Any) -> Any:
     convert = action.type or str
     if isinstance(value, bool) and action.choices is not None and {'on', 'off'} <= set(action.choices):
         return 'on' if value else 'off'  # which YAML takes for true and false
-    expected = {int: 'a whole number', float: 'a number'}.get(convert, 'text')
+    expected = {int: 'a whole number', float: 'a number', number_or_auto: 'a number or auto'}.get(convert, 'text')
     if not isinstance(value, str | int | float) or isinstance(value, bool):
         raise ValueError(f'expected {expected}, got {value!r}')
     try:

@@ -2,7 +2,7 @@
 import logging
 import multiprocessing
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import Image
@@ -10,6 +10,8 @@ from torch.utils.data import IterableDataset
 
 from ...benchmarks import BENCHMARKS, Benchmark
 from ...data.factory import create_dataset
+from ...data.folds import split_fold
+from ...data.image import ARRAY
 from ...data.long_tail import ClassificationSet, holdout
 from ...evaluation import Shots
 from ...settings.images import DataSettings
@@ -30,6 +32,7 @@ class Data:
         name: Name of the data set.
         imbalance_factor: n_max / n_min of the training images.
         split_seed: Seed of subset and hold-out.
+        measured: Mean and std of the training images, as far as they were measured.
     """
     train: Any
     evaluation: Any
@@ -38,6 +41,7 @@ class Data:
     name: str
     imbalance_factor: float
     split_seed: int
+    measured: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def bad_images(self) -> int:
@@ -82,7 +86,7 @@ def build_data(settings: Settings, evaluate_split: str | None = None) -> Data:
         ValueError: If the data do not fit the settings.
         FileNotFoundError: If they are missing.
     """
-    chosen, fraction = settings.data, settings.data.held_out
+    chosen = settings.data
     _check_channels(chosen)
     benchmark = BENCHMARKS.get(chosen.dataset)
     common = dict(
@@ -92,6 +96,7 @@ def build_data(settings: Settings, evaluate_split: str | None = None) -> Data:
         download=chosen.dataset_download,
         skip_bad_images=chosen.skip_bad_images,
         input_img_mode=chosen.image_mode,
+        in_chans=chosen.channels,
         class_map=chosen.class_map or None,
         input_key=chosen.input_key,
         target_key=chosen.target_key,
@@ -112,18 +117,9 @@ def build_data(settings: Settings, evaluate_split: str | None = None) -> Data:
     )
     if isinstance(train, IterableDataset):
         _check_stream(settings)
-    evaluation, evaluated_on = None, _evaluated_on(benchmark, chosen.val_split)
-    if fraction:
-        train, evaluation, small = holdout(train, fraction, chosen.split_seed)
-        evaluated_on = f'{100 * fraction:g} % of the training images, held out'
-        _logger.info(
-            f'Holding out {len(evaluation)} of {len(train) + len(evaluation)} training images for evaluation, class by '
-            'class; they are never trained on.')
-        if small:
-            names = ', '.join(train.class_names[label] for label in small[:10])
-            _logger.warning(f'{len(small)} class(es) are too small to hold out an image and are not evaluated: {names}')
-    if evaluate_split or (chosen.val_split and not fraction):
-        evaluated_on = f'split {evaluate_split!r}' if evaluate_split else evaluated_on
+    train, evaluation, evaluated_on = _parted(train, chosen)
+    if evaluate_split or (chosen.val_split and evaluation is None):
+        evaluated_on = f'split {evaluate_split!r}' if evaluate_split else _evaluated_on(benchmark, chosen.val_split)
         evaluation = create_dataset(
             chosen.dataset,
             split=evaluate_split or chosen.val_split,
@@ -149,6 +145,31 @@ def build_data(settings: Settings, evaluate_split: str | None = None) -> Data:
     )
 
 
+def _parted(train: Any, chosen: DataSettings) -> tuple[Any, Any, str]:
+    """Training images, those of them that are evaluated instead or None, and words for the latter."""
+    if chosen.held_out:
+        train, evaluation, small = holdout(train, chosen.held_out, chosen.split_seed)
+        _logger.info(
+            f'Holding out {len(evaluation)} of {len(train) + len(evaluation)} training images for evaluation, class by '
+            'class; they are never trained on.')
+        if small:
+            _logger.warning(
+                f'{len(small)} class(es) are too small to hold out an image and are not evaluated: '
+                f'{_names(train, small)}. With --folds 5 every image is evaluated once.')
+        return train, evaluation, f'{100 * chosen.held_out:g} % of the training images, held out'
+    if chosen.folds:
+        train, evaluation, single = split_fold(train, chosen.folds, chosen.fold or 0, chosen.split_seed)
+        if single:
+            _logger.warning(f'Of {len(single)} class(es) there is one image, never evaluated: {_names(train, single)}')
+        return train, evaluation, f'fold {chosen.fold or 0} (from 0) of {chosen.folds}'
+    return train, None, ''
+
+
+def _names(dataset: Any, labels: Sequence[int]) -> str:
+    more = f' and {len(labels) - 10} more' if len(labels) > 10 else ''
+    return ', '.join(dataset.class_names[label] for label in labels[:10]) + more
+
+
 def _evaluated_on(benchmark: Benchmark | None, split: str) -> str:
     if benchmark is None:
         return f'split {split!r}'
@@ -167,7 +188,11 @@ def _check_stream(settings: Settings) -> None:
 
 
 def _check_channels(data: DataSettings) -> None:
-    if len(Image.new(data.image_mode, (1, 1)).getbands()) != data.channels:
+    if data.image_mode == ARRAY:
+        _logger.info(
+            f'Images are arrays of {data.channels} channels: crop, flips, erasing and mixing augment them; --aa, '
+            '--color-jitter and --grayscale-prob are for pictures and left out.')
+    elif len(Image.new(data.image_mode, (1, 1)).getbands()) != data.channels:
         raise ValueError(
             f'Images of mode {data.image_mode} do not have {data.channels} channels (--in-chans): give '
-            '--input-img-mode, such as L for 1, RGB for 3, RGBA for 4.')
+            '--input-img-mode, such as L for 1, RGB for 3, RGBA for 4, array for any.')

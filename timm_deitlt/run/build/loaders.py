@@ -7,7 +7,8 @@ import torch
 from timm.data import Mixup, create_transform
 from torch.utils.data import IterableDataset
 
-from ...data.augment import key_transform, train_transform, weak_transform
+from ...data.augment import check_tensor_filter, key_transform, train_transform, weak_transform
+from ...data.image import ARRAY
 from ...data.loader import TrainLoader, create_eval_loader
 from ...data.sizes import SizeSchedule
 from ...settings.images import AugmentSettings
@@ -55,7 +56,7 @@ def build_train_transform(augment: AugmentSettings, config: dict[str, Any], imag
     Args:
         augment: What it does.
         config: Data configuration of the model: input size, interpolation and mean.
-        image_mode: Pillow's mode of the images.
+        image_mode: Pillow's mode of the images, or 'array'.
 
     Raises:
         ValueError: If timm cannot make it of the augmentation settings, or the backend does not know a part of it.
@@ -79,6 +80,7 @@ def build_train_transform(augment: AugmentSettings, config: dict[str, Any], imag
             cutout=augment.cutout or 0,
             interpolation=interpolation or config['interpolation'],
             mean=config['mean'],
+            arrays=image_mode == ARRAY,
         )
     except (AssertionError, IndexError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
@@ -154,6 +156,7 @@ def _views(settings: Settings, config: dict[str, Any], second_view: str) -> list
             scale=augment.key_scale,
             color_jitter=augment.key_color_jitter,
             color_jitter_prob=augment.key_color_jitter_prob,
+            arrays=settings.data.image_mode == ARRAY,
             **flips,
         ))
     return views
@@ -167,6 +170,8 @@ def build_eval_loader(
         dtype: torch.dtype = torch.float32,
 ) -> Any:
     """Loader of evaluation images as a model with the data configuration `config` expects them."""
+    if settings.data.image_mode == ARRAY:
+        check_tensor_filter(config['interpolation'])
     transform = create_transform(
         config['input_size'], is_training=False, interpolation=config['interpolation'], crop_pct=config['crop_pct'],
         crop_mode=config.get('crop_mode'), use_prefetcher=True)

@@ -17,6 +17,7 @@ from torch import nn
 from ...benchmarks import CATALOGUE
 from ...engine.device import has_bfloat16
 from ...loss import LabelLoss, create_distillation_loss
+from ...models._initial import load_initial, say_new_heads
 from ...models.cosine import set_cosine_classifier
 from ...optim.muon import orthogonalize_in_float32
 from ...settings.resolved import ModelSettings, OptimizerSettings, Settings
@@ -114,7 +115,7 @@ def _data_config(settings: ModelSettings, model: nn.Module) -> dict[str, Any]:
         if len(values) not in (1, channels):
             raise ValueError(
                 f'--{name} has {len(values)} values ({", ".join(map(str, values))}), an image has {channels} channels: '
-                'give one value, or one for each channel.')
+                'give one value, or one for each channel, or auto to have them measured.')
         config[name] = values if len(values) == channels else values * channels
     config['input_size'] = (channels, *config['input_size'][-2:])
     return config
@@ -146,7 +147,7 @@ def _create(settings: ModelSettings, num_classes: int, any_size: bool) -> nn.Mod
     overlay.update(settings.pretrained_cfg_overlay)
     if overlay:
         kwargs['pretrained_cfg_overlay'] = overlay
-    return timm.create_model(
+    model = timm.create_model(
         settings.name,
         pretrained=settings.pretrained or bool(settings.pretrained_path),
         in_chans=settings.channels,
@@ -157,9 +158,14 @@ def _create(settings: ModelSettings, num_classes: int, any_size: bool) -> nn.Mod
         global_pool=settings.gp,
         bn_momentum=settings.bn_momentum,
         bn_eps=settings.bn_eps,
-        checkpoint_path=settings.initial_checkpoint,
         **kwargs,
     )
+    loaded, source = model.pretrained_cfg.get('num_classes'), settings.pretrained_path or settings.name
+    if (settings.pretrained or settings.pretrained_path) and loaded != num_classes:
+        say_new_heads(model, source, loaded if loaded and loaded > 0 else None, num_classes)
+    if settings.initial_checkpoint:
+        load_initial(model, settings.initial_checkpoint)
+    return model
 
 
 def _scale_head(model: nn.Module, scale: float | None, bias: float | None) -> None:

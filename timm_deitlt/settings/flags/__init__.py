@@ -1,7 +1,9 @@
 """The command line as data: timm's flags, ours, and timm's flags that are refused with the reason."""
 import argparse
 
+from ._flag import AUTO as AUTO
 from ._flag import KeyValues as KeyValues
+from ._flag import number_or_auto as number_or_auto
 from .own import OWN_FLAGS
 from .refused import REFUSED as REFUSED
 from .refused import REFUSED_VALUES as REFUSED_VALUES

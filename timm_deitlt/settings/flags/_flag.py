@@ -15,6 +15,8 @@ class KeyValues(argparse.Action):
 
 
 MAPPING: dict[str, Any] = {'nargs': '*', 'default': {}, 'action': KeyValues, 'metavar': 'K=V'}
+# What is measured from the training images
+AUTO = 'auto'
 SWITCH: dict[str, Any] = {'action': argparse.BooleanOptionalAction}
 
 
@@ -26,6 +28,11 @@ def allowed(name: str) -> Callable[[str], str]:
             raise argparse.ArgumentTypeError(f"'{text}' is not supported: {reason}")
         return text
     return value
+
+
+def number_or_auto(text: str) -> float | str:
+    """Type of a flag that takes numbers, or one word for what is measured."""
+    return AUTO if text == AUTO else float(text)
 
 
 def flag(names: str, text: str, **options: Any) -> tuple[list[str], str, dict[str, Any]]:

@@ -51,6 +51,9 @@ OWN_FLAGS = {
         flag('--split-seed', 'seed of subset and hold-out, apart from --seed', type=int, default=0),
         flag('--val-fraction', 'part of the training images held out (default: 0.1 of a folder without --val-split)',
              type=float),
+        flag('--folds', 'train and evaluate so many times, so that each image is evaluated once (default: none)',
+             type=int),
+        flag('--fold', 'train this one of --folds only, from 0 (default: all of them)', type=int),
         flag('--class-counts', 'images per class of an iterable data set (default: counted)', metavar='FILE'),
         flag('--cache-images', 'GiB in which each process may keep the decoded images of a folder, 0 for none; '
              'where workers are forked', type=float, default=1.0),

@@ -1,5 +1,5 @@
 """Flags that train.py shares with timm's, in timm's groups."""
-from ._flag import MAPPING, SWITCH, allowed, flag
+from ._flag import MAPPING, SWITCH, allowed, flag, number_or_auto
 
 SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'poly', 'wsd', 'rsqrt', 'constant', 'none')
 _INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
@@ -15,7 +15,8 @@ TIMM_FLAGS = {
         flag('--val-num-samples', 'validation images of an iterable data set (default: its own count)', type=int),
         flag('--dataset-download', 'allow the download of data sets that support it', action='store_true'),
         flag('--class-map', 'file that maps class names to indices (default: by name)', default='', metavar='FILE'),
-        flag('--input-img-mode', 'PIL mode of the images (default: RGB, or L for one channel)', metavar='MODE'),
+        flag('--input-img-mode', 'PIL mode of the images, or array for numbers of any range, from .npy and TIFF too '
+             '(default: L for 1 channel, RGB for 3, else array)', metavar='MODE'),
         flag('--input-key', "key of the image in the data set (default: the data set's)", metavar='KEY'),
         flag('--target-key', "key of the label in the data set (default: the data set's)", metavar='KEY'),
         flag('--dataset-trust-remote-code', 'let Hugging Face data sets run their own code', action='store_true'),
@@ -32,11 +33,13 @@ TIMM_FLAGS = {
         flag('--num-classes', 'classes (default: those of the data set)', type=int),
         flag('--gp', "global pooling (default: the model's)", metavar='POOL'),
         flag('--img-size', "image size in pixels (default: the model's)", type=int),
-        flag('--in-chans', 'image channels (default: 3)', type=int),
+        flag('--in-chans', 'image channels; other than 1 and 3 from .npy and TIFF (default: 3)', type=int),
         flag('--input-size', "channels, height, width (default: the model's)", nargs=3, type=int),
         flag('--crop-pct', "centre crop in evaluation (default: the model's)", type=float),
-        flag('--mean', "mean pixel value (default: the model's)", type=float, nargs='+'),
-        flag('--std', "standard deviation of the pixels (default: the model's)", type=float, nargs='+'),
+        flag('--mean', "mean of each channel, auto measures the training images (default: the model's)",
+             type=number_or_auto, nargs='+', metavar='X'),
+        flag('--std', "standard deviation of each channel, or auto (default: the model's)",
+             type=number_or_auto, nargs='+', metavar='X'),
         flag('--interpolation', "resizing in evaluation (default: the model's)",
              default='', choices=('', *_INTERPOLATIONS)),
         flag('-b --batch-size', 'images per micro-batch and device', type=int, default=128),

@@ -1,0 +1,93 @@
+"""Local Hugging Face sets, whatever their columns are called."""
+import io
+
+import pytest
+from PIL import Image
+
+from timm_deitlt.data import columns, create_dataset
+
+datasets = pytest.importorskip('datasets')
+pyarrow = pytest.importorskip('pyarrow')
+pytest.importorskip('pyarrow.parquet')
+
+
+@pytest.fixture(autouse=True)
+def own_datasets_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, 'HF_DATASETS_CACHE', tmp_path / 'cache' / 'datasets')
+
+
+def encoded(value):
+    file = io.BytesIO()
+    Image.new('RGB', (4, 4), (value, 0, 0)).save(file, 'png')
+    return {'bytes': file.getvalue(), 'path': None}
+
+
+def parquet(root, images='img', **others):
+    """A folder with train.parquet and test.parquet, as data sets are stored; columns are (values, feature)."""
+    length = len(next(iter(others.values()))[0])
+    features = datasets.Features({images: datasets.Image(), **{name: kind for name, (_, kind) in others.items()}})
+    content = {images: [encoded(i) for i in range(length)], **{name: values for name, (values, _) in others.items()}}
+    table = pyarrow.table(content, schema=features.arrow_schema)
+    for split in ('train', 'test'):
+        (root / 'data').mkdir(parents=True, exist_ok=True)
+        pyarrow.parquet.write_table(table, root / 'data' / f'{split}-00000-of-00001.parquet')
+    return f'hfds/{root}'
+
+
+def test_columns_are_found_by_their_features(tmp_path):
+    name = parquet(
+        tmp_path, fine_label=([1, 0, 1], datasets.ClassLabel(names=['zebra', 'ant'])),
+        source=(['x', 'y', 'z'], datasets.Value('string')))
+    train = create_dataset(name)
+    assert train.class_names == ('zebra', 'ant') and train.targets.tolist() == [1, 0, 1]
+    assert [image.getpixel((0, 0))[0] for image, _ in train] == [0, 1, 2]
+    assert create_dataset(name, split='test', class_names=('ant', 'zebra')).targets.tolist() == [0, 1, 0]
+
+
+def test_names_become_classes_in_sorted_order(tmp_path):
+    name = parquet(tmp_path, species=(['wren', 'auk', 'wren', 'emu'], datasets.Value('string')))
+    train = create_dataset(name)
+    assert train.class_names == ('auk', 'emu', 'wren') and train.targets.tolist() == [2, 0, 2, 1]
+    assert [label for _, label in train] == [2, 0, 2, 1]
+    mapped = create_dataset(name, class_map={'wren': 0, 'auk': 1, 'emu': 2})
+    assert mapped.class_names == ('wren', 'auk', 'emu') and mapped.targets.tolist() == [0, 1, 0, 2]
+    (tmp_path / 'map.txt').write_text('wren\nauk\n')
+    with pytest.raises(ValueError, match=r"species.*1 name\(s\) that --class-map does not have, such as 'emu'"):
+        create_dataset(name, class_map=str(tmp_path / 'map.txt'))
+
+
+def test_columns_that_cannot_be_told_are_listed(tmp_path):
+    kind = datasets.ClassLabel(names=['a', 'b'])
+    name = parquet(tmp_path / 'two', coarse_label=([0, 1], kind), fine_label=([1, 0], kind))
+    words = r'2 columns.*img \(Image\), coarse_label \(ClassLabel\), fine_label \(ClassLabel\).*--target-key'
+    with pytest.raises(ValueError, match=words):
+        create_dataset(name)
+    assert create_dataset(name, target_key='fine_label').targets.tolist() == [1, 0]
+    name = parquet(tmp_path / 'none', size=([2, 3], datasets.Value('int64')))
+    with pytest.raises(ValueError, match=r'No column has the feature ClassLabel.*size \(Value\)'):
+        create_dataset(name)
+
+
+def test_whole_numbers_in_a_column_label_are_labels(tmp_path):
+    name = parquet(tmp_path, images='image', label=([0, 2, 1], datasets.Value('int64')))
+    assert create_dataset(name).targets.tolist() == [0, 2, 1]
+
+
+def test_images_without_a_label_are_refused(tmp_path):
+    name = parquet(tmp_path, species=(['wren', None, 'auk'], datasets.Value('string')))
+    with pytest.raises(ValueError, match='without a label'):
+        create_dataset(name)
+
+
+def test_a_missing_set_and_a_missing_split_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match='no data set hfds/'):
+        create_dataset(f'hfds/{tmp_path / "nowhere"}')
+    name = parquet(tmp_path, fine_label=([1, 0], datasets.ClassLabel(names=['a', 'b'])))
+    with pytest.raises(ValueError, match='split .validation.'):
+        create_dataset(name, split='validation')
+
+
+def test_the_package_is_asked_for(monkeypatch):
+    monkeypatch.setitem(__import__('sys').modules, 'datasets', None)
+    with pytest.raises(ValueError, match='pip install datasets'):
+        columns.find_columns('hfds/x', None, 'train')

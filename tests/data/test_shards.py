@@ -1,0 +1,81 @@
+"""WebDataset shards without a description."""
+import io
+import json
+import logging
+import tarfile
+
+import pytest
+from PIL import Image
+
+from timm_deitlt.data import create_dataset
+
+pytest.importorskip('webdataset')
+
+
+def shard(path, labels, ending='cls', start=0):
+    with tarfile.open(path, 'w') as tar:
+        def add(name, content):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+        for number, label in enumerate(labels, start):
+            image = io.BytesIO()
+            Image.new('RGB', (4, 4), (label, 0, 0)).save(image, 'png')
+            add(f'{number:04d}.png', image.getvalue())
+            add(f'{number:04d}.{ending}', (f'{label}\n' if ending == 'cls' else json.dumps({'y': label})).encode())
+        add(f'{9000 + start}.txt', b'no image')
+
+
+@pytest.fixture
+def two(tmp_path):
+    folder = tmp_path / 'wds'
+    folder.mkdir()
+    shard(folder / 'train-0000.tar', [0, 0, 2])
+    shard(folder / 'train-0001.tar', [1, 2, 0, 1], start=3)
+    return folder
+
+
+def test_images_and_classes_are_counted_once_and_the_count_is_kept(two, caplog):
+    caplog.set_level(logging.INFO)
+    for times in (1, 1):
+        train = create_dataset('wds/x', two, 'train-{0000..0001}.tar', is_training=True)
+        assert train.class_counts == [3, 2, 2] and train.class_names == ('0', '1', '2')
+        assert train.reader.num_samples == 7
+        assert sum('counting the images of 2 shard(s) once' in line for line in caplog.messages) == times
+    assert sorted(label for _, label in train)[:3] == [0, 0, 0]
+    evaluation = create_dataset('wds/x', two, 'train-0001.tar', class_names=train.class_names, is_training=False)
+    assert len(evaluation) == 4
+    shard(two / 'train-0001.tar', [1])  # another file of that name is counted anew
+    assert create_dataset('wds/x', two, 'train-{0000..0001}.tar', is_training=True).class_counts == [2, 1, 1]
+
+
+def test_a_count_that_is_given_is_believed(two, tmp_path):
+    (tmp_path / 'counts').write_text('4\n1\n1')
+    options = dict(class_counts_file=tmp_path / 'counts', is_training=True)
+    assert create_dataset('wds/x', two, 'train-{0000..0001}.tar|6', **options).reader.num_samples == 6
+    assert create_dataset('wds/x', two, 'train-{0000..0001}.tar', num_samples=5, **options).reader.num_samples == 5
+    assert create_dataset('wds/x', two, 'train-{0000..0001}.tar', **options).class_counts == [4, 1, 1]
+
+
+def test_shards_are_to_be_named(two):
+    with pytest.raises(ValueError, match=r"split 'train' \(train-0000.tar to train-0001.tar\).*'train-\{0000..0003\}"):
+        create_dataset('wds/x', two)
+    with pytest.raises(FileNotFoundError, match='1 of 3 shards.*train-0002.tar'):
+        create_dataset('wds/x', two, 'train-{0000..0002}.tar')
+    with pytest.raises(ValueError, match=r"not on this machine.*'https://x/\{0..1\}.tar\|N'"):
+        create_dataset('wds/x', two, 'https://x/{0..1}.tar')
+
+
+def test_labels_in_json_need_their_counts(two):
+    shard(two / 'json-0.tar', [0, 1], 'json')
+    with pytest.raises(ValueError, match='no image with a label'):
+        create_dataset('wds/x', two, 'json-0.tar')
+    with pytest.raises(ValueError, match='--class-counts FILE'):
+        create_dataset('wds/x', two, 'json-0.tar', target_key='y', is_training=True)
+
+
+def test_a_damaged_shard_is_named(two):
+    (two / 'train-0001.tar').write_bytes(b'no archive')
+    with pytest.raises(ValueError, match='train-0001.tar cannot be read'):
+        create_dataset('wds/x', two, 'train-{0000..0001}.tar')

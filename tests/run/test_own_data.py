@@ -1,0 +1,190 @@
+"""Folders of a user's own, from the real files through the real train: few images, rare classes, many bands."""
+import json
+import logging
+import math
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import TINIEST_TEACHER, TINY_VIT
+from helpers import settings_of
+from PIL import Image
+
+from timm_deitlt.run.advice import named_counts, too_few_updates
+from timm_deitlt.run.build.data import build_data
+from timm_deitlt.run.mechanisms import analyze
+from timm_deitlt.run.train import train
+from timm_deitlt.run.validate import validate
+from timm_deitlt.settings.layers import parse_args
+
+
+@pytest.fixture(autouse=True)
+def logged(caplog):
+    caplog.set_level(logging.INFO)
+
+
+def pictures(root, **counts):
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            Image.effect_noise((20, 16), 20 + i).convert('RGB').save(root / name / f'{i}.png')
+    return root
+
+
+def run(*argv):
+    return train(parse_args(list(map(str, argv))))
+
+
+def planned(*argv):
+    return run('--dry-run', *argv)
+
+
+# too few updates
+
+def test_own_data_of_250_images_says_that_it_is_too_little_and_what_to_type(tmp_path, caplog):
+    pictures(tmp_path / 'images', cat=150, dog=70, wren=30)
+    plan = planned('-c', 'own_data', '--data-dir', tmp_path / 'images', '--teacher', 'none')
+    assert plan['updates_per_epoch'] == 1 and plan['train_images'] == 225
+    words = (
+        '224 images in updates of 512 make 1 update an epoch, 300 in all: too few to learn from scratch. Give '
+        '--global-batch-size 16 --batch-size 16: 14 an epoch, 4,200 in all.')
+    assert plan['warning'] == words and words in caplog.messages
+    assert 'classes: cat 135, dog 63, wren 27' in caplog.text
+    again = planned(
+        '-c', 'own_data', '--data-dir', tmp_path / 'images', '--teacher', 'none', '--global-batch-size', 16,
+        '--batch-size', 16)
+    assert again['warning'] is None and again['updates_per_epoch'] == 14
+
+
+@pytest.mark.parametrize('images, update, epochs, advice', [
+    (30, 512, 300, '--global-batch-size 8 --batch-size 8: 4 an epoch, 1,200 in all; and --epochs 900 or more'),
+    (30, 8, 300, '--epochs 900 or more'), (5000, 512, 300, '--global-batch-size 256 --batch-size 256: 20 an epoch'),
+    (42, 8, 2, '42 images make 6 updates an epoch, 12 in all: too few to learn from scratch. Give --epochs 600'),
+    (6144, 512, 300, None), (10 ** 6, 512, 90, None), (30, 8, 900, None),
+])
+def test_a_run_has_a_dozen_updates_an_epoch_or_as_many_in_all(images, update, epochs, advice):
+    said = too_few_updates('', images, update, epochs)
+    assert said is None if advice is None else advice in said
+    assert math.ceil(images / update) >= min(12, 3600 / epochs) or said
+    assert too_few_updates('lt/digits', images, update, epochs) is None
+
+
+def test_of_many_classes_both_ends_are_named():
+    assert named_counts(['a', 'b', 'c'], [1, 1200, 3]) == 'b 1,200, c 3, a 1'
+    assert named_counts([f'c{i}' for i in range(20)], list(range(20, 0, -1))) == (
+        'c0 20, c1 19, c2 18, c3 17, c4 16, ..., c15 5, c16 4, c17 3, c18 2, c19 1')
+
+
+# names
+
+def test_classes_that_are_not_evaluated_are_named(tmp_path, caplog):
+    pictures(tmp_path / 'images', cat=12, dog=12, eel=3, wren=1)
+    result = run(
+        *TINY_VIT, '--data-dir', tmp_path / 'images', '--output', tmp_path / 'runs', '--epochs', 1,
+        '--drw-start-epoch', 1)
+    assert '2 class(es) are too small to hold out an image and are not evaluated: eel, wren. With --folds 5' in (
+        caplog.text)
+    assert 'no test images of class eel, wren; every mean leaves them out' in ' '.join(caplog.text.split())
+    assert '26 training images of 4 classes (cat 11, dog 11, eel 3, wren 1;' in caplog.text
+    assert '3 updates' not in caplog.text and 'too few to learn from scratch' in caplog.text
+    assert result['shots']['missing_classes'] == [2, 3]
+
+
+# mean and std
+
+@pytest.fixture(scope='module')
+def bands(tmp_path_factory):
+    """13 bands of very different ranges, in files as satellites give them."""
+    root = tmp_path_factory.mktemp('bands')
+    random = np.random.RandomState(0)
+    for name, count in (('sea', 14), ('land', 10), ('ice', 6)):
+        (root / name / 'deep').mkdir(parents=True)
+        for i in range(count):
+            scene = random.normal(np.arange(13) * 300 + 500, 50 + np.arange(13), (18, 20, 13))
+            np.save(root / name / 'deep' / f'{i}.npy', scene.clip(0, 65535).astype(np.uint16))
+    return root
+
+
+def test_13_bands_are_trained_validated_and_analysed_with_measured_mean_and_std(bands, tmp_path, caplog):
+    command = [
+        *TINY_VIT, *TINIEST_TEACHER, '--teacher-cache', tmp_path, '--data-dir', bands, '--in-chans', 13, '--mean',
+        'auto', '--std', 'auto', '--aa', 'rand-m9-mstd0.5-inc1', '--reprob', .2, '--mixup', .8, '--output', tmp_path,
+        '--experiment', 'run']
+    result = run(*command)
+    stored = yaml.safe_load((tmp_path / 'run' / 'args.yaml').read_text())
+    files = list(bands.rglob('*.npy'))
+    assert len(stored['mean']) == len(stored['std']) == 13
+    assert np.allclose(stored['mean'], (np.arange(13) * 300 + 500) / 65535, rtol=.02) and len(files) == 30
+    assert np.allclose(stored['std'], (50 + np.arange(13)) / 65535, rtol=.1)
+    assert torch.load(tmp_path / 'run' / 'last.pth.tar', weights_only=False)['args'].mean == stored['mean']
+    assert 'measured on 27 training images' in caplog.text and 'arrays of 13 channels' in caplog.text
+    record = json.loads(next(tmp_path.glob('teachers/*/teacher.json')).read_text())
+    assert record['images']['mean'] == stored['mean'] and record['images']['input_size'][0] == 13
+    again = validate(str(tmp_path / 'run'), {'device': 'cpu'})
+    assert again['mean'] == result['mean']
+    assert analyze(str(tmp_path / 'run'), {'device': 'cpu'})['num_images'] == 3
+    resumed = run(*command, '--resume', 'auto')
+    assert resumed['weights_sha256'] == result['weights_sha256']
+
+
+def test_bands_need_a_mean_and_a_filter_that_fits(bands, tmp_path):
+    command = [*TINY_VIT, '--data-dir', bands, '--in-chans', 13, '--output', tmp_path]
+    with pytest.raises(ValueError, match='--mean has 3 values.*13 channels.*or auto'):
+        run(*command)
+    with pytest.raises(ValueError, match='Arrays are not resized by lanczos'):
+        run(*command, '--mean', 'auto', '--std', 'auto', '--train-interpolation', 'lanczos')
+    with pytest.raises(ValueError, match='--augment-backend opencv augments grey or RGB'):
+        run(*command, '--mean', .1, '--std', .1, '--augment-backend', 'opencv')
+    with pytest.raises(ValueError, match='the one word auto'):
+        run(*command, '--mean', 'auto', '.5')
+
+
+def test_mean_and_std_of_pictures_are_measured_on_what_is_trained_on(tmp_path, caplog):
+    pictures(tmp_path / 'images', cat=12, dog=8)
+    command = [
+        *TINY_VIT, *TINIEST_TEACHER, '--teacher-cache', tmp_path, '--data-dir', tmp_path / 'images', '--mean', 'auto',
+        '--std', 'auto', '--epochs', 1, '--drw-start-epoch', 1, '--output', tmp_path, '--experiment', 'run']
+    plan = planned(*command)
+    assert plan['measured'] and 'mean and std are measured' in caplog.text and 'measured on' not in caplog.text
+    result = run(*command)
+    images = np.stack([np.asarray(image) for image, _ in build_data(settings_of(*command)).train]) / 255.
+    stored = yaml.safe_load((tmp_path / 'run' / 'args.yaml').read_text())
+    assert np.allclose(stored['mean'], images.mean((0, 1, 2)), atol=1e-5)
+    assert np.allclose(stored['std'], images.std((0, 1, 2)), atol=1e-5)
+    assert result['data']['train_counts'] == [11, 7]
+    record = json.loads(next(tmp_path.glob('teachers/*/teacher.json')).read_text())
+    assert record['images']['std'] == stored['std']
+
+
+# weights of other classes
+
+def test_a_start_of_10_classes_gives_all_but_the_heads_to_2_classes(tmp_path, caplog):
+    pictures(tmp_path / 'ten', **{f'c{i}': 6 for i in range(10)})
+    pictures(tmp_path / 'two', cat=6, dog=4)
+    short = ['--epochs', '1', '--drw-start-epoch', '1', '--output', tmp_path, '--val-fraction', '.2']
+    run(*TINY_VIT, *short, '--teacher', 'labels', '--data-dir', tmp_path / 'ten', '--experiment', 'ten')
+    start = tmp_path / 'ten' / 'last.pth.tar'
+    caplog.clear()
+    run(*TINY_VIT, *short, '--teacher', 'labels', '--data-dir', tmp_path / 'two', '--experiment', 'two',
+        '--initial-checkpoint', start, '--lr', 1e-9, '--opt', 'sgd')
+    assert f'{start} has 10 classes, the data set 2: both heads (head, head_dist) are made anew' in caplog.text
+    before, after = (
+        torch.load(file, weights_only=False)['state_dict'] for file in (start, tmp_path / 'two' / 'last.pth.tar'))
+    same = {name for name in after if after[name].shape == before[name].shape and torch.allclose(
+        after[name], before[name], atol=1e-4)}
+    assert set(after) - same == {'head.weight', 'head.bias', 'head_dist.weight', 'head_dist.bias'}
+    caplog.clear()
+    run(*TINY_VIT, *short, '--data-dir', tmp_path / 'two', '--experiment', 'path', '--pretrained-path', start)
+    assert f'Of {start} the classes are not known: both heads (head, head_dist) are made anew' in caplog.text
+    caplog.clear()
+    run(*TINY_VIT, *short, '--data-dir', tmp_path / 'ten', '--experiment', 'same', '--initial-checkpoint', start)
+    assert 'made anew' not in caplog.text
+
+
+def test_a_start_at_another_image_size_has_its_positions_resized(tmp_path):
+    pictures(tmp_path / 'two', cat=6, dog=4)
+    short = ['--epochs', '1', '--drw-start-epoch', '1', '--output', tmp_path, '--data-dir', tmp_path / 'two']
+    run(*TINY_VIT, *short, '--experiment', 'small')
+    run(*TINY_VIT, *short, '--experiment', 'large', '--img-size', 32, '--initial-checkpoint',
+        tmp_path / 'small' / 'last.pth.tar')

@@ -1,0 +1,82 @@
+"""Which columns of a Hugging Face data set hold the images and the labels."""
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .folders import read_class_map
+
+
+def find_columns(
+        name: str,
+        root: str | os.PathLike | None,
+        split: str,
+        input_key: str | None = None,
+        target_key: str | None = None,
+        class_map: str | Mapping[str, int] | None = None,
+        **options: Any,
+) -> dict[str, Any]:
+    """Columns by their features where they are not named, and labels for names.
+
+    The image is the column 'image', else the only one with the feature Image. The label is 'label', else the only one
+    with the feature ClassLabel, else the only one of text. Names are labelled in sorted order, or by a class map.
+
+    Args:
+        name: 'hfds/' and the id or the folder of the set.
+        root: Its cache, as for timm.
+        split: Its split.
+        input_key: Column of the images, if known.
+        target_key: Column of the labels, if known.
+        class_map: Labels by class name, or a file of timm's.
+        options: Others of the data set, which are not needed here.
+
+    Returns:
+        'input_key', 'target_key' and, for names, 'class_map', as timm takes them.
+
+    Raises:
+        ValueError: If the package is missing, or a column cannot be told; then the error lists the columns.
+        FileNotFoundError: If there is no such data set.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise ValueError(f'{name} needs the package datasets ({error}): pip install datasets') from error
+    try:
+        table = datasets.load_dataset(name.partition('/')[2], split=split, cache_dir=root)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f'There is no data set {name}: {" ".join(str(error).split())}') from error
+    except (ValueError, RuntimeError, OSError) as error:
+        raise ValueError(f'Cannot open {name}, split {split!r}: {" ".join(str(error).split())}') from error
+    kinds = {column: type(feature).__name__ for column, feature in table.features.items()}
+    text = [column for column, feature in table.features.items() if 'string' in str(getattr(feature, 'dtype', ''))]
+    if input_key is None:
+        input_key = _only('image', 'Image', [column for column, kind in kinds.items() if kind == 'Image'], name, kinds)
+    if target_key is None:
+        labels = [column for column, kind in kinds.items() if kind == 'ClassLabel']
+        labels = labels or [column for column in kinds if column == 'label'] or text
+        target_key = _only('label', 'ClassLabel', labels, name, kinds)
+    found = {'input_key': input_key, 'target_key': target_key}
+    if target_key in text:
+        found['class_map'] = _labels(table.unique(target_key), class_map, f'Column {target_key!r} of {name}')
+    return found
+
+
+def _only(usual: str, feature: str, columns: Sequence[str], name: str, kinds: Mapping[str, str]) -> str:
+    if usual in columns:
+        return usual
+    if len(columns) == 1:
+        return columns[0]
+    listed = ', '.join(f'{column} ({kind})' for column, kind in kinds.items())
+    which = f'{len(columns)} columns could be the {usual}: ' if columns else f'No column has the feature {feature}: '
+    raise ValueError(
+        f'{which}{name} has {listed}. Name it by --{"input" if usual == "image" else "target"}-key.')
+
+
+def _labels(names: Sequence[str | None], class_map: str | Mapping[str, int] | None, where: str) -> Mapping[str, int]:
+    if None in names:
+        raise ValueError(f'{where} has images without a label: remove them.')
+    if not class_map:
+        return {name: label for label, name in enumerate(sorted(names))}
+    known = read_class_map(class_map)
+    if unknown := sorted(set(names) - set(known)):
+        raise ValueError(f'{where} has {len(unknown)} name(s) that --class-map does not have, such as {unknown[0]!r}.')
+    return known

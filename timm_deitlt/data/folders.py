@@ -1,0 +1,207 @@
+"""Images in folders of classes. Folders are listed, several levels deep; no image is opened."""
+import logging
+import os
+import pickle
+import re
+from collections import Counter
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field
+
+from timm.data.readers.class_map import load_class_map
+from timm.data.readers.reader import Reader
+
+from .image import check_readers, image_suffixes
+
+_logger = logging.getLogger(__name__)
+
+# Put there by operating systems, archivers and network drives; names that begin with a dot are hidden in any case
+SYSTEM_NAMES = frozenset({
+    '__MACOSX', '__pycache__', 'Thumbs.db', 'ehthumbs.db', 'desktop.ini', 'Desktop.ini', 'Icon\r', '@eaDir',
+    '$RECYCLE.BIN', 'System Volume Information', 'lost+found',
+})
+_NUMBER = re.compile(r'\d+')
+
+
+@dataclass
+class Listing:
+    """What lies below a folder.
+
+    Attributes:
+        files: Images as path relative to the folder, and bytes; None bytes for a broken link. In natural order.
+        folders: Its own folders, in natural order, empty ones too.
+        left_out: How many other files there are of each suffix.
+        hidden: Hidden and system files and folders, which were not looked into.
+    """
+    files: list[tuple[str, int | None]] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+    left_out: Counter = field(default_factory=Counter)
+    hidden: int = 0
+
+    def words(self) -> str:
+        """What was left out, in words; empty if nothing was."""
+        parts = [f'{count:,} {suffix or "without a suffix"}' for suffix, count in sorted(
+            self.left_out.items(), key=lambda item: (-item[1], item[0]))]
+        return ', '.join([*([f'{self.hidden:,} hidden or of the system'] if self.hidden else []), *parts])
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or belongs to the system."""
+    return name.startswith('.') or name in SYSTEM_NAMES
+
+
+def list_images(root: str | os.PathLike, suffixes: Container[str]) -> Listing:
+    """List the images below a folder, however deep; links are followed, but not into a folder that they lie in.
+
+    Args:
+        root: Folder.
+        suffixes: Endings of images in lower case, see `image.image_suffixes`.
+    """
+    listing = Listing()
+    blocks = []  # of each folder, so that a name is sorted among those beside it only
+    waiting = ['']
+    while waiting:
+        place = waiting.pop()
+        images, folders = _list_folder(root, place, suffixes, listing)
+        waiting += [os.path.join(place, name) for name in folders]
+        if not place:
+            listing.folders = sorted(folders, key=_order)
+        if images:
+            images.sort(key=lambda image: _order(image[0]))
+            blocks.append((os.path.join(place, ''), images))
+    blocks.sort(key=lambda block: _order(block[0]))
+    listing.files = [(place + name, size) for place, images in blocks for name, size in images]
+    return listing
+
+
+def _list_folder(
+        root: str | os.PathLike,
+        place: str,
+        suffixes: Container[str],
+        listing: Listing,
+) -> tuple[list[tuple[str, int | None]], list[str]]:
+    images, folders = [], []
+    with os.scandir(os.path.join(root, place)) as entries:
+        for entry in entries:
+            name = entry.name
+            if is_hidden(name):
+                listing.hidden += 1
+            elif entry.is_dir():
+                if entry.is_symlink() and _leads_back(entry.path):
+                    listing.hidden += 1
+                else:
+                    folders.append(name)
+            elif name[name.rfind('.'):].lower() in suffixes:
+                images.append((name, _size(entry)))
+            else:
+                listing.left_out[os.path.splitext(name)[1].lower()] += 1
+    return images, folders
+
+
+def _leads_back(path: str) -> bool:
+    here, there = os.path.realpath(os.path.dirname(path)), os.path.realpath(path)
+    return os.path.commonpath([here, there]) == there
+
+
+def _size(entry: os.DirEntry) -> int | None:
+    try:
+        return entry.stat().st_size
+    except OSError:  # a broken link, which reading the image will report
+        return None
+
+
+def _order(name: str) -> tuple[str, str]:
+    """Sorts as timm's `natural_key` does, in a quarter of the time: numbers by their length, then by their digits."""
+    return _NUMBER.sub(_ranked, name.lower()), name
+
+
+def _ranked(match: re.Match) -> str:
+    digits = match[0].lstrip('0')
+    return f'\0{chr(len(digits))}{digits}'  # the zero sorts a number before any letter
+
+
+class ReaderFolder(Reader):
+    """timm reader of a folder whose own folders are the classes, however deep an image lies in them.
+
+    Args:
+        root: Folder.
+        class_map: Labels by class name, or a file of timm's that holds them; images of other classes are left out.
+        input_key: Endings of images, such as '.jpg;.png'; by default all that `mode` opens.
+        mode: Mode that images will be opened in, see `image.image_mode`.
+        complete: Whether every folder must hold an image, as for training.
+
+    Raises:
+        ValueError: If there is no image, one lies outside of the classes, or a class has none that should.
+    """
+
+    def __init__(
+            self,
+            root: str | os.PathLike,
+            class_map: str | Mapping[str, int] = '',
+            input_key: str | None = None,
+            mode: str = 'RGB',
+            complete: bool = True,
+    ):
+        super().__init__()
+        self.root = os.fspath(root)
+        suffixes = frozenset(input_key.lower().split(';')) if input_key else image_suffixes(mode)
+        listing = list_images(self.root, suffixes)
+        if listing.words():
+            _logger.info(f'Left out of {self.root}: {listing.words()}.')
+        classes = [path.partition(os.sep)[0] if os.sep in path else '' for path, _ in listing.files]
+        if not class_map:
+            self._check(listing, set(classes), complete and not input_key)
+        names = set(classes)
+        self.class_to_idx = read_class_map(class_map, self.root) if class_map else {
+            name: label for label, name in enumerate(sorted(names, key=_order))}
+        kept = [i for i, name in enumerate(classes) if name in self.class_to_idx]
+        if not kept:
+            raise ValueError(self._nothing(listing, names))
+        if len(kept) < len(classes):
+            _logger.info(f'Left out of {self.root}: {len(classes) - len(kept):,} images of classes not in --class-map.')
+        self.paths = [listing.files[i][0] for i in kept]
+        self.targets = [self.class_to_idx[classes[i]] for i in kept]
+        self.image_keys = [f'{path}:{size}' for path, size in (listing.files[i] for i in kept)]
+        check_readers({os.path.splitext(path)[1].lower() for path in self.paths}, mode)
+
+    def _check(self, listing: Listing, names: set[str], complete: bool) -> None:
+        if '' in names:
+            raise ValueError(f'Images lie directly in {self.root}, each must lie in the folder of its class.')
+        empty = [name for name in listing.folders if name not in names]
+        if names and empty and complete:
+            raise ValueError(
+                f'Class {empty[0]!r} has no image in {os.path.join(self.root, empty[0])}: add images (whatever Pillow '
+                f'reads{_arrays(listing)}), remove the folder, or name the classes by --class-map.')
+
+    def _nothing(self, listing: Listing, names: set[str]) -> str:
+        if names:
+            return f'Found 0 images of the classes in --class-map in {self.root}, which has such as {min(names)!r}.'
+        return (
+            f'Found 0 images in the folders of {self.root} (left out: {listing.words() or "nothing"}): give the folder '
+            f'that holds one folder for each class, with images that Pillow reads{_arrays(listing)}.')
+
+    def __getitem__(self, index: int):
+        return open(os.path.join(self.root, self.paths[index]), 'rb'), self.targets[index]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        path = self.paths[index]
+        return os.path.join(self.root, path) if absolute else os.path.basename(path) if basename else path
+
+
+def read_class_map(class_map: str | Mapping[str, int], root: str = '') -> Mapping[str, int]:
+    """Labels by class name, from timm's kinds of file.
+
+    Raises:
+        ValueError: If the file is none of them.
+    """
+    try:
+        return load_class_map(class_map, root)
+    except (AssertionError, ValueError, OSError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f'--class-map {class_map} cannot be read ({error}): give a .txt file, one class name a line.') from error
+
+
+def _arrays(listing: Listing) -> str:
+    return '; .npy by --in-chans N or --input-img-mode array' if '.npy' in listing.left_out else ''

@@ -1,0 +1,187 @@
+"""One way to open an image, in training, validation, analysis and prediction alike.
+
+The paper's benchmarks are opened as they were published, see `long_tail`; everything else is opened here.
+"""
+import struct
+from collections.abc import Container
+from functools import cache
+from importlib.util import find_spec
+from os import PathLike
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data.readers.img_extensions import get_img_extensions
+from torch import Tensor
+
+# Mode of images that are no pictures: as many channels as asked for, of whatever numbers
+ARRAY = 'array'
+# What lies under transparent pixels, whose own colour is hidden and arbitrary
+BACKGROUND = 'white'
+# What Pillow recognises but, on most machines, does not decode
+_NOT_DECODED = {'BUFR', 'EPS', 'GRIB', 'HDF5', 'MPEG', 'WMF'}
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ORIENTATION, _BITS_PER_SAMPLE = 274, 258
+_TIFF = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
+_NPY = b'\x93NUMPY'
+_INSTALL = "pip install 'timm_deitlt[tiff]'"
+
+
+def image_mode(in_chans: int = 3, asked: str | None = None) -> str:
+    """Mode in which images of so many channels are opened: `asked`, else 'L', 'RGB' or 'array'."""
+    return asked or {1: 'L', 3: 'RGB'}.get(in_chans, ARRAY)
+
+
+@cache
+def image_suffixes(mode: str = 'RGB') -> frozenset[str]:
+    """Endings of the files that are opened in a mode: all that Pillow decodes, and '.npy' as arrays; lower case."""
+    pillows = {
+        suffix for suffix, kind in Image.registered_extensions().items()
+        if kind in Image.OPEN and kind not in _NOT_DECODED}
+    return frozenset(pillows | {'.npy'} if mode == ARRAY else pillows).union(get_img_extensions(as_set=True))
+
+
+def open_image(
+        source: str | PathLike | BinaryIO,
+        in_chans: int = 3,
+        mode: str | None = None,
+) -> Image.Image | Tensor:
+    """Open and decode an image: upright, in one mode, scaled by its bit depth, on one background.
+
+    A JPEG is turned upright by its EXIF orientation. Grey images of 16 bits are scaled to 8 bits by their depth, never
+    by their own extremes. Transparent pixels lie on white, unless the mode has an alpha channel of its own.
+
+    Args:
+        source: Path, or file open for reading bytes.
+        in_chans: Channels wanted.
+        mode: Mode of Pillow, or 'array'; by default 'L' for 1 channel, 'RGB' for 3, and 'array' for any other number.
+
+    Returns:
+        A PIL image; in the mode 'array' a float32 tensor `[in_chans, H, W]`, from an image, a TIFF of many bands, or
+        an .npy file of `[H, W, C]`, `[C, H, W]` or `[H, W]`. There whole numbers are scaled so that the largest of
+        their type is 255, and floats are multiplied by 255: mean and std are thus given in units of full scale, or of
+        the floats.
+
+    Raises:
+        OSError: If the file cannot be read or is no image.
+        ValueError: If its numbers have no known range, are not finite, or are not of so many channels.
+
+    Example:
+        >>> import io
+        >>> file = io.BytesIO()
+        >>> Image.new('RGBA', (4, 2), (255, 0, 0, 0)).save(file, 'png')
+        >>> open_image(file).getpixel((0, 0))
+        (255, 255, 255)
+    """
+    mode = image_mode(in_chans, mode)
+    if not hasattr(source, 'read'):
+        with open(source, 'rb') as file:
+            return _read(file, in_chans, mode)
+    source.seek(0)
+    return _read(source, in_chans, mode)
+
+
+def check_readers(suffixes: Container[str], mode: str) -> None:
+    """Refuse files of these endings before the first is opened, if what reads them is not installed.
+
+    Raises:
+        ValueError: Naming the package. Pillow reads no TIFF of more than 4 bands, and 16 bits of a colour as 8.
+    """
+    if mode == ARRAY and ('.tif' in suffixes or '.tiff' in suffixes) and not find_spec('tifffile'):
+        raise ValueError(f'TIFFs are read as arrays by tifffile, which is not installed: {_INSTALL}.')
+
+
+def _read(file: BinaryIO, in_chans: int, mode: str) -> Image.Image | Tensor:
+    if mode == ARRAY:
+        return _as_tensor(_read_array(file, in_chans), in_chans)
+    with Image.open(file) as image:
+        return _in_mode(_upright(image), mode, image.format)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()  # after which a TIFF is upright already
+    try:
+        orientation = image.getexif().get(_ORIENTATION)
+    except (SyntaxError, struct.error, ValueError, KeyError, TypeError):  # damaged EXIF of a whole image
+        orientation = None
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def _in_mode(image: Image.Image, mode: str, kind: str | None) -> Image.Image:
+    if image.mode == mode:
+        return image if image.info.get('transparency') is None else _on_background(image).convert(mode)
+    if image.mode.startswith('I;16') or (image.mode == 'I' and kind in ('PNG', 'PPM')):  # 'I' by older Pillows
+        bits = image.tag_v2.get(_BITS_PER_SAMPLE, (16,))[0] if hasattr(image, 'tag_v2') else 16
+        image = Image.fromarray(_eight_bits(bits)[np.asarray(image).astype(np.uint16)])
+    elif image.mode in ('I', 'F') and mode not in ('I', 'F'):
+        what = 'floats' if image.mode == 'F' else 'whole numbers of 32 bits'
+        raise ValueError(
+            f'it holds {what}, whose range is not known: save it with 8 or 16 bits, or train on the numbers as they '
+            'are by --input-img-mode array --in-chans 1 --mean auto --std auto')
+    elif image.has_transparency_data and mode not in ('RGBA', 'LA', 'PA', 'RGBa', 'La'):
+        image = _on_background(image)
+    return image.convert(mode)
+
+
+def _on_background(image: Image.Image) -> Image.Image:
+    image = image.convert('RGBA')
+    return Image.alpha_composite(Image.new('RGBA', image.size, BACKGROUND), image)
+
+
+@cache
+def _eight_bits(bits: int) -> np.ndarray:
+    """8-bit value of every 16-bit one of an image with so many significant bits."""
+    largest = 2 ** bits - 1
+    return np.rint(np.arange(2 ** 16).clip(max=largest) * (255 / largest)).astype(np.uint8)
+
+
+def _read_array(file: BinaryIO, in_chans: int) -> np.ndarray:
+    head = file.read(8)
+    file.seek(0)
+    if head.startswith(_NPY):
+        return np.load(file, allow_pickle=False)
+    if head.startswith(_TIFF):
+        return _read_tiff(file)
+    with Image.open(file) as image:
+        upright = _upright(image)
+        if upright.has_transparency_data and in_chans in (1, 3):
+            upright = _on_background(upright).convert(image_mode(in_chans))
+        elif upright.mode in ('P', '1', 'PA', 'CMYK', 'YCbCr', 'LAB', 'HSV'):
+            upright = upright.convert(image_mode(in_chans) if in_chans in (1, 3) else 'RGB')
+        return np.asarray(upright)
+
+
+def _read_tiff(file: BinaryIO) -> np.ndarray:
+    check_readers(('.tiff',), ARRAY)
+    import tifffile  # an extra
+
+    try:
+        return tifffile.imread(file)
+    except Exception as error:  # tifffile and its codecs raise many kinds
+        raise ValueError(
+            f'tifffile cannot read it ({" ".join(str(error).split())}); what unpacks TIFFs comes with {_INSTALL}'
+        ) from error
+
+
+def _as_tensor(array: np.ndarray, in_chans: int) -> Tensor:
+    shape = array.shape
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim == 3 and array.shape[-1] != in_chans == array.shape[0]:
+        array = array.transpose(1, 2, 0)
+    if array.ndim != 3 or array.shape[-1] != in_chans or not array.size:
+        raise ValueError(
+            f'it is of shape {list(shape)}, not of height, width and {in_chans} channels (--in-chans {in_chans})')
+    kind = array.dtype.kind
+    if kind not in 'buif':
+        raise ValueError(f'it holds {array.dtype}, not real numbers')
+    largest = np.iinfo(array.dtype).max if kind in 'ui' else 1
+    array = np.ascontiguousarray(array.transpose(2, 0, 1)).astype(np.float32) * np.float32(255 / largest)
+    if not np.isfinite(array).all():
+        raise ValueError('it holds numbers that are not finite (NaN or infinite): replace them before training')
+    return torch.from_numpy(array)

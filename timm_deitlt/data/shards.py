@@ -1,0 +1,124 @@
+"""Shards of a WebDataset that no _info.json describes: their images are counted once."""
+import hashlib
+import json
+import logging
+import os
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..utils.files import write_text
+
+_logger = logging.getLogger(__name__)
+
+# timm's default of the key of the image, and its names of the description
+_IMAGE_KEYS = 'jpg;png;webp'
+_INFO = ('_info.json', 'info.json')
+
+
+def count_shards(
+        name: str,
+        root: str | os.PathLike,
+        split: str,
+        num_samples: int | None = None,
+        input_key: str | None = None,
+        target_key: str | None = None,
+        class_map: Any = None,
+        **options: Any,
+) -> tuple[dict[str, int], list[int] | None]:
+    """Count the images of local shards that neither a file nor the split describes; the count is kept in the cache.
+
+    Args:
+        name: Name of the data set, for messages.
+        root: Folder of the shards.
+        split: Their names in braces, such as 'train-{0000..0003}.tar'; with '|N' behind they are not counted.
+        num_samples: Images, if known: then nothing is counted.
+        input_key: Endings of images; by default timm's.
+        target_key: Field of the .json that holds the label; by default the label is the .cls file.
+        class_map: If given, or with `target_key`, classes are not counted.
+        options: Others of the data set, which are not needed here.
+
+    Returns:
+        'num_samples' for timm if it was counted, and the images of each label where they are known.
+
+    Raises:
+        ValueError: If the shards are not named, are not local, or hold no image.
+        FileNotFoundError: If one is missing.
+    """
+    if num_samples is not None or '|' in split or any(os.path.isfile(os.path.join(root, info)) for info in _INFO):
+        return {}, None
+    files = [os.path.join(root, file) for file in _expand(name, root, split)]
+    found = [(os.path.abspath(file), os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in files]
+    key = hashlib.sha256(json.dumps([found, input_key, target_key]).encode()).hexdigest()
+    cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'timm_deitlt' / 'shards' / f'{key}.json'
+    counted = _read(cache)
+    if counted is None:
+        _logger.info(f'{name} has no _info.json: counting the images of {len(files)} shard(s) once.')
+        counted = _count(files, input_key or _IMAGE_KEYS, target_key)
+        try:
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            write_text(cache, json.dumps(counted))
+        except OSError as error:
+            _logger.warning(f'Cannot keep the count of {name} for the next run: {error}')
+    if not counted['num_samples']:
+        raise ValueError(
+            f'{split} in {root} holds no image with a label: each is N.jpg (or .png, .webp) beside N.cls, or name '
+            'their endings by --input-key and --target-key.')
+    labels = counted['labels'] if not class_map else None
+    counts = None if labels is None else [labels.get(str(label), 0) for label in range(1 + max(map(int, labels)))]
+    return {'num_samples': counted['num_samples']}, counts
+
+
+def _expand(name: str, root: str | os.PathLike, split: str) -> list[str]:
+    if 'tar' not in split and '..' not in split:  # timm's rule
+        tars = sorted(file for file in os.listdir(root) if file.endswith('.tar')) if os.path.isdir(root) else []
+        there = f' ({tars[0]}{f" to {tars[-1]}" if len(tars) > 1 else ""})' if tars else ''
+        raise ValueError(
+            f'{root} has no _info.json that names the shards of the split {split!r}{there}: name them by '
+            "--train-split or --val-split, such as 'train-{0000..0003}.tar'.")
+    if '://' in split or split.startswith('pipe:'):
+        raise ValueError(f"{split} is not on this machine and not counted: give the number of images, '{split}|N'.")
+    try:
+        from webdataset.shardlists import expand_urls
+    except ImportError as error:
+        raise ValueError(f'{name} needs the package webdataset ({error}): pip install webdataset') from error
+    files = expand_urls(split)
+    missing = [file for file in files if not os.path.isfile(os.path.join(root, file))]
+    if missing:
+        raise FileNotFoundError(f'{len(missing)} of {len(files)} shards are not in {root}, such as {missing[0]}.')
+    return files
+
+
+def _read(cache: Path) -> dict[str, Any] | None:
+    try:
+        counted = json.loads(cache.read_text())
+        return counted if {'num_samples', 'labels'} <= counted.keys() else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _count(files: Sequence[str], input_key: str, target_key: str | None) -> dict[str, Any]:
+    """Images that have a label, and how many there are of each .cls."""
+    images, labels = 0, {}
+    for file in files:
+        samples: dict[str, dict[str, str]] = {}
+        try:
+            with tarfile.open(file) as shard:
+                for member in shard:
+                    folder, _, base = member.name.rpartition('/')
+                    stem, _, suffix = base.partition('.')
+                    if not member.isfile() or not stem:
+                        continue
+                    text = shard.extractfile(member).read().decode() if suffix == 'cls' else ''
+                    samples.setdefault(f'{folder}/{stem}', {})[suffix.lower()] = text.strip()
+        except (tarfile.TarError, OSError, UnicodeDecodeError) as error:
+            raise ValueError(f'The shard {file} cannot be read ({error}): fetch it again.') from error
+        kept = [
+            sample for sample in samples.values()
+            if sample.keys() & set(input_key.split(';')) and ('json' if target_key else 'cls') in sample]
+        images += len(kept)
+        for sample in kept:
+            labels[sample.get('cls')] = labels.get(sample.get('cls'), 0) + 1
+    known = not target_key and labels and all(label.isdecimal() for label in labels)
+    return {'num_samples': images, 'labels': {str(int(k)): n for k, n in labels.items()} if known else None}

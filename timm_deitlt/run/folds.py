@@ -1,0 +1,186 @@
+"""K-fold evaluation: a run for each fold, with a teacher of its own, and one table over all of them."""
+import argparse
+import copy
+import gc
+import json
+import logging
+import statistics
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from timm.utils.distributed import world_info_from_env
+
+from ..benchmarks import BENCHMARKS
+from ..evaluation import Shots
+from ..settings.checks import validate_args
+from ..settings.layers import args_to_yaml
+from ..utils.files import write_text
+from .results import EXPERTS
+from .start import NOT_OF_THE_RUN
+from .train import train
+
+_logger = logging.getLogger(__name__)
+
+FOLDS = 'folds.json'
+_COLUMNS = {'top1': 'overall', 'head': 'head', 'mid': 'mid', 'tail': 'tail', 'balanced': 'balanced'}
+# What a run finds out by itself, or what says which fold it is
+_FOUND = {'val_fraction', 'mean', 'std', 'fold'}
+
+
+def train_folds(args: argparse.Namespace) -> dict[str, Any]:
+    """Train and evaluate the folds of `--folds`, or the one of `--fold`, in OUTPUT/EXPERIMENT/fold-0 and so on.
+
+    A finished fold is kept and one that was stopped goes on, so that the same command may be given again. Each teacher
+    is trained on the training images of its fold alone.
+
+    Returns:
+        With `--dry-run` that of `train`. With all folds finished the content of folds.json, see `summarize_folds`, and
+        their folders; else the metrics of the one that was asked for.
+
+    Raises:
+        ValueError: As `train`, and if a finished fold was trained otherwise or on other images.
+    """
+    validate_args(args)
+    if args.dry_run:
+        return train(args)
+    name = args.experiment or datetime.now().strftime(f'%Y%m%d-%H%M%S-{args.folds}-folds')
+    root = Path(args.output) / name
+    for fold in range(args.folds) if args.fold is None else (args.fold,):
+        if _finished(root / f'fold-{fold}', args) is None:
+            _logger.info(f'Fold {fold} (from 0) of {args.folds}, in {root / f"fold-{fold}"}')
+            torch.compiler.reset()  # each has a model of its own: else the later ones would run uncompiled
+            gc.collect()
+            train(_of_fold(args, fold, root))
+    results = [_finished(root / f'fold-{fold}', args) for fold in range(args.folds)]
+    missing = [fold for fold, result in enumerate(results) if result is None]
+    if missing:
+        _logger.info(f'Not finished are the folds {", ".join(map(str, missing))}: the table follows with the last one.')
+        return results[args.fold]
+    benchmark = BENCHMARKS.get(args.dataset)
+    summary = summarize_folds(results, benchmark.shot_boundaries if benchmark else None)
+    summary['runs'] = [str(root / f'fold-{fold}') for fold in range(args.folds)]
+    if world_info_from_env()[1] == 0:
+        write_text(root / FOLDS, json.dumps(summary, indent=2) + '\n')
+    _logger.info(f'\n{folds_table(summary)}\nEverything is in {root}')
+    return summary
+
+
+def _of_fold(args: argparse.Namespace, fold: int, root: Path) -> argparse.Namespace:
+    args = copy.deepcopy(args)
+    args.fold, args.output, args.experiment, args.resume = fold, str(root), f'fold-{fold}', 'auto'
+    return args
+
+
+def _finished(folder: Path, args: argparse.Namespace) -> dict[str, Any] | None:
+    """Metrics of a fold that was trained to the end, by these settings."""
+    if not (folder / 'metrics.json').is_file():
+        return None
+    metrics = json.loads((folder / 'metrics.json').read_text())
+    if (metrics.get('epochs_trained') or 0) < min(args.stop_epoch or metrics['epochs'], metrics['epochs']):
+        return None
+    before = yaml.safe_load((folder / 'args.yaml').read_text())
+    now = yaml.safe_load(args_to_yaml(args))
+    changed = [name for name in now if name in before and before[name] != now[name]]
+    if changed := sorted(set(changed) - NOT_OF_THE_RUN - _FOUND):
+        raise ValueError(
+            f'{folder} was trained otherwise ({", ".join(changed)}): give the settings as they were, or another '
+            '--experiment.')
+    if not metrics.get('mean'):
+        raise ValueError(f'{folder} was not evaluated: remove it.')
+    return metrics
+
+
+def summarize_folds(
+        results: Sequence[Mapping[str, Any]],
+        boundaries: tuple[int, int] | None = None,
+) -> dict[str, Any]:
+    """Accuracies over the folds, each of all experts.
+
+    Args:
+        results: metrics.json of each fold.
+        boundaries: Cuts of head and tail, see `Shots`; the groups are those of all images, the same in every fold.
+
+    Returns:
+        Under 'experts', of each and of every column: 'mean' and 'std' over the folds where it is defined, their number
+        'n', and 'pooled', over the images of all folds together; the standard deviation is that of a sample, None of
+        one fold. Under 'per_class' the pooled accuracy by class name.
+
+    Raises:
+        ValueError: If the folds are not of the same images.
+    """
+    names = results[0]['data']['class_names']
+    counts = [
+        [a + b for a, b in zip(result['data']['train_counts'], result['data']['test_counts'], strict=True)]
+        for result in results]
+    if any(result['data']['class_names'] != names for result in results) or any(x != counts[0] for x in counts):
+        raise ValueError('The images changed between the folds: train all of them anew, in another --experiment.')
+    shots = Shots.from_counts(counts[0], boundaries)
+    tests = [r['data']['test_counts'] for r in results]
+    total = [sum(column) for column in zip(*tests, strict=True)]
+    summary: dict[str, Any] = {
+        'folds': len(results), 'images': sum(total), 'rule': shots.rule, 'experts': {}, 'per_class': {},
+        'not_evaluated': [name for name, count in zip(names, total, strict=True) if not count]}
+    for expert in [expert for expert in EXPERTS if all(result.get(expert) for result in results)]:
+        correct = [_correct(result[expert]['per_class'], test) for result, test in zip(results, tests, strict=True)]
+        pooled = [sum(column) for column in zip(*correct, strict=True)]
+        by_fold = [_columns(right, test, shots) for right, test in zip(correct, tests, strict=True)]
+        over_all = _columns(pooled, total, shots)
+        summary['experts'][expert] = {
+            column: {**_spread([values[column] for values in by_fold]), 'pooled': over_all[column]}
+            for column in _COLUMNS}
+        summary['per_class'][expert] = {
+            name: 100 * right / count if count else None
+            for name, right, count in zip(names, pooled, total, strict=True)}
+    return summary
+
+
+def _correct(per_class: Sequence[float | None], test_counts: Sequence[int]) -> list[int]:
+    return [round((value or 0) * count / 100) for value, count in zip(per_class, test_counts, strict=True)]
+
+
+def _columns(correct: Sequence[int], counts: Sequence[int], shots: Shots) -> dict[str, float | None]:
+    def over_classes(labels: Sequence[int]) -> float | None:
+        known = [100 * correct[label] / counts[label] for label in labels if counts[label]]
+        return statistics.fmean(known) if known else None
+
+    groups = {group: over_classes(labels) for group, labels in shots.groups.items()}
+    return {'top1': 100 * sum(correct) / sum(counts), **groups, 'balanced': over_classes(shots.order)}
+
+
+def _spread(values: Sequence[float | None]) -> dict[str, Any]:
+    known = [value for value in values if value is not None]
+    return {
+        'mean': statistics.fmean(known) if known else None,
+        'std': statistics.stdev(known) if len(known) > 1 else None,
+        'n': len(known),
+    }
+
+
+def folds_table(summary: Mapping[str, Any]) -> str:
+    """`summarize_folds` as a plain-text table."""
+    table = [['', *_COLUMNS.values()]]
+    for expert, columns in summary['experts'].items():
+        table.append([expert, *(_cell(columns[column]) for column in _COLUMNS)])
+        table.append(['  all images', *(_number(columns[column]['pooled']) for column in _COLUMNS)])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = [
+        '  '.join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in table]
+    lines += [
+        f'mean and standard deviation over {summary["folds"]} folds; below, all {summary["images"]:,} images together',
+        f'groups: {summary["rule"]}']
+    if missing := summary['not_evaluated']:
+        more = f' and {len(missing) - 10} more' if len(missing) > 10 else ''
+        lines.append(f'never evaluated, as there is one image: {", ".join(missing[:10])}{more}')
+    return '\n'.join(lines)
+
+
+def _cell(column: Mapping[str, Any]) -> str:
+    return _number(column['mean']) + ('' if column['std'] is None else f' ± {column["std"]:.1f}')
+
+
+def _number(value: float | None) -> str:
+    return '-' if value is None else f'{value:.1f}'
