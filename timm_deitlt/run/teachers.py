@@ -73,6 +73,7 @@ IRRELEVANT_SETTINGS = {
 YOUNGER_SETTINGS = {
     'sam_every': 1, 'augment_backend': 'pillow', 'train_img_sizes': None, 'train_size_probs': None,
     'train_size_schedule': 'constant', 'train_size_schedule_spread': .65, 'train_size_random_mix': .1,
+    'guidance': 0., 'guidance_blocks': None, 'guidance_stages': None, 'guidance_end': 1., 'dense_distill': 0.,
 }
 
 

@@ -15,12 +15,13 @@ _BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ('rho rho_values teacher_rho train_size_probs', lambda x: 0 <= x < math.inf, 'at least 0 and finite'),
     ('mixup cutmix cutout workers drw_start_epoch warmup_epochs weight_decay task_loss_weight '
      'distill_loss_weight seed split_seed aug_repeats paco_alpha paco_gamma key_color_jitter '
-     'train_size_schedule_spread cache_images', lambda x: x >= 0, 'at least 0'),
+     'train_size_schedule_spread cache_images guidance guidance_blocks guidance_stages dense_distill',
+     lambda x: x >= 0, 'at least 0'),
     ('kd_temperature ldam_margin ldam_scale logit_adjust_tau paco_beta paco_temperature key_scale',
      lambda x: x > 0, 'above 0'),
     ('drw_beta val_fraction', lambda x: 0 < x < 1, 'between 0 and 1, both excluded'),
     ('smoothing drop drop_path model_ema_decay paco_momentum', lambda x: 0 <= x < 1, 'at least 0 and below 1'),
-    ('hflip vflip reprob mixup_prob mixup_switch_prob key_color_jitter_prob train_size_random_mix',
+    ('hflip vflip reprob mixup_prob mixup_switch_prob key_color_jitter_prob train_size_random_mix guidance_end',
      lambda x: 0 <= x <= 1, 'between 0 and 1'),
 )
 _FILES = ('teacher_checkpoint', 'class_counts', 'branch_from', 'resume', 'class_map', 'initial_checkpoint')
@@ -39,7 +40,7 @@ def validate_args(args: argparse.Namespace) -> None:
             for item in value if isinstance(value, list) else [value]:
                 if item is not None and not holds(item):
                     raise ValueError(f'{flag_of(name)} must be {allowed}, got {item}')
-    for wrong, message in _conflicts(args):
+    for wrong, message in (*_conflicts(args), *_small_data_conflicts(args)):
         if wrong:
             raise ValueError(message)
     for name in _FILES:
@@ -48,6 +49,24 @@ def validate_args(args: argparse.Namespace) -> None:
             name == 'teacher_checkpoint' and (Path(path).is_dir() or path.startswith('hf-hub:')))
         if not found and (name, path) != ('resume', 'auto'):
             raise FileNotFoundError(f'{flag_of(name)} {path}: no such file')
+
+
+def _small_data_conflicts(args: argparse.Namespace) -> tuple[tuple[Any, str], ...]:
+    """Settings of the flags' group 'Small data' that exclude each other."""
+    places = '--guidance' if args.guidance else '--dense-distill' if args.dense_distill else ''
+    blocks, stages = args.guidance_blocks, args.guidance_stages
+    return (
+        (places and args.teacher in ('none', 'labels'),
+         f"{places} needs a teacher's feature maps, got --teacher {args.teacher}; use a CNN such as resnet32_sam"),
+        (places and args.teacher_view == 'weak',
+         f'{places} compares places of one image, but --teacher-view weak shows the teacher another; leave it out'),
+        (places and args.layer_decay,
+         f'{places} does not go with --layer-decay, which knows nothing of the layers beside the student'),
+        ((blocks or stages or args.guidance_end != 1) and not args.guidance,
+         '--guidance-blocks, --guidance-stages and --guidance-end belong to --guidance; give its weight, such as 2.5'),
+        (blocks and stages and len(blocks) != len(stages),
+         f'--guidance-blocks has a block for each of --guidance-stages; got {blocks} for {stages}'),
+    )
 
 
 def _conflicts(args: argparse.Namespace) -> tuple[tuple[Any, str], ...]:

@@ -20,6 +20,7 @@ from ...loss import LabelLoss, create_distillation_loss
 from ...models.cosine import set_cosine_classifier
 from ...optim.muon import orthogonalize_in_float32
 from ...task import ClassifierTask, DeiTLTTask
+from ...task.guidance import Guidance, check_guidable
 from ...task.paco import PaCoTask
 from ...task.paco_network import PaCoNet
 from .data import Data, input_channels
@@ -85,6 +86,8 @@ def check_student(args: argparse.Namespace, num_classes: int, class_counts: Sequ
         raise ValueError(
             f'--teacher {args.teacher} trains a DIST token, which {args.model} does not have: use a deit_lt model, or '
             '--teacher none.')
+    if guidance_of(args) is not None:
+        check_guidable(model)
     build_optimizer(argparse.Namespace(**{**vars(args), 'lr': args.lr or 1.}), model, args.batch_size)
     if args.loss == 'paco':
         PaCoNet(model, args.paco_dim)
@@ -266,10 +269,20 @@ def build_task(
         teacher_normalize=args.teacher_normalize,
         teacher_antialias=args.teacher_antialias,
         teacher_scale=teacher_scale,
+        guidance=guidance_of(args),
         task_loss_weight=args.task_loss_weight,
         distill_loss_weight=args.distill_loss_weight,
         **common,
     )
+
+
+def guidance_of(args: argparse.Namespace) -> Guidance | None:
+    """What the student learns from the places of the teacher's feature maps, or None for nothing."""
+    if not args.guidance and not args.dense_distill:
+        return None
+    return Guidance(
+        args.guidance, args.guidance_blocks, args.guidance_stages, round(args.guidance_end * args.epochs),
+        args.dense_distill, args.epochs)
 
 
 def learning_rate(args: argparse.Namespace, global_batch_size: int) -> float:
