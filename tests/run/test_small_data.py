@@ -61,7 +61,25 @@ def test_guided_student_is_trained_with_sam(tmp_path, shared_teachers):
     assert result['dist'] is not None and checkpoint['task_state']['projections']
 
 
+def test_the_other_settings_go_on_bit_for_bit_whatever_the_number_of_workers(tmp_path, shared_teachers):
+    flags = [
+        '--aug-ramp', '2', '--aa', 'rand-m9-mstd0.5-inc1', '--init', 'mimetic', '--opt', 'muon', '--muon-hidden-only',
+        '--logit-standardize', '--kd-token-distill-type', 'soft', '--kd-temperature', '3', '--guidance', '1',
+        '--teacher-cache', shared_teachers]
+    _, whole = run_here(tmp_path / 'whole', *flags)
+    run_here(tmp_path / 'parts', *flags, '--stop-epoch', '1', '--workers', '2')
+    _, parts = run_here(tmp_path / 'parts', *flags, '--resume', 'auto')
+    for key in ('state_dict', 'task_state'):
+        assert_same(whole[key], parts[key], key)
+    assert_same(whole['optimizer']['state'], parts['optimizer']['state'])
+
+
 @pytest.mark.parametrize(('flags', 'message'), [
+    (['--logit-standardize'], '--kd-token-distill-type soft'),
+    (['--init', 'mimetic', '--pretrained'], 'read from a file'),
+    (['--muon-hidden-only'], 'belongs to the muon optimizers'),
+    (['--aug-ramp', '2', '--aa', 'augmix-m5'], 'RandAugment'),
+    (['--init', 'mimetic', '--model-kwargs', 'embed_dim=42'], 'multiple of 4'),
     (['--guidance', '1', '--teacher', 'none'], "--guidance needs a teacher's feature maps, got --teacher none"),
     (['--dense-distill', '1', '--teacher', 'labels'], '--dense-distill needs .* got --teacher labels'),
     (['--guidance', '1', '--teacher-view', 'weak'], 'leave it out'),

@@ -113,7 +113,8 @@ OURS_OF_PACO = names('''
 --key-color-jitter --key-color-jitter-prob
 ''')
 OURS_OF_SMALL_DATA = names('''
---guidance --guidance-blocks --guidance-stages --guidance-end --dense-distill
+--guidance --guidance-blocks --guidance-stages --guidance-end --dense-distill --logit-standardize --init
+--muon-hidden-only --aug-ramp
 ''')
 
 

@@ -15,7 +15,8 @@ _BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ('rho rho_values teacher_rho train_size_probs', lambda x: 0 <= x < math.inf, 'at least 0 and finite'),
     ('mixup cutmix cutout workers drw_start_epoch warmup_epochs weight_decay task_loss_weight '
      'distill_loss_weight seed split_seed aug_repeats paco_alpha paco_gamma key_color_jitter '
-     'train_size_schedule_spread cache_images guidance guidance_blocks guidance_stages dense_distill',
+     'train_size_schedule_spread cache_images guidance guidance_blocks guidance_stages dense_distill '
+     'aug_ramp',
      lambda x: x >= 0, 'at least 0'),
     ('kd_temperature ldam_margin ldam_scale logit_adjust_tau paco_beta paco_temperature key_scale',
      lambda x: x > 0, 'above 0'),
@@ -66,6 +67,15 @@ def _small_data_conflicts(args: argparse.Namespace) -> tuple[tuple[Any, str], ..
          '--guidance-blocks, --guidance-stages and --guidance-end belong to --guidance; give its weight, such as 2.5'),
         (blocks and stages and len(blocks) != len(stages),
          f'--guidance-blocks has a block for each of --guidance-stages; got {blocks} for {stages}'),
+        (args.logit_standardize and args.kd_token_distill_type != 'soft',
+         '--logit-standardize changes no argmax; give --kd-token-distill-type soft'),
+        (args.init and (args.pretrained or args.pretrained_path or args.initial_checkpoint),
+         f'--init {args.init} would draw attention anew that was read from a file; leave one of them out'),
+        (args.muon_hidden_only and 'muon' not in args.opt.lower(),
+         f'--muon-hidden-only belongs to the muon optimizers, not to --opt {args.opt}; leave it out'),
+        (args.aug_ramp and args.aa and not args.aa.startswith('rand'),
+         f'--aug-ramp raises the magnitude of RandAugment, which --aa {args.aa} does not have; use one such as '
+         'rand-m9-mstd0.5-inc1, or none'),
     )
 
 

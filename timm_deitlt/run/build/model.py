@@ -18,7 +18,8 @@ from ...benchmarks import CATALOGUE
 from ...engine.device import has_bfloat16
 from ...loss import LabelLoss, create_distillation_loss
 from ...models.cosine import set_cosine_classifier
-from ...optim.muon import orthogonalize_in_float32
+from ...models.initialization import initialize
+from ...optim.muon import left_to_adamw, orthogonalize_in_float32
 from ...task import ClassifierTask, DeiTLTTask
 from ...task.guidance import Guidance, check_guidable
 from ...task.paco import PaCoTask
@@ -60,6 +61,8 @@ def build_model(args: argparse.Namespace, num_classes: int, training: bool = Fal
             '--img-size, --pretrained and --initial-checkpoint.') from error
     if args.classifier == 'cosine':
         set_cosine_classifier(model)
+    if args.init:
+        initialize(model, args.init)
     _scale_head(model, args.head_init_scale, args.head_init_bias)
     if args.grad_checkpointing:
         model.set_grad_checkpointing(enable=True)
@@ -260,6 +263,7 @@ def build_task(
         drw_start_epoch=drw_start(args),
         beta=args.drw_beta,
         temperature=args.kd_temperature,
+        standardize=args.logit_standardize,
     )
     return DeiTLTTask(
         model,
@@ -312,6 +316,8 @@ def build_optimizer(args: argparse.Namespace, model: nn.Module, global_batch_siz
         kwargs['fused'] = True
     if name.startswith('sam'):
         kwargs.update(rho=args.rho, adaptive=args.sam_adaptive)
+    if args.muon_hidden_only:
+        kwargs.update(fallback_list=left_to_adamw(model), fallback_no_weight_decay=True)
     try:
         optimizer = create_optimizer_v2(model, **{**kwargs, **args.opt_kwargs})
     except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:

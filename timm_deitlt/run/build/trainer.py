@@ -15,6 +15,7 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from torch import nn
 
 from ...data.augment import BatchAugment
+from ...data.ramp import AugmentationRamp
 from ...data.seeds import seed_everything
 from ...engine.device import has_bfloat16, price_of_bfloat16
 from ...engine.trainer import Trainer
@@ -121,16 +122,19 @@ def build_trainer(
         )
         _warn_of_slow_ema(args, loader.updates_per_epoch * epochs)
     evaluation = data.evaluation
+    augment = BatchAugment(
+        build_mixup(args, num_classes), 0. if args.no_aug else args.reprob, args.remode, args.recount, device)
+    views = [view for of_size in loader.transforms for view in of_size]
     return Trainer(
         task=task,
         optimizer=optimizer,
         loader=loader,
-        augment=BatchAugment(
-            build_mixup(args, num_classes), 0. if args.no_aug else args.reprob, args.remode, args.recount, device),
+        augment=augment,
         eval_loader=None if evaluation is None else build_eval_loader(
             args, evaluation, config, device, world_size, rank, dtype),
         scheduler=scheduler,
         rho=rho_schedule(args),
+        ramp=AugmentationRamp(args.aug_ramp, views, augment) if args.aug_ramp else None,
         epochs=epochs,
         seed=args.seed,
         autocast=autocast,

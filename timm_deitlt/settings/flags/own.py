@@ -74,6 +74,14 @@ OWN_FLAGS = {
         flag('--guidance-end', 'share of the epochs after which guidance is off', type=float, default=1.),
         flag('--dense-distill', "weight of DIST's loss on every patch, whose label is the teacher's there; 0 for none",
              type=float, default=0.),
+        flag('--logit-standardize', "standardise both sides' logits of each image in soft distillation",
+             action='store_true'),
+        flag('--init', 'initialisation of the attention of a ViT, with sine-cosine positions (default: timm\'s)',
+             choices=('mimetic', 'conditioned')),
+        flag('--muon-hidden-only', 'leave classifiers, embeddings and tokens to the AdamW of the muon optimizers',
+             action='store_true'),
+        flag('--aug-ramp', 'epochs in which RandAugment, erasing and mixing rise from nothing to their full strength; '
+             '0 for full strength at once', type=int, default=0),
     ),
     'PaCo (--loss paco)': (
         flag('--paco-alpha', 'weight of a positive key beside the true class', type=float, default=0.05),
