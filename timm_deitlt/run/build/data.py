@@ -10,7 +10,7 @@ from PIL import Image
 from torch.utils.data import IterableDataset
 
 from ...benchmarks import BENCHMARKS, Benchmark
-from ...data.factory import create_dataset, has_split
+from ...data.factory import UNUSED, create_dataset, has_split
 from ...data.long_tail import ClassificationSet, holdout
 from ...evaluation import Shots
 
@@ -96,15 +96,14 @@ def build_data(args: argparse.Namespace, evaluate_split: str | None = None) -> D
         seed=args.seed,
         batch_size=args.batch_size,
     )
+    long_tail = dict(imbalance_factor=args.imbalance_factor, profile=args.imbalance_profile, n_max=args.n_max)
     train = create_dataset(
         args.dataset,
         split=args.train_split,
-        imbalance_factor=args.imbalance_factor,
-        profile=args.imbalance_profile,
-        n_max=args.n_max,
         class_counts_file=args.class_counts,
         num_samples=args.train_num_samples,
         is_training=True,
+        **long_tail,
         **common,
     )
     evaluation, evaluated_on = None, _evaluated_on(benchmark, args.val_split)
@@ -123,6 +122,7 @@ def build_data(args: argparse.Namespace, evaluate_split: str | None = None) -> D
         evaluation = create_dataset(
             args.dataset,
             split=evaluate_split or args.val_split,
+            **(long_tail if (evaluate_split or args.val_split) == UNUSED else {}),
             num_samples=args.val_num_samples,
             is_training=False,
             class_counts_file=args.class_counts,
@@ -147,6 +147,8 @@ def build_data(args: argparse.Namespace, evaluate_split: str | None = None) -> D
 
 
 def _evaluated_on(benchmark: Benchmark | None, split: str) -> str:
+    if split == UNUSED:
+        return 'training images that the subset leaves out'
     if benchmark is None:
         return f'split {split!r}'
     # the public evaluation set of iNaturalist-2018 is its validation part, ImageNet-LT has both
