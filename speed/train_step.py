@@ -1,9 +1,14 @@
-"""Images/s of a training step: student, teacher, Mixup, loss, clipping and optimizer, on images that are there.
+r"""Images/s of a training step: student, teacher, Mixup, loss, clipping and optimizer, on images that are there.
 
     python speed/train_step.py --model deit_lt_small --batch-size 32
     python speed/train_step.py --model deit_lt_base --batch-size 16
     python speed/train_step.py --variants "ours, --auto-speed off" "ours, --auto-speed off, both" ours
+    python speed/train_step.py --model deit_lt_tiny --variants "ours, --auto-speed off" \
+        "ours, --auto-speed off, guided" "ours, --auto-speed off, guided and dense"
     python speed/train_step.py --model deit_lt_base --batch-size 16 --profile "ours, --auto-speed off, both"
+
+The variants that are guided show what --guidance and --dense-distill cost in time and memory; the aim is at most 1.15
+times. On a machine that others use too, more --rounds help.
 
 All variants are in memory at once, about 3 GiB each. Beside ours: timm's TokenDistillationTask in a plain
 loop, as it is (its teacher gets the student's images unresized), and given a teacher that gets them at its own size,
@@ -136,6 +141,9 @@ VARIANTS = {
     'ours, --auto-speed off, freed memory kept': lambda asked: with_choices(asked, keep_memory=True),
     'ours, --auto-speed off, attention by matrix products': lambda asked: with_choices(asked, matmul=True),
     'ours, --auto-speed off, both': lambda asked: with_choices(asked, keep_memory=True, matmul=True),
+    'ours, --auto-speed off, guided': lambda asked: ours(asked, '--auto-speed', 'off', '--guidance', '2.5'),
+    'ours, --auto-speed off, guided and dense': lambda asked: ours(
+        asked, '--auto-speed', 'off', '--guidance', '2.5', '--dense-distill', '1'),
     'ours, compiled': lambda asked: ours(asked, '--torchcompile'),
 }
 BFLOAT16 = has_bfloat16(torch.device('cuda' if torch.cuda.is_available() else 'cpu'))

@@ -247,3 +247,23 @@ def test_a_target_transform_is_respected(tmp_path):
 def test_class_counts_of_an_indexed_set_are_not_asked_for(tmp_path):
     with pytest.raises(ValueError, match='leave --class-counts out'):
         create_dataset('lt/digits', class_counts_file=tmp_path / 'counts.json')
+
+
+def test_unused_images_are_those_that_training_leaves_out_equally_many_of_each_class():
+    common = dict(imbalance_factor=4, n_max=40, split_seed=3)
+    train, unused = (create_dataset('lt/digits', split=split, **common) for split in ('train', 'unused'))
+    test = create_dataset('lt/digits', split='test', split_seed=3)
+    assert len(set(unused.class_counts)) == 1 and unused.class_counts[0] > 50
+    parts = [set(part.indices.tolist()) for part in (train, unused, test)]
+    assert not (parts[0] & parts[1] or parts[1] & parts[2] or parts[0] & parts[2])
+    again = create_dataset('lt/digits', split='unused', **common)
+    assert again.indices.tolist() == unused.indices.tolist()
+    other = create_dataset('lt/digits', split='unused', **{**common, 'split_seed': 4})
+    assert other.indices.tolist() != unused.indices.tolist()
+
+
+def test_unused_images_that_there_are_none_of_are_an_error():
+    with pytest.raises(ValueError, match='smaller --n-max'):
+        create_dataset('lt/digits', split='unused', imbalance_factor=1, n_max=140)
+    with pytest.raises(ValueError, match="no split 'unused'"):
+        create_dataset('lt/imagenet', 'nowhere', split='unused')

@@ -483,3 +483,32 @@ def test_examples_in_the_documentation_run():
     for module in (distillation, label):
         result = doctest.testmod(module, extraglobs={'torch': torch})
         assert result.attempted and not result.failed
+
+
+def slow_standardized(row):
+    mean = sum(row) / len(row)
+    deviation = math.sqrt(sum((x - mean) ** 2 for x in row) / (len(row) - 1))
+    return [(x - mean) / (deviation + 1e-6) for x in row]
+
+
+@pytest.mark.parametrize('temperature', [1., 3.])
+def test_standardised_soft_distillation_equals_a_slow_recomputation(temperature):
+    student, teacher = random_logits(1), random_logits(2)
+    expected = 0.
+    for ours, theirs in zip(student.tolist(), teacher.tolist(), strict=True):
+        p = slow_softmax(slow_standardized(ours), temperature)
+        q = slow_softmax(slow_standardized(theirs), temperature)
+        expected += temperature ** 2 * sum(b * math.log(b / a) for a, b in zip(p, q, strict=True)) / len(student)
+    loss = create_distillation_loss('soft', temperature=temperature, standardize=True)
+    assert loss(student, teacher).item() == pytest.approx(expected, rel=1e-4)
+    wider = loss(student, 7 * teacher + 5)
+    assert torch.allclose(wider, loss(student, teacher), rtol=1e-4), 'their range is not taught'
+    drw = create_distillation_loss('drw_soft', COUNTS, START, temperature=temperature, standardize=True)
+    assert torch.equal(drw(student, teacher), loss(student, teacher))
+    drw.set_epoch(START)
+    assert drw(student, teacher) > loss(student, teacher)
+
+
+def test_standardised_hard_distillation_is_refused():
+    with pytest.raises(ValueError, match='same argmax'):
+        create_distillation_loss('hard', standardize=True)

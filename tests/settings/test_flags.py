@@ -112,6 +112,10 @@ OURS_OF_PACO = names('''
 --paco-alpha --paco-beta --paco-gamma --paco-temperature --paco-queue --paco-dim --paco-momentum --key-scale
 --key-color-jitter --key-color-jitter-prob
 ''')
+OURS_OF_SMALL_DATA = names('''
+--guidance --guidance-blocks --guidance-stages --guidance-end --dense-distill --logit-standardize --init
+--muon-hidden-only --aug-ramp
+''')
 
 
 def flags_of(group):
@@ -144,7 +148,7 @@ def test_every_flag_of_timm_is_supported_or_refused():
     assert refused == set(REFUSED)
     assert not refused & options
     short = {'-h', '--help', '-c', '--config', '-b', '-vb', '-j', '--dr', '--no-amp'}
-    assert options == supported | OURS | OURS_OF_PACO | short
+    assert options == supported | OURS | OURS_OF_PACO | OURS_OF_SMALL_DATA | short
 
 
 def test_help_of_the_script_needs_no_torch():

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from urllib.error import URLError
 
+import numpy as np
 import timm.data
 from timm.data.dataset_factory import _EVAL_SYNONYM, _TORCH_BASIC_DS, _TRAIN_SYNONYM, _search_split
 from torch.utils.data import Dataset, IterableDataset
@@ -15,13 +16,16 @@ from .columns import find_columns
 from .folders import ReaderFolder
 from .image import ARRAY, image_mode, open_image
 from .long_tail import ClassificationSet, long_tailed_subset
-from .sampling import check_imbalance
+from .sampling import check_imbalance, long_tailed_indices
 from .shards import count_shards
 from .sources import load_benchmark
 from .streams import describe_stream
 from .targets import image_keys, read_class_names, read_targets
 
 _PREFIXES = ('', 'lt', 'torch', 'hfds', 'hfids', 'tfds', 'wds')
+# Part of a benchmark that is made long-tailed: training images that are left over, to choose settings on
+UNUSED = 'unused'
+_MOST_UNUSED = 1000  # images of a class
 _TORCH_NAMES = (*_TORCH_BASIC_DS, 'qmnist', 'imagenet', 'inaturalist', 'places365', 'image_folder')
 _TORCH_FOLDERS = ('torch/image_folder', 'torch/folder')
 # timm's options that say nothing about a benchmark
@@ -55,7 +59,8 @@ def create_dataset(
             'wds/...'.
         root: Folder of the data; 'lt/digits' needs none.
         split: 'train' or timm's synonyms of 'validation'; 'test' too for 'lt/' names but 'lt/inat18'. Only
-            'lt/imagenet' has both, elsewhere in 'lt/' they are the same.
+            'lt/imagenet' has both, elsewhere in 'lt/' they are the same. 'unused' of an 'lt/' name that is made
+            long-tailed: training images that are not chosen, equally many of each class and at most 1,000.
         imbalance_factor: n_max / n_min of the training images; `None` is the default of an 'lt/' name, and the natural
             counts of 'lt/imagenet', 'lt/inat18' and any other name. There counts fall from the class with most images,
             in the other 'lt/' sets with the label.
@@ -104,7 +109,10 @@ def create_dataset(
         listed = [known for known, candidate in BENCHMARKS.items() if candidate.files]
         raise ValueError(f'{name or "A folder"} reads no list files, only {", ".join(listed)}: leave --list-dir out.')
     if prefix == 'lt':
-        dataset = load_benchmark(benchmark, root, part, split_seed, download, list_dir, **images)
+        whole = 'train' if part == UNUSED else part
+        dataset = load_benchmark(benchmark, root, whole, split_seed, download, list_dir, **images)
+        if part == UNUSED:
+            dataset = _left_over(dataset, imbalance_factor, profile, n_max, split_seed)
     else:
         opener = partial(open_image, in_chans=in_chans, mode=mode)
         counts = None
@@ -156,9 +164,10 @@ def _find_benchmark(name: str, options: dict) -> Benchmark:
 
 def _benchmark_part(benchmark: Benchmark, split: str) -> str:
     part = 'train' if split in _TRAIN_SYNONYM else 'validation' if split in _EVAL_SYNONYM else split
-    if part not in ('train', 'validation', 'test'):
+    unused = () if benchmark.files else (UNUSED,)
+    if part not in ('train', 'validation', 'test', *unused):
         raise ValueError(
-            f'{benchmark.name} has no split {split!r}: use {", ".join(_TRAIN_SYNONYM)} or test, '
+            f'{benchmark.name} has no split {split!r}: use {", ".join((*_TRAIN_SYNONYM, *unused))} or test, '
             f'{", ".join(_EVAL_SYNONYM)}.'
         )
     if benchmark.files and part not in benchmark.files:
@@ -167,6 +176,24 @@ def _benchmark_part(benchmark: Benchmark, split: str) -> str:
             'use validation (--val-split).'
         )
     return part
+
+
+def _left_over(
+        dataset: ClassificationSet,
+        imbalance_factor: float,
+        profile: str,
+        n_max: int | None,
+        seed: int,
+) -> ClassificationSet:
+    chosen = long_tailed_subset(dataset, imbalance_factor, profile, n_max, seed, by_frequency=False)
+    rest = dataset.subset(np.flatnonzero(~np.isin(dataset.indices, chosen.indices)))
+    count = min(_MOST_UNUSED, *rest.class_counts)
+    if not count:
+        name = rest.class_names[rest.class_counts.index(0)]
+        raise ValueError(
+            f'All images of class {name!r} of {dataset.name} are trained on: give a smaller --n-max, or another '
+            '--val-split.')
+    return rest.subset(np.sort(long_tailed_indices(rest.targets, [count] * rest.num_classes, seed)))
 
 
 def _check_classes(dataset: ClassificationSet | IterableDataset, training: bool) -> None:

@@ -223,6 +223,7 @@ class TrainLoader:
             sizes: SizeSchedule | None = None,
     ):
         self.num_views, self.sizes, self.dtype = len(transforms[0]), sizes, dtype
+        self.transforms = transforms
         self.batch_size, self.grad_accum_steps = batch_size, grad_accum_steps
         self.world_size, self.rank, self.seed = world_size, rank, seed
         loader_args = dict(num_workers=workers, collate_fn=collate, pin_memory=pin_memory)

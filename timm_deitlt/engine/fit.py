@@ -57,7 +57,8 @@ def restore(trainer: Trainer, checkpoint: dict[str, Any], source: str, with_opti
             _logger.info(f'{source} holds no EMA: it starts from the weights.')
             ema.set(unwrap_model(task.get_trainable_module()))
         else:
-            load_weights(unwrap_model(ema), weights, f'the EMA of {source}')
+            load_weights(unwrap_model(task.get_eval_model(ema=True)), weights, f'the EMA of {source}')
+            task.load_task_state(checkpoint.get('task_state_ema'), ema=True)
     if with_optimizer:
         names = FLAG_OPTIONS if trainer.scheduler is not None else (*FLAG_OPTIONS, 'lr')
         options = [

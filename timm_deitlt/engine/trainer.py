@@ -15,6 +15,7 @@ from torchvision.utils import save_image
 
 from ..data.augment import BatchAugment
 from ..data.loader import MicroBatch, TrainLoader
+from ..data.ramp import AugmentationRamp
 from ..data.seeds import seed_everything
 from ..evaluation import ShotEvaluator
 from ..evaluation.fusion import fuse
@@ -40,6 +41,7 @@ class Trainer:
         scheduler: timm's scheduler, or None.
         rho: SAM's radius by epoch and update of the run, both from 0, or None where it does not change; an update with
             radius 0 is the base optimizer's, in one pass.
+        ramp: Lets the augmentation grow stronger over the first epochs, or None.
         epochs: Epochs of the schedule.
         seed: Seed of the run.
         autocast: Makes the context of forward passes.
@@ -63,6 +65,7 @@ class Trainer:
     eval_loader: Any = None
     scheduler: Any = None
     rho: Callable[[int, int], float] | None = None
+    ramp: AugmentationRamp | None = None
     epochs: int = 1
     seed: int = 0
     autocast: Callable = nullcontext
@@ -98,6 +101,8 @@ class Trainer:
         self.task.train()
         self.task.set_epoch(epoch)
         self.augment.mixup_enabled = self.mixing(epoch)
+        if self.ramp is not None:
+            self.ramp.set_epoch(epoch)
         if self.task.has_ema() and epoch == self.drw_start_epoch:
             self.task.get_trainable_module(ema=True).set(unwrap_model(self.task.get_trainable_module()))
         meter = Meter(self.task.device, distributed=self.world_size > 1)

@@ -15,11 +15,14 @@ class DistillationLoss(nn.Module):
     Args:
         distill_type: 'hard': cross-entropy with the teacher's argmax. 'soft': T^2 KL(teacher || student).
         temperature: T, divides both logits before the softmax; no effect on 'hard'.
+        standardize: Whether each image's logits are brought to mean 0 and standard deviation 1 before that, on both
+            sides, so that the student need not match the teacher's range. For 'soft' only.
 
     Raises:
-        ValueError: If the type is unknown, the temperature not positive, or teacher and student differ in classes.
+        ValueError: If the type is unknown, the temperature not positive, 'hard' logits are to be standardised, or
+            teacher and student differ in classes.
 
-    Source: DeiT (https://arxiv.org/abs/2012.12877).
+    Source: DeiT (https://arxiv.org/abs/2012.12877); logit standardisation (https://arxiv.org/abs/2403.01427).
 
     Example:
         >>> loss = DistillationLoss('soft', temperature=3.)
@@ -29,14 +32,17 @@ class DistillationLoss(nn.Module):
 
     active_weight: Tensor | None = None  # class weights [C] of the present stage; None: all classes count the same
 
-    def __init__(self, distill_type: str = 'hard', temperature: float = 1.0):
+    def __init__(self, distill_type: str = 'hard', temperature: float = 1.0, standardize: bool = False):
         super().__init__()
         if distill_type not in ('hard', 'soft'):
             raise ValueError(f"distill_type={distill_type!r} is unknown: use 'hard' or 'soft'.")
         if not temperature > 0:
             raise ValueError(f'temperature={temperature} must be positive.')
+        if standardize and distill_type == 'hard':
+            raise ValueError("Standardised logits have the same argmax: standardize is for 'soft' distillation only.")
         self.distill_type = distill_type
         self.temperature = temperature
+        self.standardize = standardize
 
     def set_epoch(self, epoch: int) -> None:
         """Take the 0-based epoch; this loss is the same in all of them."""
@@ -51,11 +57,17 @@ class DistillationLoss(nn.Module):
         weight = self.active_weight
         if self.distill_type == 'hard':
             return weighted_cross_entropy(student, teacher.argmax(dim=-1), weight)
+        if self.standardize:
+            student, teacher = _standardized(student), _standardized(teacher)
         student, teacher = student / self.temperature, teacher / self.temperature
         if weight is not None:
             teacher = teacher + weight.log()  # its softmax is q; no probability is formed, so none underflows
         log_s, log_q = F.log_softmax(student, dim=-1), F.log_softmax(teacher, dim=-1)
         return F.kl_div(log_s, log_q, reduction='batchmean', log_target=True) * (self.temperature ** 2)
+
+
+def _standardized(logits: Tensor) -> Tensor:
+    return (logits - logits.mean(dim=-1, keepdim=True)) / (logits.std(dim=-1, keepdim=True) + 1e-6)
 
 
 class DRWDistillationLoss(DistillationLoss):
@@ -69,7 +81,7 @@ class DRWDistillationLoss(DistillationLoss):
     Args:
         class_counts, beta: See `class_weights`.
         drw_start_epoch: First re-weighted epoch, 0-based.
-        distill_type, temperature: See `DistillationLoss`.
+        distill_type, temperature, standardize: See `DistillationLoss`; weights come after the standardisation.
 
     Raises:
         ValueError: If counts or start epoch are None, if the logits are not of as many classes as there are counts, in
@@ -91,8 +103,9 @@ class DRWDistillationLoss(DistillationLoss):
             beta: float = 0.9999,
             distill_type: str = 'hard',
             temperature: float = 1.0,
+            standardize: bool = False,
     ):
-        super().__init__(distill_type, temperature)
+        super().__init__(distill_type, temperature, standardize)
         if class_counts is None or drw_start_epoch is None:
             raise ValueError(
                 f'Re-weighted distillation needs class_counts and drw_start_epoch, got {class_counts} and '
@@ -122,6 +135,7 @@ def create_distillation_loss(
         drw_start_epoch: int | None = None,
         beta: float = 0.9999,
         temperature: float = 1.0,
+        standardize: bool = False,
 ) -> DistillationLoss:
     """Create a distillation loss by name, one of DISTILLATION_LOSS_TYPES.
 
@@ -134,5 +148,5 @@ def create_distillation_loss(
         raise ValueError(f'Unknown distillation loss {loss_type!r}, expected one of {DISTILLATION_LOSS_TYPES}.')
     distill_type = loss_type.removeprefix('drw_')
     if distill_type == loss_type:
-        return DistillationLoss(distill_type, temperature)
-    return DRWDistillationLoss(class_counts, drw_start_epoch, beta, distill_type, temperature)
+        return DistillationLoss(distill_type, temperature, standardize)
+    return DRWDistillationLoss(class_counts, drw_start_epoch, beta, distill_type, temperature, standardize)

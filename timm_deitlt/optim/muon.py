@@ -1,9 +1,10 @@
-"""timm's Muon on machines without bfloat16."""
+"""timm's Muon on machines without bfloat16, and for hidden layers alone."""
 from functools import partial, wraps
 from typing import Any
 
 import torch
 from timm.optim import Muon, muon
+from torch import nn
 
 
 def orthogonalize_in_float32(optimizer: Muon) -> None:
@@ -23,3 +24,25 @@ def orthogonalize_in_float32(optimizer: Muon) -> None:
             muon.zeropower_via_newtonschulz = iteration
 
     optimizer.step = step_in_float32
+
+
+def left_to_adamw(model: nn.Module) -> list[str]:
+    """Patterns of the parameters that timm's Muon family should leave to its AdamW: classifiers and first layer.
+
+    Muon is meant for hidden matrices. timm's own rule goes by shape, so that it takes these too. Position embedding and
+    tokens, which a model exempts from weight decay, are for `fallback_no_weight_decay` of timm's factory; its rule
+    leaves them out already.
+
+    Args:
+        model: One of timm, or a module for training that holds one as `model` beside `projections`.
+
+    Example:
+        >>> left_to_adamw(timm.create_model('resnet32_cifar'))
+        ['fc.*', 'conv1.*']
+    """
+    prefix = '' if hasattr(model, 'pretrained_cfg') else 'model.'
+    config = (model if not prefix else model.model).pretrained_cfg
+    names = []
+    for name in (config['classifier'], config['first_conv']):
+        names += [name] if isinstance(name, str) else name or ()
+    return [f'{prefix}{name}.*' for name in names] + ['projections.*'] * bool(prefix)

@@ -47,7 +47,7 @@ AUGMENTATION_SETTINGS = (
     'no_aug', 'train_crop_mode', 'scale', 'ratio', 'hflip', 'vflip', 'color_jitter', 'color_jitter_prob', 'aa',
     'grayscale_prob', 'gaussian_blur_prob', 'aug_repeats', 'reprob', 'remode', 'recount', 'mixup', 'cutmix',
     'cutmix_minmax', 'mixup_prob', 'mixup_switch_prob', 'mixup_mode', 'mixup_off_epoch', 'smoothing',
-    'train_interpolation', 'cutout', 'force_color_jitter', 'augment_backend',
+    'train_interpolation', 'cutout', 'force_color_jitter', 'augment_backend', 'aug_ramp',
 )
 # A network whose weights are read from a file starts from no others
 NO_WEIGHTS = dict(pretrained=False, pretrained_path=None, initial_checkpoint='')
@@ -69,6 +69,8 @@ IRRELEVANT_SETTINGS = {
 YOUNGER_SETTINGS = {
     'sam_every': 1, 'augment_backend': 'pillow', 'train_img_sizes': None, 'train_size_probs': None,
     'train_size_schedule': 'constant', 'train_size_schedule_spread': .65, 'train_size_random_mix': .1,
+    'guidance': 0., 'guidance_blocks': None, 'guidance_stages': None, 'guidance_end': 1., 'dense_distill': 0.,
+    'logit_standardize': False, 'init': None, 'muon_hidden_only': False, 'aug_ramp': 0,
 }
 
 

@@ -2,6 +2,7 @@
 import argparse
 import math
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,17 @@ _BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ('rho rho_values teacher_rho train_size_probs', lambda x: 0 <= x < math.inf, 'at least 0 and finite'),
     ('mixup cutmix cutout workers drw_start_epoch warmup_epochs weight_decay task_loss_weight '
      'distill_loss_weight seed split_seed aug_repeats paco_alpha paco_gamma key_color_jitter '
-     'train_size_schedule_spread cache_images fold', lambda x: x >= 0, 'at least 0'),
+     'train_size_schedule_spread cache_images fold guidance guidance_blocks guidance_stages dense_distill aug_ramp',
+     lambda x: x >= 0, 'at least 0'),
     ('kd_temperature ldam_margin ldam_scale logit_adjust_tau paco_beta paco_temperature key_scale',
      lambda x: x > 0, 'above 0'),
     ('drw_beta val_fraction', lambda x: 0 < x < 1, 'between 0 and 1, both excluded'),
     ('smoothing drop drop_path model_ema_decay paco_momentum', lambda x: 0 <= x < 1, 'at least 0 and below 1'),
-    ('hflip vflip reprob mixup_prob mixup_switch_prob key_color_jitter_prob train_size_random_mix',
+    ('hflip vflip reprob mixup_prob mixup_switch_prob key_color_jitter_prob train_size_random_mix guidance_end',
      lambda x: 0 <= x <= 1, 'between 0 and 1'),
 )
+# What must not hold, and what to say if it does
+Conflicts = tuple[tuple[Any, str], ...]
 _FILES = ('teacher_checkpoint', 'class_counts', 'branch_from', 'resume', 'class_map', 'initial_checkpoint')
 
 
@@ -39,7 +43,9 @@ def validate_args(args: argparse.Namespace) -> None:
             for item in value if isinstance(value, list) else [value]:
                 if item is not None and not holds(item):
                     raise ValueError(f'{flag_of(name)} must be {allowed}, got {item}')
-    for wrong, message in _conflicts(args):
+    for wrong, message in chain.from_iterable(conflicts(args) for conflicts in (
+            _conflicts_of_losses, _conflicts_of_images, _conflicts_of_training, _conflicts_of_teachers,
+            _conflicts_of_small_data, _conflicts_of_runs)):
         if wrong:
             raise ValueError(message)
     for name in _FILES:
@@ -50,18 +56,36 @@ def validate_args(args: argparse.Namespace) -> None:
             raise FileNotFoundError(f'{flag_of(name)} {path}: no such file')
 
 
-def _conflicts(args: argparse.Namespace) -> tuple[tuple[Any, str], ...]:
-    ldam, mixes, epochs = args.loss == 'ldam', args.mixup or args.cutmix or args.cutmix_minmax, args.epochs
-    last = max([args.stop_epoch or 0, *(args.save_epochs or [])])
-    paco, sizes = args.loss == 'paco', args.train_img_sizes or []
+def _conflicts_of_small_data(args: argparse.Namespace) -> Conflicts:
+    places = '--guidance' if args.guidance else '--dense-distill' if args.dense_distill else ''
+    blocks, stages = args.guidance_blocks, args.guidance_stages
     return (
-        ((args.drw_start_epoch or 0) > epochs,
-         f'--drw-start-epoch {args.drw_start_epoch} lies beyond --epochs {epochs}; {epochs} itself means never'),
-        (last > epochs, f'--stop-epoch or --save-epochs {last} lies beyond --epochs {epochs}'),
+        (places and args.teacher in ('none', 'labels'),
+         f"{places} needs a teacher's feature maps, got --teacher {args.teacher}; use a CNN such as resnet32_sam"),
+        (places and args.teacher_view == 'weak',
+         f'{places} compares places of one image, but --teacher-view weak shows the teacher another; leave it out'),
+        (places and args.layer_decay,
+         f'{places} does not go with --layer-decay, which knows nothing of the layers beside the student'),
+        ((blocks or stages or args.guidance_end != 1) and not args.guidance,
+         '--guidance-blocks, --guidance-stages and --guidance-end belong to --guidance; give its weight, such as 2.5'),
+        (blocks and stages and len(blocks) != len(stages),
+         f'--guidance-blocks has a block for each of --guidance-stages; got {blocks} for {stages}'),
+        (args.logit_standardize and args.kd_token_distill_type != 'soft',
+         '--logit-standardize changes no argmax; give --kd-token-distill-type soft'),
+        (args.init and (args.pretrained or args.pretrained_path or args.initial_checkpoint),
+         f'--init {args.init} would draw attention anew that was read from a file; leave one of them out'),
+        (args.muon_hidden_only and 'muon' not in args.opt.lower(),
+         f'--muon-hidden-only belongs to the muon optimizers, not to --opt {args.opt}; leave it out'),
+        (args.aug_ramp and args.aa and not args.aa.startswith('rand'),
+         f'--aug-ramp raises the magnitude of RandAugment, which --aa {args.aa} does not have; use one such as '
+         'rand-m9-mstd0.5-inc1, or none'),
+    )
+
+def _conflicts_of_losses(args: argparse.Namespace) -> Conflicts:
+    ldam, paco, mixes = args.loss == 'ldam', args.loss == 'paco', args.mixup or args.cutmix or args.cutmix_minmax
+    return (
         (args.distill_loss_weight is None and args.task_loss_weight > 1,
          f'--task-loss-weight {args.task_loss_weight} leaves a negative weight for DIST; give --distill-loss-weight'),
-        (mixes and args.batch_size % 2,
-         f'mixup and cutmix need an even --batch-size, got {args.batch_size}; or set --mixup 0 --cutmix 0'),
         (ldam and mixes, '--loss ldam needs hard labels (its margins belong to one class); set --mixup 0 --cutmix 0'),
         (ldam and args.smoothing, '--loss ldam needs hard labels (its margins belong to one class); set --smoothing 0'),
         (paco and (mixes or args.smoothing),
@@ -70,26 +94,26 @@ def _conflicts(args: argparse.Namespace) -> tuple[tuple[Any, str], ...]:
          '--loss paco trains a CNN with a linear classifier and re-balances by its class prior; give --teacher none '
          '--drw-on none --classifier linear'),
         (paco and args.batch_size < 2, '--loss paco normalises a batch; give a --batch-size of at least 2'),
-        (not args.key_scale[0] <= args.key_scale[1] <= 1,
-         f'--key-scale is the smallest and the largest share of an image, got {args.key_scale}'),
-        (args.key_color_jitter[3] > .5, f'the hue of --key-color-jitter is at most 0.5, got {args.key_color_jitter}'),
         (paco and (args.layer_decay or args.sync_bn),
          '--loss paco goes with neither --layer-decay nor --sync-bn, which know nothing of its projection'),
-        (args.opt.startswith('sam') and args.grad_checkpointing,
-         f'--opt {args.opt} freezes BatchNorm statistics in its second pass, which --grad-checkpointing would '
-         'run anew; leave it out'),
         (paco and args.bce_loss, '--loss paco and --bce-loss exclude each other; give one of them'),
         (paco and args.model_ema, '--loss paco keeps a momentum encoder of its own; leave --model-ema out'),
         (args.cls_loss != 'ce' and (args.loss != 'ce' or args.bce_loss),
          f'--cls-loss {args.cls_loss} adds the class prior to cross entropy; leave --loss and --bce-loss out'),
         (args.cls_loss != 'ce' and args.drw_on in ('cls', 'both'),
          f'--cls-loss {args.cls_loss} re-balances CLS already; with it give --drw-on dist or none'),
-        (len(args.rho_values) != len(args.rho_milestones) or args.rho_milestones != sorted(args.rho_milestones),
-         f'--rho-values has a value for each of the ascending --rho-milestones; got {args.rho_values} for '
-         f'{args.rho_milestones}'),
-        (args.sam_every > 1 and args.teacher in ('none', 'labels') and not args.opt.startswith('sam'),
-         f'--sam-every {args.sam_every} belongs to SAM; use --opt samsgd or samadamw, or a SAM '
-         'teacher such as resnet32_sam'),
+        (ldam and args.bce_loss, '--loss ldam and --bce-loss exclude each other; give one of them'),
+    )
+
+
+def _conflicts_of_images(args: argparse.Namespace) -> Conflicts:
+    mixes, sizes = args.mixup or args.cutmix or args.cutmix_minmax, args.train_img_sizes or []
+    return (
+        (mixes and args.batch_size % 2,
+         f'mixup and cutmix need an even --batch-size, got {args.batch_size}; or set --mixup 0 --cutmix 0'),
+        (not args.key_scale[0] <= args.key_scale[1] <= 1,
+         f'--key-scale is the smallest and the largest share of an image, got {args.key_scale}'),
+        (args.key_color_jitter[3] > .5, f'the hue of --key-color-jitter is at most 0.5, got {args.key_color_jitter}'),
         (args.train_size_probs and (
             len(args.train_size_probs) != len(sizes) or not 0 < sum(args.train_size_probs) < math.inf),
          '--train-size-probs has a weight for each of --train-img-sizes, with a finite sum above 0; got '
@@ -101,23 +125,52 @@ def _conflicts(args: argparse.Namespace) -> tuple[tuple[Any, str], ...]:
          f'--train-img-sizes are squares, --input-size {args.input_size} is none'),
         (args.train_size_schedule == 'progressive' and len(sizes) < 2,
          f'--train-size-schedule progressive needs two or more --train-img-sizes, got {sizes}'),
-        (args.dry_run_world_size and not args.dry_run,
-         '--world-size belongs to --dry-run; torchrun --nproc-per-node N trains on N devices'),
-        (ldam and args.bce_loss, '--loss ldam and --bce-loss exclude each other; give one of them'),
+        (any('auto' in (values or ()) and len(values) > 1 for values in (args.mean, args.std)),
+         '--mean and --std are numbers, or the one word auto'),
+    )
+
+
+def _conflicts_of_training(args: argparse.Namespace) -> Conflicts:
+    epochs, last = args.epochs, max([args.stop_epoch or 0, *(args.save_epochs or [])])
+    return (
+        ((args.drw_start_epoch or 0) > epochs,
+         f'--drw-start-epoch {args.drw_start_epoch} lies beyond --epochs {epochs}; {epochs} itself means never'),
+        (last > epochs, f'--stop-epoch or --save-epochs {last} lies beyond --epochs {epochs}'),
+        (args.opt.startswith('sam') and args.grad_checkpointing,
+         f'--opt {args.opt} freezes BatchNorm statistics in its second pass, which --grad-checkpointing would '
+         'run anew; leave it out'),
+        (len(args.rho_values) != len(args.rho_milestones) or args.rho_milestones != sorted(args.rho_milestones),
+         f'--rho-values has a value for each of the ascending --rho-milestones; got {args.rho_values} for '
+         f'{args.rho_milestones}'),
+        (args.sam_every > 1 and args.teacher in ('none', 'labels') and not args.opt.startswith('sam'),
+         f'--sam-every {args.sam_every} belongs to SAM; use --opt samsgd or samadamw, or a SAM '
+         'teacher such as resnet32_sam'),
         (args.opt.startswith('sam') and args.amp_dtype == 'float16' and args.amp is not False,
          f'--opt {args.opt} cannot scale float16 gradients over its two passes; use --amp-dtype bfloat16 or --no-amp'),
         (args.amp and args.model_dtype in ('bfloat16', 'float16'), '--amp needs --model-dtype float32; leave it out'),
-        (args.resume and args.branch_from, '--resume goes on with a run, --branch-from starts a new one; give one'),
-        (args.resume == 'auto' and not args.experiment, '--resume auto needs the name of the run in --experiment'),
-        (args.wandb_resume_id and not args.resume, '--wandb-resume-id needs --resume'),
+    )
+
+
+def _conflicts_of_teachers(args: argparse.Namespace) -> Conflicts:
+    return (
         (args.teacher == 'none' and args.drw_on == 'dist',
          f'--drw-on {args.drw_on} needs a DIST expert, which --teacher none does not train; use --drw-on cls'),
         (args.teacher_checkpoint and args.teacher in ('none', 'labels'),
          f'--teacher-checkpoint needs the architecture of the teacher, got --teacher {args.teacher}'),
         (args.teacher_source == 'hub' and args.teacher in ('none', 'labels'),
          f'--teacher-source hub needs the name of a teacher, got --teacher {args.teacher}'),
-        (any('auto' in (values or ()) and len(values) > 1 for values in (args.mean, args.std)),
-         '--mean and --std are numbers, or the one word auto'),
+        (args.teacher_source == 'hub' and args.teacher_checkpoint,
+         '--teacher-source hub and --teacher-checkpoint exclude each other; give one of them'),
+    )
+
+
+def _conflicts_of_runs(args: argparse.Namespace) -> Conflicts:
+    return (
+        (args.dry_run_world_size and not args.dry_run,
+         '--world-size belongs to --dry-run; torchrun --nproc-per-node N trains on N devices'),
+        (args.resume and args.branch_from, '--resume goes on with a run, --branch-from starts a new one; give one'),
+        (args.resume == 'auto' and not args.experiment, '--resume auto needs the name of the run in --experiment'),
+        (args.wandb_resume_id and not args.resume, '--wandb-resume-id needs --resume'),
         (args.fold is not None and not 0 <= args.fold < (args.folds or 0),
          f'--fold {args.fold} is one of --folds, from 0 to {(args.folds or 1) - 1}; give --folds K'),
         (args.fold is not None and not args.experiment and not args.dry_run,
@@ -129,6 +182,4 @@ def _conflicts(args: argparse.Namespace) -> tuple[tuple[Any, str], ...]:
          'leave --teacher-checkpoint and --teacher-source out'),
         (args.folds and (args.branch_from or args.resume not in ('', 'auto')),
          '--folds goes on by itself with what there is in --experiment; leave --resume and --branch-from out'),
-        (args.teacher_source == 'hub' and args.teacher_checkpoint,
-         '--teacher-source hub and --teacher-checkpoint exclude each other; give one of them'),
     )

@@ -56,6 +56,7 @@ class AugmentSettings:
     cutout: int | None
     train_interpolation: str
     augment_backend: str
+    aug_ramp: int
     reprob: float
     remode: str
     recount: int

@@ -24,7 +24,7 @@ _RIVALS = {
     'global_batch_size': 'grad_accum_steps',
 }
 # Settings that count in epochs
-_PLANNED = {'drw_start_epoch', 'decay_milestones', 'rho_milestones'}
+_PLANNED = {'drw_start_epoch', 'decay_milestones', 'rho_milestones', 'aug_ramp'}
 
 # Recipes of a teacher's name, in order: resnet32_paco_sam is recipes/teachers/paco.yaml, then paco_sam.yaml.
 TEACHER_RECIPES = {

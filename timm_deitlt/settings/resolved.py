@@ -27,6 +27,7 @@ class ModelSettings:
     pretrained_cfg_overlay: dict[str, Any]
     initial_checkpoint: str
     classifier: str
+    init: str | None
     head_init_scale: float | None
     head_init_bias: float | None
     gp: str | None
@@ -66,6 +67,12 @@ class LossSettings:
     distill_loss_weight: float | None
     kd_token_distill_type: str
     kd_temperature: float
+    logit_standardize: bool
+    guidance: float
+    guidance_blocks: tuple[int, ...] | None
+    guidance_stages: tuple[int, ...] | None
+    guidance_end: float
+    dense_distill: float
     paco_alpha: float
     paco_beta: float
     paco_gamma: float
@@ -114,6 +121,7 @@ class OptimizerSettings:
     layer_decay_min_scale: float
     layer_decay_no_opt_scale: float | None
     filter_bias_and_bn: bool
+    muon_hidden_only: bool
     lr: float | None
     lr_base: float
     lr_base_size: int

@@ -1,5 +1,6 @@
 """DeiT-LT: CLS learns the labels, DIST what a teacher says of the same image."""
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,13 +10,17 @@ from torch import Tensor, nn
 
 from ..evaluation import Shots
 from ..loss import DistillationLoss
+from ..loss.guidance import dense_distillation, locality_guidance
+from ..models.weights import load_weights
 from .common import ShotEvaluation, frozen_statistics, hard_labels, set_epochs
+from .guidance import Guidance, GuidedStudent, GuidingTeacher
 
 
 class DeiTLTTask(ShotEvaluation, TokenDistillationTask):
     """DeiT-LT: CLS learns the labels, DIST what the teacher says of the very image the student sees.
 
     loss = a * label_loss(CLS, target) + (1 - a) * distillation_loss(DIST, teacher), a = `task_loss_weight`.
+    With `guidance` the losses of `loss.guidance` are added, each with its weight.
 
     Before the DRW start, and with 'hard' or 'soft' distillation throughout, this is timm's `TokenDistillationTask`, but
     for the teacher's size: its input is brought to the size it was trained at.
@@ -29,11 +34,14 @@ class DeiTLTTask(ShotEvaluation, TokenDistillationTask):
         teacher_antialias: Whether shrinking the teacher's images filters them first.
         teacher_scale: Factor of the teacher's logits, for one whose loss had it: LDAM's of a cosine classifier, without
             which soft distillation sees an almost uniform teacher. Of no effect on 'hard'.
+        guidance: What the student learns place by place from the teacher's feature maps, or None. The 1 x 1
+            convolutions that this takes are trained with the student: checkpoints hold them as the task's own state.
         shots: Groups of classes for `create_evaluator`.
         kwargs: `task_loss_weight`, `distill_loss_weight`, `device`, `dtype`, `verbose` as in timm.
 
     Raises:
-        ValueError: If teacher and student differ in the number of classes or channels.
+        ValueError: If teacher and student differ in the number of classes or channels, or one of them has no maps for
+            the guidance asked for.
 
     Source: DeiT-LT (https://arxiv.org/abs/2404.02900).
 
@@ -57,6 +65,7 @@ class DeiTLTTask(ShotEvaluation, TokenDistillationTask):
             teacher_normalize: str = 'own',
             teacher_antialias: bool = True,
             teacher_scale: float = 1.,
+            guidance: Guidance | None = None,
             shots: Shots | None = None,
             **kwargs,
     ):
@@ -86,10 +95,18 @@ class DeiTLTTask(ShotEvaluation, TokenDistillationTask):
         self.teacher_size = tuple(network.pretrained_cfg['input_size'][-2:])
         self.shots = shots
         self._tokens = _watch_tokens(student)
+        self.guidance = guidance
+        if guidance is not None:
+            stages = guidance.stages if guidance.weight else ()
+            self.teacher.model = GuidingTeacher(network, stages, bool(guidance.dense))
+            blocks = guidance.blocks if guidance.weight else ()
+            self.trainable_module = GuidedStudent(student, self.teacher.model.channels, blocks, bool(guidance.dense))
+        self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the losses the 0-based epoch; the stage is a function of it alone."""
         set_epochs([self.criterion, self.distillation_loss], epoch)
+        self._epoch = epoch
 
     def teacher_view(self, images: Tensor) -> Tensor:
         """Bring images `[B, C, H, W]`, normalised for the student, to the teacher's normalisation and size."""
@@ -116,25 +133,51 @@ class DeiTLTTask(ShotEvaluation, TokenDistillationTask):
             second_pass: Whether this is SAM's second pass, which changes no state but gradients.
 
         Returns:
-            As timm's task: 'loss', 'output' (CLS logits), 'task_loss', 'distill_loss'; and, as sums over the batch,
+            As timm's task: 'loss', 'output' (CLS logits), 'task_loss', 'distill_loss'; with guidance 'guidance_loss'
+            and 'dense_loss', 0 where they are off; and, as sums over the batch,
             'teacher_correct' (the teacher finds the dominant label), 'agreement' (DIST says what the teacher says) and
             'cosine' (of the CLS and DIST tokens after the final norm).
         """
+        guided = () if self.guidance is None else (self.guidance.guides(self._epoch),)
+        if guided and weak is not None:
+            raise ValueError('Guidance compares places of one image: leave out the weak view (--teacher-view student).')
         with frozen_statistics(self.trainable_module) if second_pass else nullcontext():
-            cls_logits, dist_logits = self.trainable_module(input)
+            cls_logits, dist_logits, *places = self.trainable_module(input, *guided)
         task_loss = self.criterion(cls_logits, target)
         with torch.no_grad():
-            teacher_logits = self.teacher(self.teacher_view(input if weak is None else weak).detach())
-            if self.teacher_scale != 1.:  # in full precision, in which different logits stay different
-                teacher_logits = teacher_logits.float() * self.teacher_scale
+            shown = self.teacher(self.teacher_view(input if weak is None else weak).detach())
+            teacher_logits, *teacher_places = shown if guided else (shown,)
+        extra = self._guidance_losses(*places, teacher_logits, *teacher_places) if guided else {}
+        if self.teacher_scale != 1.:  # in full precision, in which different logits stay different
+            teacher_logits = teacher_logits.float() * self.teacher_scale
         distill_loss = self.distillation_loss(dist_logits, teacher_logits)
         loss = self.task_loss_weight * task_loss + self.distill_loss_weight * distill_loss
+        if guided:
+            loss = loss + self.guidance.weight * extra['guidance_loss'] + self.guidance.dense * extra['dense_loss']
         return {
             'loss': loss,
             'output': cls_logits,
             'task_loss': task_loss,
             'distill_loss': distill_loss,
+            **extra,
             **self._measure(dist_logits, teacher_logits, target),
+        }
+
+    def _guidance_losses(
+            self,
+            maps: list[Tensor],
+            patch_logits: Tensor | None,
+            teacher_logits: Tensor,
+            teacher_maps: list[Tensor],
+            teacher_local: Tensor | None,
+    ) -> dict[str, Tensor]:
+        zero = teacher_logits.new_zeros((), dtype=torch.float32)
+        return {
+            'guidance_loss': locality_guidance(maps, teacher_maps) if maps else zero,
+            # in stage two DIST's head is re-weighted at each place too, or the places would pull it back
+            'dense_loss': zero if patch_logits is None else dense_distillation(
+                patch_logits, teacher_local, teacher_logits, self.guidance.share_of_places(self._epoch),
+                self.distillation_loss.active_weight),
         }
 
     @torch.no_grad()
@@ -146,6 +189,54 @@ class DeiTLTTask(ShotEvaluation, TokenDistillationTask):
             'agreement': (dist_logits.argmax(dim=-1) == teacher_labels).sum(),
             'cosine': F.cosine_similarity(cls_token, dist_token).sum(),
         }
+
+    def compile(self, backend: str = 'inductor', mode: str | None = None, **compile_kwargs) -> nn.Module:
+        """As in timm; with guidance the plain student is compiled beside the one that shows its maps."""
+        options = dict(backend=backend, mode=mode, **compile_kwargs)
+        plain = None if self.guidance is None else torch.compile(self.get_eval_model(), **options)
+        compiled = super().compile(**options)
+        if plain is None:
+            return compiled
+        self.eval_model = plain
+        return plain
+
+    def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
+        """The plain student, or that of the EMA."""
+        module = super().get_eval_model(module=module, ema=ema)
+        net = module if module is None else unwrap_model(module)
+        return net.model if isinstance(net, GuidedStudent) else module
+
+    def get_clip_parameters(self, exclude_head: bool = False) -> list[nn.Parameter]:
+        """Parameters for gradient clipping, without the student's last two if `exclude_head`."""
+        net = unwrap_model(self.trainable_module)
+        if not isinstance(net, GuidedStudent):
+            return super().get_clip_parameters(exclude_head)
+        return [*list(net.model.parameters())[:-2 if exclude_head else None], *net.projections.parameters()]
+
+    def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
+        """What a checkpoint holds beside the plain student: the 1 x 1 convolutions of the guidance."""
+        module = self.get_trainable_module(ema=ema) if module is None else module
+        net = None if module is None else unwrap_model(module)
+        return {'projections': net.projections.state_dict()} if isinstance(net, GuidedStudent) else {}
+
+    def load_task_state(
+            self,
+            state: dict[str, Any] | None,
+            strict: bool = True,
+            module: nn.Module | None = None,
+            ema: bool = False,
+    ) -> None:
+        """Go on with the state of a checkpoint; without any the convolutions begin anew.
+
+        Raises:
+            ValueError: If the state is of other blocks or stages.
+        """
+        module = self.get_trainable_module(ema=ema) if module is None else module
+        net = None if module is None else unwrap_model(module)
+        if state and isinstance(net, GuidedStudent):
+            load_weights(
+                net.projections, state['projections'], "the checkpoint's guidance",
+                'Give --guidance, --guidance-blocks and --guidance-stages as they were in training.')
 
 
 def _watch_tokens(student: nn.Module) -> dict[str, Tensor]:

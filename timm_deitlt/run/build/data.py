@@ -9,7 +9,7 @@ from PIL import Image
 from torch.utils.data import IterableDataset
 
 from ...benchmarks import BENCHMARKS, Benchmark
-from ...data.factory import create_dataset
+from ...data.factory import UNUSED, create_dataset
 from ...data.folds import split_fold
 from ...data.image import ARRAY
 from ...data.long_tail import ClassificationSet, holdout
@@ -104,15 +104,15 @@ def build_data(settings: Settings, evaluate_split: str | None = None) -> Data:
         seed=settings.seed,
         batch_size=settings.loader.batch_size,
     )
+    long_tail = dict(
+        imbalance_factor=chosen.imbalance_factor, profile=chosen.imbalance_profile, n_max=chosen.n_max)
     train = create_dataset(
         chosen.dataset,
         split=chosen.train_split,
-        imbalance_factor=chosen.imbalance_factor,
-        profile=chosen.imbalance_profile,
-        n_max=chosen.n_max,
         class_counts_file=chosen.class_counts,
         num_samples=chosen.train_num_samples,
         is_training=True,
+        **long_tail,
         **common,
     )
     if isinstance(train, IterableDataset):
@@ -123,6 +123,7 @@ def build_data(settings: Settings, evaluate_split: str | None = None) -> Data:
         evaluation = create_dataset(
             chosen.dataset,
             split=evaluate_split or chosen.val_split,
+            **(long_tail if (evaluate_split or chosen.val_split) == UNUSED else {}),
             num_samples=chosen.val_num_samples,
             is_training=False,
             class_counts_file=chosen.class_counts,
@@ -171,6 +172,8 @@ def _names(dataset: Any, labels: Sequence[int]) -> str:
 
 
 def _evaluated_on(benchmark: Benchmark | None, split: str) -> str:
+    if split == UNUSED:
+        return 'training images that the subset leaves out'
     if benchmark is None:
         return f'split {split!r}'
     # the public evaluation set of iNaturalist-2018 is its validation part, ImageNet-LT has both

@@ -19,9 +19,11 @@ from ...engine.device import has_bfloat16
 from ...loss import LabelLoss, create_distillation_loss
 from ...models._initial import load_initial, say_new_heads
 from ...models.cosine import set_cosine_classifier
-from ...optim.muon import orthogonalize_in_float32
+from ...models.initialization import initialize
+from ...optim.muon import left_to_adamw, orthogonalize_in_float32
 from ...settings.resolved import ModelSettings, OptimizerSettings, Settings
 from ...task import ClassifierTask, DeiTLTTask
+from ...task.guidance import Guidance, check_guidable
 from ...task.paco import PaCoTask
 from ...task.paco_network import PaCoNet
 from .data import Data
@@ -61,6 +63,8 @@ def build_model(settings: ModelSettings, num_classes: int, train_sizes: Sequence
             '--img-size, --pretrained and --initial-checkpoint.') from error
     if settings.classifier == 'cosine':
         set_cosine_classifier(model)
+    if settings.init:
+        initialize(model, settings.init)
     _scale_head(model, settings.head_init_scale, settings.head_init_bias)
     if settings.grad_checkpointing:
         model.set_grad_checkpointing(enable=True)
@@ -87,6 +91,8 @@ def check_student(settings: Settings, num_classes: int, class_counts: Sequence[i
         raise ValueError(
             f'--teacher {settings.teacher.name} trains a DIST token, which {settings.model.name} does not have: use a '
             'deit_lt model, or --teacher none.')
+    if guidance_of(settings) is not None:
+        check_guidable(model)
     known = replace(settings.optimizer, lr=settings.optimizer.peak_lr)  # how it follows is said once, in training
     build_optimizer(known, model, fused=settings.machine.auto_speed == 'on')
     if settings.loss.label_loss == 'paco':
@@ -248,6 +254,7 @@ def build_task(
         drw_start_epoch=stage_two.start_epoch,
         beta=stage_two.beta,
         temperature=loss.kd_temperature,
+        standardize=loss.logit_standardize,
     )
     return DeiTLTTask(
         model,
@@ -257,10 +264,21 @@ def build_task(
         teacher_normalize=settings.teacher.normalize,
         teacher_antialias=settings.teacher.antialias,
         teacher_scale=teacher_scale,
+        guidance=guidance_of(settings),
         task_loss_weight=loss.task_loss_weight,
         distill_loss_weight=loss.distill_loss_weight,
         **common,
     )
+
+
+def guidance_of(settings: Settings) -> Guidance | None:
+    """What the student learns from the places of the teacher's feature maps, or None for nothing."""
+    loss, epochs = settings.loss, settings.schedule.epochs
+    if not loss.guidance and not loss.dense_distill:
+        return None
+    return Guidance(
+        loss.guidance, loss.guidance_blocks, loss.guidance_stages, round(loss.guidance_end * epochs),
+        loss.dense_distill, epochs)
 
 
 def build_optimizer(settings: OptimizerSettings, model: nn.Module, fused: bool) -> torch.optim.Optimizer:
@@ -282,6 +300,8 @@ def build_optimizer(settings: OptimizerSettings, model: nn.Module, fused: bool) 
         kwargs['fused'] = True
     if settings.is_sam:
         kwargs.update(rho=settings.rho, adaptive=settings.sam_adaptive)
+    if settings.muon_hidden_only:
+        kwargs.update(fallback_list=left_to_adamw(model), fallback_no_weight_decay=True)
     try:
         optimizer = create_optimizer_v2(model, **{**kwargs, **settings.opt_kwargs})
     except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:

@@ -13,6 +13,7 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from torch import nn
 
 from ...data.augment import BatchAugment
+from ...data.ramp import AugmentationRamp
 from ...data.seeds import seed_everything
 from ...engine.device import has_bfloat16, price_of_bfloat16
 from ...engine.trainer import Trainer
@@ -100,16 +101,19 @@ def build_trainer(
             device='cpu' if machine.model_ema_force_cpu else None,
         )
         _warn_of_slow_ema(machine, loader.updates_per_epoch * epochs)
+    batches = BatchAugment(
+        build_mixup(augment, num_classes), augment.erasing, augment.remode, augment.recount, device)
+    views = [view for of_size in loader.transforms for view in of_size]
     return Trainer(
         task=task,
         optimizer=built,
         loader=loader,
-        augment=BatchAugment(
-            build_mixup(augment, num_classes), augment.erasing, augment.remode, augment.recount, device),
+        augment=batches,
         eval_loader=None if data.evaluation is None else build_eval_loader(
             settings, data.evaluation, config, device, dtype),
         scheduler=scheduler,
         rho=rho_schedule(optimizer),
+        ramp=AugmentationRamp(augment.aug_ramp, views, batches) if augment.aug_ramp else None,
         epochs=epochs,
         seed=settings.seed,
         autocast=autocast,

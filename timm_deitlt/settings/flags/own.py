@@ -67,6 +67,25 @@ OWN_FLAGS = {
         flag('--report', 'measure the mechanisms and write report.html and plots/ at the end (default: on)',
              **SWITCH, default=True),
     ),
+    'Small data': (
+        flag('--guidance', "weight of locality guidance by the teacher's feature maps, 0 for none; the paper's is 2.5",
+             type=float, default=0.),
+        flag('--guidance-blocks', "student's blocks that are guided, from 0, one a stage (default: spread evenly from "
+             'the first to the last)', type=int, nargs='+'),
+        flag('--guidance-stages', "teacher's features that guide, by timm's numbers; of a resnet32 0 is the stem "
+             '(default: all stages)', type=int, nargs='+'),
+        flag('--guidance-end', 'share of the epochs after which guidance is off', type=float, default=1.),
+        flag('--dense-distill', "weight of DIST's loss on every patch, whose label is the teacher's there; 0 for none",
+             type=float, default=0.),
+        flag('--logit-standardize', "standardise both sides' logits of each image in soft distillation",
+             action='store_true'),
+        flag('--init', 'initialisation of the attention of a ViT, with sine-cosine positions (default: timm\'s)',
+             choices=('mimetic', 'conditioned')),
+        flag('--muon-hidden-only', 'leave classifiers, embeddings and tokens to the AdamW of the muon optimizers',
+             action='store_true'),
+        flag('--aug-ramp', 'epochs in which RandAugment, erasing and mixing rise from nothing to their full strength; '
+             '0 for full strength at once', type=int, default=0),
+    ),
     'PaCo (--loss paco)': (
         flag('--paco-alpha', 'weight of a positive key beside the true class', type=float, default=0.05),
         flag('--paco-beta', 'weight of the true class', type=float, default=1.0),

@@ -1,0 +1,104 @@
+"""The settings for small data in the real train.py: off they change nothing, on they go on bit for bit."""
+import csv
+
+import pytest
+import timm
+import torch
+from conftest import TINIEST_TEACHER, TINY
+from safetensors.torch import load_file
+
+from timm_deitlt.hub.export import write_model
+from timm_deitlt.hub.source import read_model
+from timm_deitlt.run.train import train
+from timm_deitlt.settings.layers import parse_args
+
+GUIDED = ['--guidance', '2.5', '--guidance-end', '.67', '--dense-distill', '1']
+
+
+def run_here(tmp_path, *args):
+    """A run of three epochs across the DRW switch in this process; its metrics and its checkpoint."""
+    argv = [
+        *TINY, *TINIEST_TEACHER, '--epochs', '3', '--drw-start-epoch', '2', '--drop-path', '.1', '--output', tmp_path,
+        '--experiment', 'run', *args]
+    return train(parse_args(list(map(str, argv)))), torch.load(
+        tmp_path / 'run' / 'last.pth.tar', weights_only=False)
+
+
+def assert_same(a, b, where=''):
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for name, value in a.items():
+            assert_same(value, b[name], f'{where} {name}')
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+
+
+def test_guided_run_with_an_ema_goes_on_bit_for_bit_and_leaves_a_plain_student(tmp_path, shared_teachers):
+    flags = [
+        *GUIDED, '--model-ema', '--model-ema-decay', '.9', '--clip-grad', '1', '--grad-accum-steps', '2',
+        '--teacher-cache', shared_teachers]
+    _, whole = run_here(tmp_path / 'whole', *flags)
+    run_here(tmp_path / 'parts', *flags, '--stop-epoch', '1')
+    _, parts = run_here(tmp_path / 'parts', *flags, '--resume', 'auto')
+    for key in ('state_dict', 'state_dict_ema', 'task_state', 'task_state_ema'):
+        assert_same(whole[key], parts[key], key)
+    assert_same(whole['optimizer']['state'], parts['optimizer']['state'])
+
+    with open(tmp_path / 'whole' / 'run' / 'summary.csv') as file:
+        losses = [(float(row['train_guidance_loss']), float(row['train_dense_loss'])) for row in csv.DictReader(file)]
+    assert losses[0][0] > 0 and losses[1][0] > 0 == losses[2][0], 'off after two epochs of three'
+    assert all(dense > 0 for _, dense in losses)
+
+    names = set(timm.create_model('deit_lt_tiny', embed_dim=48, depth=2, num_heads=3).state_dict())
+    assert set(whole['state_dict']) == set(whole['state_dict_ema']) == names
+    write_model(read_model(tmp_path / 'whole' / 'run'), tmp_path / 'out', 'apache-2.0')
+    assert set(load_file(tmp_path / 'out' / 'model.safetensors')) == names
+
+
+def test_guided_student_is_trained_with_sam(tmp_path, shared_teachers):
+    result, checkpoint = run_here(
+        tmp_path, *GUIDED, '--opt', 'samadamw', '--teacher-cache', shared_teachers, '--stop-epoch', '1')
+    assert result['dist'] is not None and checkpoint['task_state']['projections']
+
+
+def test_the_other_settings_go_on_bit_for_bit_whatever_the_number_of_workers(tmp_path, shared_teachers):
+    flags = [
+        '--aug-ramp', '2', '--aa', 'rand-m9-mstd0.5-inc1', '--init', 'mimetic', '--opt', 'muon', '--muon-hidden-only',
+        '--logit-standardize', '--kd-token-distill-type', 'soft', '--kd-temperature', '3', '--guidance', '1',
+        '--teacher-cache', shared_teachers]
+    _, whole = run_here(tmp_path / 'whole', *flags)
+    run_here(tmp_path / 'parts', *flags, '--stop-epoch', '1', '--workers', '2')
+    _, parts = run_here(tmp_path / 'parts', *flags, '--resume', 'auto')
+    for key in ('state_dict', 'task_state'):
+        assert_same(whole[key], parts[key], key)
+    assert_same(whole['optimizer']['state'], parts['optimizer']['state'])
+
+
+def test_settings_can_be_chosen_on_images_that_neither_training_nor_test_has(tmp_path, shared_teachers):
+    result, _ = run_here(tmp_path, '--val-split', 'unused', '--teacher-cache', shared_teachers, '--stop-epoch', '1')
+    data = result['data']
+    assert data['evaluated_on'] == 'training images that the subset leaves out'
+    assert len(set(data['test_counts'])) == 1 and sum(data['train_counts']) == 216
+    assert result['teacher']['source'] == 'cache' or 'top1' in result['teacher'], 'the teacher is the same one'
+
+
+@pytest.mark.parametrize(('flags', 'message'), [
+    (['--logit-standardize'], '--kd-token-distill-type soft'),
+    (['--init', 'mimetic', '--pretrained'], 'read from a file'),
+    (['--muon-hidden-only'], 'belongs to the muon optimizers'),
+    (['--aug-ramp', '2', '--aa', 'augmix-m5'], 'RandAugment'),
+    (['--init', 'mimetic', '--model-kwargs', 'embed_dim=42'], 'multiple of 4'),
+    (['--guidance', '1', '--teacher', 'none'], "--guidance needs a teacher's feature maps, got --teacher none"),
+    (['--dense-distill', '1', '--teacher', 'labels'], '--dense-distill needs .* got --teacher labels'),
+    (['--guidance', '1', '--teacher-view', 'weak'], 'leave it out'),
+    (['--guidance', '1', '--layer-decay', '.7'], '--layer-decay'),
+    (['--guidance-blocks', '0'], 'belong to --guidance'),
+    (['--guidance', '1', '--guidance-blocks', '0', '1', '--guidance-stages', '1'], 'a block for each'),
+    (['--guidance', '1', '--guidance-blocks', '0', '1', '1'], 'guided by 4 stage'),
+    (['--guidance', '1', '--guidance-stages', '9'], 'from 0 to 4'),
+])
+def test_what_does_not_go_together_is_an_error_before_the_teacher_is_trained(tmp_path, flags, message):
+    cache = tmp_path / 'teachers'
+    with pytest.raises(ValueError, match=message):
+        run_here(tmp_path, '--teacher-cache', cache, *flags)
+    assert not cache.exists() and not (tmp_path / 'run').exists()

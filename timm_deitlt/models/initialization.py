@@ -1,0 +1,81 @@
+"""Initialisations of a ViT that is trained from scratch on few images."""
+import torch
+from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+INITIALIZATIONS = ('mimetic', 'conditioned')
+
+
+@torch.no_grad()
+def initialize(model: nn.Module, how: str) -> None:
+    """Draw the attention of a ViT anew, in place, and set its position embedding to sines and cosines.
+
+    'mimetic' makes it look like a trained one: with sines and cosines, every token attends to its neighbours, and
+    values are taken from it rather than added. 'conditioned' gives each projection the best condition number. The
+    position embedding stays trainable; timm's optimizer factory spares it weight decay. All other weights stay as
+    they are. Drawn from torch's global generator.
+
+    Args:
+        model: timm's ViT with a position embedding.
+        how: One of INITIALIZATIONS.
+
+    Raises:
+        ValueError: If the model is no such ViT, the name is unknown, or the width is no multiple of 4.
+
+    Source: Mimetic Initialization of Self-Attention Layers (https://arxiv.org/abs/2305.09828); Conditioned
+    Initialization for Attention (https://openreview.net/forum?id=cKNOCYPo2W).
+    """
+    if how not in INITIALIZATIONS:
+        raise ValueError(f'Unknown initialisation {how!r}, expected one of {INITIALIZATIONS}.')
+    if not isinstance(model, VisionTransformer) or model.pos_embed is None:
+        raise ValueError(
+            f'--init {how} draws the attention of a ViT with a position embedding, which {type(model).__name__} is '
+            'not: use a deit_lt model, or leave --init out.')
+    if model.embed_dim % 4:
+        raise ValueError(
+            f'--init {how} sets sines and cosines, for which a width of {model.embed_dim} is no multiple of 4: give '
+            'another by --model-kwargs embed_dim=N.')
+    for block in model.blocks:
+        attention = block.attn
+        query, key, value = attention.qkv.weight.chunk(3)
+        if how == 'mimetic':
+            _mimetic(query, key, value, attention.proj.weight, attention.num_heads)
+        else:
+            nn.init.orthogonal_(query)
+            nn.init.orthogonal_(key)
+            nn.init.eye_(value)
+    _sines_and_cosines(model)
+
+
+def _mimetic(query: Tensor, key: Tensor, value: Tensor, proj: Tensor, heads: int) -> None:
+    """Of each head W_q^T W_k is near .7 Z + .7 I, of all together W_v^T W_proj^T is .4 Z - .4 I."""
+    width = len(query)
+    rank = width // heads
+    for head in range(heads):
+        left, right = _roots(.7 * _noise(query) + .7 * torch.eye(width), rank)
+        rows = slice(head * rank, (head + 1) * rank)
+        query[rows] = left.T
+        key[rows] = right.T
+    left, right = _roots(.4 * _noise(value) - .4 * torch.eye(width), width)
+    value.copy_(left.T)
+    proj.copy_(right)
+
+
+def _noise(like: Tensor) -> Tensor:
+    # variance 1 / D, as of an orthogonal matrix
+    bound = (3 / len(like)) ** .5
+    return torch.empty(like.shape).uniform_(-bound, bound)
+
+
+def _roots(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """L and R `[D, rank]` whose product L R^T is the best approximation of a matrix `[D, D]` of that rank."""
+    u, s, vh = torch.linalg.svd(matrix)
+    root = s[:rank].sqrt()
+    return u[:, :rank] * root, vh[:rank].T * root
+
+
+def _sines_and_cosines(model: VisionTransformer) -> None:
+    patches = build_sincos2d_pos_embed(model.patch_embed.grid_size, model.embed_dim)
+    model.pos_embed.zero_()
+    model.pos_embed[0, -len(patches):] = patches
