@@ -83,6 +83,12 @@ def test_what_does_not_go_with_folds_is_refused(images, tmp_path, argv, words):
         train_folds(asked(tmp_path, *argv))
 
 
+def test_several_devices_train_one_fold_a_command(images, tmp_path, monkeypatch):
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    with pytest.raises(ValueError, match='--fold 0, then 1, ... to 2 with the same --experiment'):
+        train_folds(asked(tmp_path))
+
+
 def fold(train, test, per_class):
     return {
         'data': {'class_names': ['a', 'b', 'c'], 'train_counts': train, 'test_counts': test},

@@ -42,11 +42,16 @@ def train_folds(args: argparse.Namespace) -> dict[str, Any]:
         their folders; else the metrics of the one that was asked for.
 
     Raises:
-        ValueError: As `train`, and if a finished fold was trained otherwise or on other images.
+        ValueError: As `train`, and if a finished fold was trained otherwise or on other images, or several devices are
+            to train all folds.
     """
     validate_args(args)
     if args.dry_run:
         return train(args)
+    if args.fold is None and world_info_from_env()[2] > 1:
+        raise ValueError(  # torchrun's processes meet once
+            f'Several devices train one fold a command: give --fold 0, then 1, ... to {args.folds - 1} with the same '
+            '--experiment; the last one prints the table.')
     name = args.experiment or datetime.now().strftime(f'%Y%m%d-%H%M%S-{args.folds}-folds')
     root = Path(args.output) / name
     for fold in range(args.folds) if args.fold is None else (args.fold,):
