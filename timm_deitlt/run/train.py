@@ -20,7 +20,7 @@ from torch import nn
 from ..engine.checkpoint import check_checkpoint, load_checkpoint
 from ..engine.device import choose_device, local_device
 from ..engine.fit import fit, restore
-from ..engine.folder import RunFolder, tensorboard_tracker, wandb_tracker
+from ..engine.folder import RunFolder, tensorboard_tracker, trackio_tracker, wandb_tracker
 from ..engine.progress import doing
 from ..engine.speed import choose_speed, speed_before
 from ..engine.trainer import Trainer, evaluate
@@ -45,8 +45,8 @@ _logger = logging.getLogger(__name__)
 # Settings that may differ when a run goes on, without a word
 NOT_OF_THE_RUN = {
     'experiment', 'branch_from', 'output', 'resume', 'device', 'workers', 'teacher_cache', 'data_dir', 'stop_epoch',
-    'log_interval', 'validation_batch_size', 'log_tensorboard', 'log_wandb', 'save_images', 'pin_mem', 'report',
-    'auto_speed', 'cache_images',
+    'log_interval', 'validation_batch_size', 'log_tensorboard', 'log_wandb', 'log_trackio', 'save_images', 'pin_mem',
+    'report', 'auto_speed', 'cache_images',
 }
 
 
@@ -138,7 +138,8 @@ def _import_modules(args: argparse.Namespace) -> None:
     except ImportError as error:
         raise ValueError(f'--device-modules: {error}; install it or correct the name.') from error
     for wanted, module, package in (
-            (args.log_tensorboard, 'tensorboard', "'timm_deitlt[report]'"), (args.log_wandb, 'wandb', 'wandb')):
+            (args.log_tensorboard, 'tensorboard', "'timm_deitlt[report]'"), (args.log_wandb, 'wandb', 'wandb'),
+            (args.log_trackio, 'trackio', 'trackio')):
         if wanted and not find_spec(module):
             raise ValueError(f'--log-{module} needs {module}: pip install {package}.')
 
@@ -288,8 +289,10 @@ def _add_trackers(folder: RunFolder, args: argparse.Namespace) -> None:
         return
     if args.log_tensorboard:
         folder.trackers.append(tensorboard_tracker(folder.path))
+    config = {name: value for name, value in vars(args).items() if name != 'sources'}
+    if args.log_trackio:
+        folder.trackers.append(trackio_tracker(folder.path.name, config))
     if args.log_wandb:
-        config = {name: value for name, value in vars(args).items() if name != 'sources'}
         folder.trackers.append(wandb_tracker(
             args.wandb_project, folder.path.name, config, args.wandb_tags, args.wandb_resume_id))
 
