@@ -14,9 +14,9 @@ from timm_deitlt.version import __version__
 
 COMMAND = ROOT / 'timm_deitlt_command.py'
 IMPORTED = (
-    'import runpy, sys\nsys.argv = ["timm-deitlt", *sys.argv[1:]]\nsys.path.insert(0, {root!r})\ntry:\n'
-    '    runpy.run_path({file!r}, run_name="__main__")\nfinally:\n'
-    '    print(sorted({{"torch", "timm", "numpy"}} & set(sys.modules)))\n').format(root=str(ROOT), file=str(COMMAND))
+    f'import runpy, sys\nsys.argv = ["timm-deitlt", *sys.argv[1:]]\nsys.path.insert(0, {str(ROOT)!r})\ntry:\n'
+    f'    runpy.run_path({str(COMMAND)!r}, run_name="__main__")\nfinally:\n'
+    '    print(sorted({"torch", "timm", "numpy"} & set(sys.modules)))\n')
 
 
 def command(*args, **options):
@@ -30,7 +30,8 @@ def test_help_is_there_in_less_than_half_a_second():
         done = subprocess.run([sys.executable, COMMAND, '--help'], capture_output=True, text=True, check=True)
         seconds.append(time.perf_counter() - began)
     assert min(seconds) < .5
-    assert all(f'\n  {verb}' in done.stdout for verb in verbs.VERBS) and done.stdout.startswith('usage: timm-deitlt VERB')
+    assert done.stdout.startswith('usage: timm-deitlt VERB')
+    assert all(f'\n  {verb}' in done.stdout for verb in verbs.VERBS)
 
 
 @pytest.mark.parametrize('args', [['--help'], ['train', '--help'], ['recipes'], ['--version'], []], ids=str)
@@ -52,7 +53,8 @@ def test_python_m_does_the_same(capsys):
     assert done.stdout == command('--version').stdout == f'timm-deitlt {__version__}\n'
 
 
-@pytest.mark.parametrize(('verb', 'hint'), [('predikt', 'did you mean predict?'), ('serve', 'use one of train, validate')])
+@pytest.mark.parametrize(('verb', 'hint'), [
+    ('predikt', 'did you mean predict?'), ('serve', 'use one of train, validate')])
 def test_unknown_verb_is_one_line_with_what_is_meant(verb, hint):
     done = command(verb, 'x', check=False)
     assert done.returncode == 2 and done.stderr == done.stderr.splitlines()[0] + '\n'

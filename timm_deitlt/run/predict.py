@@ -197,7 +197,7 @@ def _load_run(file: Path, device: str | None) -> TrainedModel:
     checkpoint = load_checkpoint(file)
     if not {'args', 'experts', 'data'} <= checkpoint.keys():
         raise ValueError(f'{file} was not written by this train.py: it names no settings and no classes.')
-    args = run_settings(checkpoint, {'device': device})
+    args = run_settings(checkpoint, {'device': device}, plain=True)
     names = checkpoint['data']['class_names']
     model = build_model(args, len(names))
     load_weights(model, checkpoint['state_dict'], str(file))
@@ -207,7 +207,7 @@ def _load_run(file: Path, device: str | None) -> TrainedModel:
 def _load_exported(folder: Path, name: str, device: str | None) -> TrainedModel:
     config = load_config(folder)
     place = argparse.Namespace(device=device)
-    choose_device(place)
+    choose_device(place, plain=True)  # forward alone the fused attention is faster on CPUs too
     try:
         model = timm.create_model(f'local-dir:{folder}')
     except (AssertionError, RuntimeError, TypeError) as error:

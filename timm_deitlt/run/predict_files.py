@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from ..engine.device import keep_freed_memory
 from ..engine.progress import doing
 from ..engine.speed import synchronize
 from ..utils.files import atomic_write
@@ -85,6 +86,8 @@ def predict_files(
     if workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
         workers = min(8, cores) if trained.device.type == 'cuda' else min(1, len(paths) // batch_size)
+    if trained.device.type == 'cpu':
+        keep_freed_memory()
     autocast = partial(torch.autocast, trained.device.type, torch.bfloat16) if amp else nullcontext
     batches = trained.predict_batches(paths, topk, experts, fusion, batch_size, workers, autocast)
     errors: list[str] = []

@@ -54,11 +54,11 @@ def validate(path: str, overrides: dict[str, Any], fusion: str = 'mean') -> dict
     return _validate_run(file / 'last.pth.tar' if file.is_dir() else file, overrides, fusion)
 
 
-def run_settings(checkpoint: dict[str, Any], overrides: dict[str, Any]) -> argparse.Namespace:
-    """Settings to evaluate a checkpoint of a run with, its device chosen."""
+def run_settings(checkpoint: dict[str, Any], overrides: dict[str, Any], plain: bool = False) -> argparse.Namespace:
+    """Settings to evaluate a checkpoint of a run with, its device chosen as by `choose_device`."""
     args = with_defaults(checkpoint['args'])
     args = argparse.Namespace(**{**vars(args), **NO_WEIGHTS, 'device': None, **overrides})
-    choose_device(args)
+    choose_device(args, plain)
     return args
 
 
