@@ -46,11 +46,11 @@ def test_every_verb_says_what_it_takes_under_its_own_name(verb):
     assert done.stdout.startswith(f'usage: timm-deitlt {verb} ')
 
 
-def test_python_m_does_the_same(capsys):
-    assert 'from .cli.verbs import main' in (ROOT / 'timm_deitlt' / '__main__.py').read_text()
-    done = subprocess.run(
-        [sys.executable, '-m', 'timm_deitlt', '--version'], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout == command('--version').stdout == f'timm-deitlt {__version__}\n'
+def test_python_m_does_the_same(tmp_path):
+    (tmp_path / 'm.py').write_text('import runpy\nrunpy.run_module("timm_deitlt", run_name="__main__")\n')
+    for args in (['--version'], ['--help'], ['recipes'], ['export', '--help']):
+        assert run_script(*args, script=tmp_path / 'm.py').stdout == command(*args).stdout
+    assert command('--version').stdout == f'timm-deitlt {__version__}\n'
 
 
 @pytest.mark.parametrize(('verb', 'hint'), [

@@ -139,7 +139,8 @@ def test_page_is_whole_and_legible(browser, pages, shots, run, screen, scheme):
         assert left >= 0 and right <= width, name
         assert figure['lines'] > 5 or figure['images'], name
         for box in figure['images']:
-            assert box[2] - box[0] > 50 and box[3] - box[1] > 15, name
+            sides = sorted((box[2] - box[0], box[3] - box[1]))
+            assert sides[0] > 15 and sides[1] > 50, name
         check_texts(figure, run)
 
 

@@ -59,9 +59,14 @@ def write_onnx(network: nn.Module, experts: Sequence[str], path: Path) -> None:
     answers = Answers(network, experts).eval()
     # an example of one image would make the batch a constant
     with torch.no_grad(), redirect_stdout(StringIO()):
-        torch.onnx.export(
-            answers, (_noise(network, 2),), path, dynamo=True, external_data=False, input_names=['images'],
-            output_names=list(answers.names), dynamic_shapes={'images': {0: torch.export.Dim('batch')}}, verbose=False)
+        program = torch.onnx.export(
+            answers, (_noise(network, 2),), dynamo=True, input_names=['images'], output_names=list(answers.names),
+            dynamic_shapes={'images': {0: torch.export.Dim('batch')}}, verbose=False)
+    graph = program.model.graph
+    for value in (value for node in graph for value in node.outputs):
+        if value.name in answers.names and value not in graph.outputs:
+            value.name = f'inner_{value.name}'  # such as that of a pooling, which is a mean too
+    program.save(path, external_data=False)
     session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
     _compare(answers, lambda images: session.run(list(answers.names), {'images': images.numpy()}), path)
 

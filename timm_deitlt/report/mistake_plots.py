@@ -20,7 +20,7 @@ def confusion_matrix(run: Run) -> Plot | None:
     order = run.order
     counts = matrix.sum(axis=1, keepdims=True)
     shares = np.divide(matrix, counts, out=np.full_like(matrix, np.nan), where=counts > 0)[np.ix_(order, order)]
-    figure, ((axes, scale),) = new_figure(4.6, 1, 2, sharex=False, width_ratios=(24, 1))
+    figure, ((axes, scale),) = new_figure(4.6, 1, 2, sharex=False, width_ratios=(20, 1.3))
     axes.imshow(_colours(shares), interpolation='none', aspect='equal')
     axes.grid(False)
     names = [shortened(run.class_name(label), 12) for label in order]
