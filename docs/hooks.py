@@ -8,7 +8,7 @@ from mkdocs.structure.files import File
 
 from timm_deitlt.settings.flags import FLAGS, REFUSED
 from timm_deitlt.settings.flags.own import OWN_FLAGS
-from timm_deitlt.settings.layers import RECIPES, build_parser, recipe_names
+from timm_deitlt.settings.layers import build_parser, recipe_names, recipe_text
 
 ROOT = Path(__file__).parents[1]
 FIGURES = '<!-- quick start figures -->'
@@ -112,7 +112,7 @@ def recipes_page() -> str:
         lines += [f'## {title}', '']
         lines += _table(('recipe', 'what it is'), [(f'`{name}`', _purpose(name)) for name in by_folder[folder]])
     for name in IN_FULL:
-        lines += [f'## {name} in full', '', '```yaml', _recipe(name).strip(), '```', '']
+        lines += [f'## {name} in full', '', '```yaml', recipe_text(name).strip(), '```', '']
     return '\n'.join(lines)
 
 
@@ -122,12 +122,8 @@ def contributing_page() -> str:
     return re.sub(r'\]\(docs/', '](', text)
 
 
-def _recipe(name: str) -> str:
-    return RECIPES.joinpath(*f'{name}.yaml'.split('/')).read_text(encoding='utf-8')
-
-
 def _purpose(name: str) -> str:
-    comment = re.match(r'(?:#.*\n)+', _recipe(name)).group()
+    comment = re.match(r'(?:#.*\n)+', recipe_text(name)).group()
     text = ' '.join(line.lstrip('# ') for line in comment.splitlines())
     purpose, *rest = re.split(r' (?=Launch: |Expected: |Source: )', text)
     return _text(' '.join([purpose, *(part for part in rest if part.startswith('Expected: '))]))

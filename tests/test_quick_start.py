@@ -59,8 +59,9 @@ def test_quick_start_trains_a_teacher_and_a_student_that_know_the_digits(quick_s
     assert result['mean']['top1'] >= 88 and result['mean']['tail'] >= 70
 
     folder = place.folder / 'output' / 'train' / 'qs'
-    assert {'report.html', 'analysis.json', 'signatures.json'} <= {path.name for path in folder.iterdir()}
-    assert len(list((folder / 'plots').glob('*.png'))) == 12
+    written = {path.name for path in folder.iterdir()}
+    assert {'report.html', 'analysis.json', 'tail_images.npz', 'signatures.json'} <= written
+    assert len(list((folder / 'plots').glob('*.png'))) == 14
     assert 'Report: output/train/qs/report.html' in quick_start.stderr
 
 

@@ -7,6 +7,8 @@ from .loss import DISTILLATION_LOSS_TYPES as DISTILLATION_LOSS_TYPES
 from .loss import DRWDistillationLoss as DRWDistillationLoss
 from .loss import create_distillation_loss as create_distillation_loss
 from .optim import SAM as SAM
+from .run.predict import TrainedModel as TrainedModel
+from .run.predict import load_model as load_model
 from .task import ClassifierTask as ClassifierTask
 from .task import DeiTLTTask as DeiTLTTask
 from .version import __version__ as __version__

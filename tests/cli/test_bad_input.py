@@ -182,7 +182,7 @@ def test_cnn_with_a_teacher_is_refused(refused):
 
 
 def test_missing_logger_is_named_before_the_teacher_is_trained(refused, monkeypatch):
-    for module in ('wandb', 'tensorboard'):
+    for module in ('wandb', 'tensorboard', 'trackio'):
         monkeypatch.setitem(sys.modules, module, None)
         message = refused(f'--log-{module}', '--teacher', 'resnet20_sam')
         assert f'--log-{module} needs {module}: pip install' in message

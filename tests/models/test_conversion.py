@@ -1,7 +1,6 @@
 """Released checkpoints: layouts written out by hand, logits by plain functions, files that must be refused."""
 import argparse
 import dataclasses
-import importlib.util
 import json
 import os
 import pickle
@@ -14,10 +13,12 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, last_json, run_script
+from conftest import last_json, run_script
 from safetensors.torch import load_file
 
 from timm_deitlt.benchmarks import BENCHMARKS
+from timm_deitlt.cli.convert import convert_main, get_parser
+from timm_deitlt.hub import convert as convert_module
 from timm_deitlt.models._hub import file_sha256
 from timm_deitlt.models.conversion import (
     CIFAR100_NAMES,
@@ -28,10 +29,6 @@ from timm_deitlt.models.conversion import (
     recognise,
     recognise_benchmark,
 )
-
-SPEC = importlib.util.spec_from_file_location('hfhub_convert', ROOT / 'hfhub' / 'convert.py')
-SCRIPT = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(SCRIPT)
 
 
 # --- the released layouts ---------------------------------------------------------------------------------------------
@@ -430,36 +427,36 @@ def test_classes_are_named_by_count_for_students_and_ldam_and_as_listed_for_paco
             ('student', by_count, 'count'), ('linear', by_count, 'count'), ('cosine', by_count, 'count'),
             ('paco', listed, 'list'),
     ):
-        assert SCRIPT.class_names('imagenet_lt', kind, {}, path, None) == (expected, order)
-    assert SCRIPT.class_names('imagenet_lt', 'paco', {}, path, 'count') == (by_count, 'count')
-    assert SCRIPT.class_names('imagenet_lt', 'linear', {}, path, 'list') == (listed, 'list')
+        assert convert_module.class_names('imagenet_lt', kind, {}, path, None) == (expected, order)
+    assert convert_module.class_names('imagenet_lt', 'paco', {}, path, 'count') == (by_count, 'count')
+    assert convert_module.class_names('imagenet_lt', 'linear', {}, path, 'list') == (listed, 'list')
 
 
 def test_student_that_tells_its_order_is_believed(imagenet_list):
     path, counts = imagenet_list
     order = sorted(range(1000), key=lambda label: (-counts[label], -label))  # ties otherwise than by the pinned NumPy
     class_map = [order.index(label) for label in range(1000)]
-    names, used = SCRIPT.class_names('imagenet_lt', 'student', {'class_map': class_map}, path, None)
+    names, used = convert_module.class_names('imagenet_lt', 'student', {'class_map': class_map}, path, None)
     assert (names, used) == ([f'n{label:08d}' for label in order], 'count')
-    assert names != SCRIPT.class_names('imagenet_lt', 'student', {}, path, None)[0]
+    assert names != convert_module.class_names('imagenet_lt', 'student', {}, path, None)[0]
     for wrong in (class_map[::-1], class_map[:-1], [0] * 1000):
         with pytest.raises(ValueError, match='not the order by count'):
-            SCRIPT.class_names('imagenet_lt', 'student', {'class_map': wrong}, path, None)
+            convert_module.class_names('imagenet_lt', 'student', {'class_map': wrong}, path, None)
     with pytest.raises(ValueError, match='--class-order list contradicts'):
-        SCRIPT.class_names('imagenet_lt', 'student', {'class_map': class_map}, path, 'list')
+        convert_module.class_names('imagenet_lt', 'student', {'class_map': class_map}, path, 'list')
 
 
 def test_missing_or_wrong_list_is_refused(imagenet_list, tmp_path):
     path, _ = imagenet_list
     with pytest.raises(ValueError, match='ImageNet_LT_train.txt .*--list-file'):
-        SCRIPT.class_names('imagenet_lt', 'student', {}, None, None)
+        convert_module.class_names('imagenet_lt', 'student', {}, None, None)
     with pytest.raises(FileNotFoundError, match='nowhere.txt'):
-        SCRIPT.class_names('imagenet_lt', 'student', {}, tmp_path / 'nowhere.txt', None)
+        convert_module.class_names('imagenet_lt', 'student', {}, tmp_path / 'nowhere.txt', None)
     path.write_text(''.join(path.read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(ValueError, match='lists 115845 images, the training set of imagenet_lt has 115846'):
-        SCRIPT.class_names('imagenet_lt', 'student', {}, path, None)
+        convert_module.class_names('imagenet_lt', 'student', {}, path, None)
     with pytest.raises(ValueError, match='--list-file is for imagenet_lt and inat18'):
-        SCRIPT.class_names('cifar10_if50', 'paco', {}, path, None)
+        convert_module.class_names('cifar10_if50', 'paco', {}, path, None)
 
 
 def test_classes_of_inat_are_category_ids_by_count(tmp_path, monkeypatch):
@@ -469,7 +466,7 @@ def test_classes_of_inat_are_category_ids_by_count(tmp_path, monkeypatch):
     images = [{'id': i, 'file_name': f'train_val2018/Aves/{label}/{i}.jpg'} for i, label in enumerate(labels)]
     notes = [{'image_id': i, 'category_id': label} for i, label in enumerate(labels)]
     (tmp_path / 'train2018.json').write_text(json.dumps({'images': images, 'annotations': notes}))
-    names, _ = SCRIPT.class_names('inat18', 'cosine', {}, tmp_path / 'train2018.json', None)
+    names, _ = convert_module.class_names('inat18', 'cosine', {}, tmp_path / 'train2018.json', None)
     assert names[:2] == ['77', '4000'] and sorted(map(int, names)) == list(range(8142))
 
 
@@ -504,7 +501,7 @@ def teacher_file(state):
 
 
 def run(*args):
-    return SCRIPT.main([str(arg) for arg in args])
+    return convert_main([str(arg) for arg in args])
 
 
 @torch.no_grad()
@@ -570,7 +567,7 @@ def test_teacher_file_becomes_a_model_that_timm_creates(tmp_path, capsys, kind):
 
 @torch.no_grad()
 def test_resnet50_teacher_of_inat_keeps_its_own_normalisation(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(SCRIPT, 'class_names', lambda *args: ([str(i) for i in range(8142)], 'list'))
+    monkeypatch.setattr(convert_module, 'class_names', lambda *args: ([str(i) for i in range(8142)], 'list'))
     state = resnet50_encoder()
     state['fc.weight'] = torch.randn(2048, 8142)
     torch.save(teacher_file(with_prefix(state)), tmp_path / 'teacher.pth.tar')
@@ -704,7 +701,7 @@ def test_crash_leaves_the_old_model_or_no_config(tmp_path, monkeypatch, crash):
     def crashes(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(SCRIPT, crash, crashes)
+    monkeypatch.setattr(convert_module, crash, crashes)
     with pytest.raises(KeyboardInterrupt):
         run(path, out, *flags)
     kept = load_file(out / 'model.safetensors')
@@ -725,5 +722,5 @@ def test_script_runs_as_users_run_it(tmp_path):
 
 
 def test_help_names_what_can_be_given():
-    usage = SCRIPT.get_parser().format_help()
+    usage = get_parser().format_help()
     assert all(name in usage for name in ('student.pth', '--benchmark', '--list-file', '--class-order', '--overwrite'))

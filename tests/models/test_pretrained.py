@@ -1,6 +1,5 @@
 """Weights of the catalogue by timm: what is listed, what is loaded, and what is said where there are none."""
 import errno
-import importlib.util
 import json
 import os
 import re
@@ -30,13 +29,10 @@ from warm import torch_process
 
 import timm_deitlt.benchmarks
 from timm_deitlt.benchmarks import BENCHMARKS, CATALOGUE, PUBLISHED, RELEASED, TAGS, hub_id, tag_of
+from timm_deitlt.cli.convert import get_parser
 from timm_deitlt.models import CosineLinear
 from timm_deitlt.models._hub import explain
 from timm_deitlt.settings.layers import parse_args
-
-SPEC = importlib.util.spec_from_file_location('hfhub_convert', ROOT / 'hfhub' / 'convert.py')
-CONVERT = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(CONVERT)
 
 # PaCo's ResNet-50 is timm's own model, which has no tags of ours
 NAMES = [name for name, entry in CATALOGUE.items() if entry.architecture != 'resnet50']
@@ -133,7 +129,7 @@ def test_a_tag_without_weights_is_one_error_before_any_request_with_commands_tha
     conversion = re.search('`python hfhub/convert.py (.*?)`', message)
     assert bool(conversion) == (name in RELEASED)
     if conversion:
-        args = CONVERT.get_parser().parse_args(shlex.split(conversion[1]))
+        args = get_parser().parse_args(shlex.split(conversion[1]))
         files = BENCHMARKS[TAGS[entry.benchmark].dataset].files.get('train', ())
         assert args.benchmark == entry.benchmark
         assert args.list_file.name in files if files else args.list_file is None

@@ -18,7 +18,8 @@ import yaml
 
 from timm_deitlt import report
 from timm_deitlt.evaluation import GROUPS, Shots
-from timm_deitlt.report import mechanism_plots, plots, run_plots, write_report
+from timm_deitlt.evaluation.confusion import describe_confusion
+from timm_deitlt.report import mechanism_plots, mistake_plots, plots, run_plots, write_report
 from timm_deitlt.report.page import DARK, LIGHT, plain
 from timm_deitlt.report.run_files import Run
 from timm_deitlt.run.settings import drw_start, drw_targets
@@ -29,9 +30,10 @@ VOID = {'meta', 'link', 'br', 'img', 'hr', 'input'}
 ALL = {
     'accuracy_by_class', 'accuracy_by_shot', 'accuracy_by_epoch', 'losses', 'learning_rate', 'expert_divergence',
     'divergence_by_block', 'attention_distance', 'feature_rank', 'attention_rollout', 'attention_last_block',
-    'teacher_agreement'}
+    'teacher_agreement', 'confusion_matrix', 'tail_images'}
 ANALYSED = {'divergence_by_block', 'attention_distance', 'feature_rank'}
 MAPS = {'attention_rollout', 'attention_last_block'}
+MISTAKES = {'confusion_matrix', 'tail_images'}
 
 
 def make_run(
@@ -61,6 +63,7 @@ def make_run(
     if analysed:
         add_analysis(folder, two_experts, teacher != 'none', rng)
         add_attention(folder, two_experts, shots, rng)
+        add_tail_images(folder, shots, rng)
         (folder / 'signatures.json').write_text(json.dumps([
             {'name': 'experts_alike', 'message': 'CLS and DIST are still alike.', 'suggestion': 'Train longer.'}]))
     (folder / 'last.pth.tar').write_bytes(b'weights')
@@ -89,6 +92,7 @@ def metrics_of(shots, experts, teacher, evaluated, names, model, epochs, rng):
             'name': teacher, 'source': 'trained', 'path': '/home/somebody/cache/model.safetensors',
             **(measured(.1) if evaluated else {})},
         'shots': shots.describe(tests),
+        'confusion': confusion_of(shots, tests, names) if evaluated else None,
         'data': {
             'name': 'lt/digits', 'imbalance_factor': counts[0] / counts[-1], 'train_counts': list(counts),
             'test_counts': tests, 'class_names': names or [str(label) for label in range(classes)],
@@ -97,6 +101,19 @@ def metrics_of(shots, experts, teacher, evaluated, names, model, epochs, rng):
         'model': model, 'epochs': epochs, 'epochs_trained': epochs, 'seed': 42, 'seconds': 389.6,
         'train_images_per_second': 41.3, 'weights_sha256': '851c83c0', 'versions': {'git': '6cabbb72840e'},
     }
+
+
+def confusion_of(shots, tests, names):
+    """Of each class most images are right, the others are taken for the next two."""
+    classes = len(tests)
+    if classes > 1000:
+        return None
+    matrix = [[0] * classes for _ in tests]
+    for label, count in enumerate(tests):
+        wrong = label % (count // 2)
+        for said, part in ((label, count - wrong), (label + 1, wrong - wrong // 3), (label + 2, wrong // 3)):
+            matrix[label][said % classes] += part
+    return describe_confusion(matrix, names or [str(label) for label in range(classes)])
 
 
 def epoch_row(epoch, epochs, experts, distilled, evaluated):
@@ -141,6 +158,15 @@ def add_attention(folder, two_experts, shots, rng, size=64, patches=4):
         maps[name] = weights / weights.sum((1, 2), keepdims=True)
     groups = ['head' if label in shots.groups['head'] else 'tail' for label in labels]
     np.savez(folder / 'attention.npz', images=images, labels=np.array(labels), groups=np.array(groups), **maps)
+
+
+def add_tail_images(folder, shots, rng, count=7, size=32):
+    labels = [shots.groups['tail'][i % len(shots.groups['tail'])] for i in range(count)]
+    np.savez(
+        folder / 'tail_images.npz', images=rng.integers(0, 255, (count, size, size, 3), dtype=np.uint8),
+        labels=np.array(labels), predicted=np.array([shots.order[0]] * count),
+        confidence=np.linspace(.9, .5, count, dtype=np.float32),
+        probability=np.linspace(.001, .2, count, dtype=np.float32))
 
 
 class Page(HTMLParser):
@@ -390,7 +416,7 @@ def test_switch_to_stage_two_is_marked_where_training_makes_it(tmp_path, epochs,
 def drawn(student, monkeypatch):
     """Draw a figure of the student, and give its matplotlib axes and the files."""
     def draw(name):
-        module = run_plots if hasattr(run_plots, name) else mechanism_plots
+        module = next(x for x in (run_plots, mechanism_plots, mistake_plots) if hasattr(x, name))
         figures = []
         monkeypatch.setattr(module, 'finish', lambda figure, *_: figures.append(figure))
         with plots.drawing():
@@ -496,6 +522,32 @@ def test_attention_is_summed_up_by_the_share_of_the_patches_attended_most(page, 
                 f'{share(token, group):.0f}' for token in ('cls', 'dist'))
 
 
+def test_confused_classes_are_drawn_from_the_most_frequent_on_and_listed_by_name(drawn, page, student):
+    axes, _ = drawn.axes('confusion_matrix')
+    order = sorted(range(10), key=lambda label: (-COUNTS[label], label))
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(map(str, order))
+    matrix, (image,) = np.array(drawn.metrics['confusion']['matrix']), axes.images
+    colours = np.asarray(image.get_array())
+    for row, true in enumerate(order):
+        for column, said in enumerate(order):
+            share = matrix[true, said] / matrix[true].sum()
+            expected = matplotlib.colormaps['viridis'](share ** .5, bytes=True)
+            assert tuple(colours[row, column]) == tuple(expected)
+    for pair in drawn.metrics['confusion']['pairs'][:10]:
+        rows = [row[2:] for row in page.rows if row[:2] == [pair['true'], pair['predicted']]]
+        assert [str(pair['images']), f'{pair["percent"]:.1f}'] in rows
+
+
+def test_worst_tail_images_are_shown_with_their_class_and_the_answer(drawn, page, student):
+    axes = drawn.axes('tail_images')
+    with np.load(student / 'tail_images.npz') as arrays:
+        for place, panel in enumerate(axes[:7]):
+            assert np.array_equal(np.asarray(panel.images[0].get_array()), arrays['images'][place])
+        words = ' '.join(page.figures['tail_images']['words'])
+        assert f'{arrays["labels"][0]}: 0.1 %' in words and f'→ {arrays["predicted"][0]}: 90 %' in words
+    assert len(axes) == 9 and not axes[7].images
+
+
 def test_teacher_table_shows_both_views(page):
     assert page.row('teacher names the label, %') == ['99.6', '78.9']
     assert page.row('entropy of its answer, nats') == ['0.91', '1.62']
@@ -527,10 +579,11 @@ def test_same_files_give_the_same_bytes_wherever_they_lie(student, page, tmp_pat
 
 @pytest.mark.parametrize(('names', 'gone', 'hint'), [
     (['analysis.json'], ANALYSED, 'python analyze.py RUN'),
-    (['attention.npz', 'signatures.json', 'versions.json'], MAPS, 'python analyze.py RUN'),
+    (['attention.npz', 'tail_images.npz', 'signatures.json', 'versions.json'], MAPS | {'tail_images'},
+     'python analyze.py RUN'),
     (['summary.csv'], {'accuracy_by_epoch', 'losses', 'learning_rate', 'expert_divergence', 'teacher_agreement'},
      'No summary.csv'),
-    (['metrics.json'], {'accuracy_by_class', 'accuracy_by_shot'}, 'train.py --resume auto'),
+    (['metrics.json'], {'accuracy_by_class', 'accuracy_by_shot', 'confusion_matrix'}, 'train.py --resume auto'),
     (['args.yaml'], set(), 'No args.yaml'),
 ], ids=lambda value: value[0] if isinstance(value, list) else '')
 def test_what_is_missing_is_left_out_with_a_line_that_says_how_to_get_it(tmp_path, names, gone, hint):
@@ -571,7 +624,7 @@ def test_both_tokens_may_learn_the_labels_without_a_network(tmp_path):
 def test_run_of_a_cnn_is_not_sent_to_analyze_attention(tmp_path):
     page = written(tmp_path, two_experts=False, teacher='none', model='resnet32_cifar', analysed=False)
     assert set(page.figures) == {
-        'accuracy_by_class', 'accuracy_by_shot', 'accuracy_by_epoch', 'losses', 'learning_rate'}
+        'accuracy_by_class', 'accuracy_by_shot', 'accuracy_by_epoch', 'losses', 'learning_rate', 'confusion_matrix'}
     assert 'analyze.py' not in page.text
 
 
@@ -638,7 +691,7 @@ def test_8142_classes_take_a_small_page(tmp_path):
     path = write_report(run)
     assert path.stat().st_size < 2e6
     page = Page(path)
-    assert set(page.figures) == ALL
+    assert set(page.figures) == ALL - {'confusion_matrix'}, 'of so many classes nothing is counted in pairs'
     assert 'metrics.json lists the accuracy of all 8,142 classes' in page.text
     assert len(re.search(r'id="accuracy_by_class".*?</svg>', page.source, re.S)[0]) < 1e5
 

@@ -231,6 +231,28 @@ def test_maps_of_head_and_tail_classes_are_kept_with_their_images(analyzed):
                 found[[0, 1, 2, 4, 5, 6]], expected[:, row].reshape(-1, 2, 2).numpy(), atol=1e-6)
 
 
+def test_worst_answers_to_tail_images_are_kept_with_both_probabilities(analyzed):
+    folder, _ = analyzed
+    arrays, model = np.load(folder / 'tail_images.npz'), network(folder)
+    images, labels = test_images(model)
+    tail = build_data(parse_args(TINY)).shots.groups['tail']
+    with torch.no_grad():
+        chances = model(images).softmax(-1)
+    wrong = [
+        (chances[i, label].item(), i) for i, label in enumerate(labels.tolist())
+        if label in tail and chances[i].argmax() != label]
+    assert len(wrong) > 12, 'a student of three epochs'
+    worst = [i for _, i in sorted(wrong)[:12]]
+    assert arrays['labels'].tolist() == labels[worst].tolist()
+    assert arrays['probability'] == pytest.approx([chance for chance, _ in sorted(wrong)[:12]], abs=1e-6)
+    assert arrays['confidence'] == pytest.approx(chances[worst].amax(-1).tolist(), abs=1e-6)
+    assert arrays['predicted'].tolist() == chances[worst].argmax(-1).tolist()
+    args = parse_args(TINY)
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (args.mean, args.std))
+    kept = torch.from_numpy(arrays['images']).permute(0, 3, 1, 2)
+    assert torch.equal(kept, (255 * (images[worst] * std + mean)).round().byte())
+
+
 def test_figures_of_a_milestone_have_files_of_their_own(copy):
     before = (copy / 'analysis.json').read_bytes()
     result = analyze(str(copy / 'milestone-2.pth.tar'))

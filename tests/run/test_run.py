@@ -3,12 +3,16 @@ import csv
 import json
 import re
 import signal
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 import pytest
 import timm
 import torch
 import yaml
 from conftest import TINIEST_TEACHER, TINY, ends_it_after, last_json, run_script
+from helpers import summary
 
 from timm_deitlt.run.start import claim
 from timm_deitlt.run.train import train
@@ -222,6 +226,20 @@ def test_save_images_and_tensorboard_leave_files(tmp_path):
     run_here(tmp_path, '--epochs', '1', '--teacher', 'none', '--save-images', '--log-tensorboard')
     assert list((tmp_path / 'run').glob('train-batch-0-*.jpg'))
     assert list((tmp_path / 'run').glob('events.out.tfevents.*'))
+
+
+def test_trackio_gets_the_rows_of_the_summary(tmp_path, monkeypatch):
+    begun, logged = [], []
+    module = ModuleType('trackio')
+    module.__spec__ = ModuleSpec('trackio', None)
+    module.init = lambda **kwargs: begun.append(kwargs)
+    module.log = lambda row, step: logged.append((step, row))
+    monkeypatch.setitem(sys.modules, 'trackio', module)
+    run_here(tmp_path, '--epochs', '2', '--teacher', 'none', '--log-trackio')
+    assert begun[0]['name'] == 'run' and begun[0]['config']['epochs'] == 2
+    rows = summary(tmp_path / 'run')
+    assert [step for step, _ in logged] == [0, 1]
+    assert [row['train_loss'] for _, row in logged] == [pytest.approx(float(row['train_loss'])) for row in rows]
 
 
 def test_nan_loss_stops_names_the_update_and_keeps_the_last_checkpoint(tmp_path):

@@ -104,9 +104,9 @@ OURS = names('''
 --teacher-normalize --teacher-antialias --no-teacher-antialias --drw-on --drw-start-epoch --drw-beta --keep-mixup-drw
 --loss --ldam-margin --ldam-scale --classifier --rho --sam-adaptive --filter-bias-and-bn --no-filter-bias-and-bn
 --imbalance-factor --imbalance-profile --n-max --split-seed --val-fraction --class-counts --skip-bad-images
---branch-from --log-tensorboard --global-batch-size --cls-loss --logit-adjust-tau --rho-milestones --rho-values
---cutout --force-color-jitter --list-dir --dry-run --world-size --report --no-report --auto-speed --sam-every
---augment-backend --cache-images --folds --fold
+--branch-from --log-tensorboard --log-trackio --global-batch-size --cls-loss --logit-adjust-tau --rho-milestones
+--rho-values --cutout --force-color-jitter --list-dir --dry-run --world-size --report --no-report --auto-speed
+--sam-every --augment-backend --cache-images --folds --fold
 ''')
 OURS_OF_PACO = names('''
 --paco-alpha --paco-beta --paco-gamma --paco-temperature --paco-queue --paco-dim --paco-momentum --key-scale

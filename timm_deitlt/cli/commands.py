@@ -32,7 +32,7 @@ def setup_logging() -> None:
     """Log to stderr; only warnings on ranks other than the first."""
     primary = int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0
     logging.basicConfig(level=logging.INFO if primary else logging.WARNING, format='%(message)s', stream=sys.stderr)
-    for name in ('timm', 'filelock', 'httpx', 'httpx2', 'huggingface_hub', 'matplotlib'):
+    for name in ('timm', 'filelock', 'httpx', 'httpx2', 'huggingface_hub', 'matplotlib', 'onnxscript', 'onnx_ir'):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
@@ -80,13 +80,13 @@ def guarded(prog: str, run: Callable[[], dict[str, Any]], go_on: str = _GO_ON) -
     return result
 
 
-def train_main(argv: list[str] | None = None) -> None:
+def train_main(argv: list[str] | None = None, prog: str = 'train.py') -> None:
     """Entry of train.py."""
     def run() -> dict[str, Any]:
-        args = parse_args(argv)
+        args = parse_args(argv, prog)
         return train_folds(args) if args.folds else train(args)
 
-    guarded('train.py', run)
+    guarded(prog, run)
 
 
 def _model_parser(prog: str, description: str) -> argparse.ArgumentParser:
@@ -111,21 +111,21 @@ def _given(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def validate_main(argv: list[str] | None = None) -> None:
+def validate_main(argv: list[str] | None = None, prog: str = 'validate.py') -> None:
     """Entry of validate.py."""
-    parser = _model_parser('validate.py', 'Evaluate a run or an exported model, every expert by shot.')
+    parser = _model_parser(prog, 'Evaluate a run or an exported model, every expert by shot.')
     parser.add_argument(
         '--fusion', default='mean', choices=('mean', *FUSIONS, 'all'),
         help='further ways to join the experts (default: the mean of their logits alone)')
     values = vars(parser.parse_args(argv))
     path, fusion = values.pop('checkpoint'), values.pop('fusion')
-    guarded('validate.py', lambda: validate(path, _given(values), fusion), 'run it again.')
+    guarded(prog, lambda: validate(path, _given(values), fusion), 'run it again.')
 
 
-def analyze_main(argv: list[str] | None = None) -> None:
+def analyze_main(argv: list[str] | None = None, prog: str = 'analyze.py') -> None:
     """Entry of analyze.py."""
     parser = _model_parser(
-        'analyze.py',
+        prog,
         'Measure the mechanisms of a run or an exported model: how local its attention is, how many dimensions its '
         'tokens fill, how far CLS and DIST part, and what its teacher makes of the training images.')
     parser.add_argument(
@@ -145,13 +145,13 @@ def analyze_main(argv: list[str] | None = None) -> None:
             describe_run(folder)
         return result
 
-    guarded('analyze.py', analyze_and_describe, 'run it again.')
+    guarded(prog, analyze_and_describe, 'run it again.')
 
 
-def ablate_main(argv: list[str] | None = None) -> None:
+def ablate_main(argv: list[str] | None = None, prog: str = 'ablate.py') -> None:
     """Entry of ablate.py."""
     parser = argparse.ArgumentParser(
-        prog='ablate.py', description='Train the arms of a study over seeds; print its table and verdicts.')
+        prog=prog, description='Train the arms of a study over seeds; print its table and verdicts.')
     parser.add_argument('study', help=f'{", ".join(study_names())}, or a YAML file of the same form')
     parser.add_argument('--arms', nargs='+', metavar='NAME', help='arms to train (default: all)')
     parser.add_argument('--seeds', nargs='+', type=int, metavar='N', help="seeds of the runs (default: the study's)")
@@ -164,7 +164,7 @@ def ablate_main(argv: list[str] | None = None) -> None:
     parser.add_argument('--readme', type=Path, metavar='FILE', help='put the table between its marks in this file too')
     args = parser.parse_args(argv)
     result = guarded(
-        'ablate.py', lambda: ablate(**vars(args)),
+        prog, lambda: ablate(**vars(args)),
         'what is finished is kept: the same command goes on with the rest.')
     if result['failed']:
         sys.exit(FAILED)

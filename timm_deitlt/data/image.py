@@ -86,6 +86,18 @@ def open_image(
     return _read(source, in_chans, mode)
 
 
+def as_opened(image: Image.Image, in_chans: int = 3, mode: str | None = None) -> Image.Image:
+    """What `open_image` makes of an image that Pillow has opened.
+
+    Raises:
+        ValueError: If images of so many channels are arrays, not pictures.
+    """
+    mode = image_mode(in_chans, mode)
+    if mode == ARRAY:
+        raise ValueError(f'Images of {in_chans} channels are arrays, not pictures: give paths of .npy or TIFF files.')
+    return _in_mode(_upright(image), mode, image.format)
+
+
 def check_readers(suffixes: Container[str], mode: str) -> None:
     """Refuse files of these endings before the first is opened, if what reads them is not installed.
 

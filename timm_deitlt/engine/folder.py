@@ -112,8 +112,25 @@ def wandb_tracker(
         raise ValueError('--log-wandb needs wandb: pip install wandb.') from error
     resume = dict(resume='must', id=resume_id) if resume_id else {}
     wandb.init(project=project, name=name, config=config, tags=tags, **resume)
+    return _track_by(wandb)
 
+
+def trackio_tracker(name: str, config: dict[str, Any]):
+    """Tracker that logs to Trackio, on this machine.
+
+    Raises:
+        ValueError: If trackio is not installed.
+    """
+    try:
+        import trackio
+    except ImportError as error:
+        raise ValueError('--log-trackio needs trackio: pip install trackio.') from error
+    trackio.init(project='timm_deitlt', name=name, config=config, resume='allow')
+    return _track_by(trackio)
+
+
+def _track_by(module: Any):
     def track(row: dict[str, Any]) -> None:
-        wandb.log({key: value for key, value in row.items() if value not in (None, '')}, step=int(row['epoch']))
+        module.log({key: value for key, value in row.items() if value not in (None, '')}, step=int(row['epoch']))
 
     return track

@@ -57,6 +57,8 @@ class Trainer:
         log_interval: Updates between two log lines.
         image_folder: Where to save a batch as the student sees it at every log line, or None.
         test_counts: Evaluation images of each class, known after the first evaluation.
+        confusion: Evaluation images by their class and the class that the student gave them in the last evaluation,
+            see `ShotEvaluator`; never of the EMA.
     """
     task: nn.Module
     optimizer: torch.optim.Optimizer
@@ -81,6 +83,7 @@ class Trainer:
     log_interval: int = 50
     image_folder: Path | None = None
     test_counts: Sequence[int] = ()
+    confusion: Sequence[Sequence[int]] | None = None
 
     def mixing(self, epoch: int) -> bool:
         """Whether Mixup and CutMix are on in an epoch."""
@@ -214,6 +217,8 @@ class Trainer:
         metrics = evaluate(
             model, self.eval_loader, evaluator, self.autocast, self.channels_last, distributed=self.world_size > 1)
         self.test_counts = evaluator.test_counts
+        if not ema:
+            self.confusion = evaluator.confusion
         return metrics
 
     def end_epoch(self, epoch: int) -> None:

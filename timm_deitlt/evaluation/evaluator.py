@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 GROUPS = ('head', 'mid', 'tail')
+# A matrix of so many classes takes 8 MB
+_MOST_CLASSES_COUNTED = 1000
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,10 @@ class ShotEvaluator:
         device: Device of the logits; CPU if None.
         max_samples: Ignore images beyond this many, with which a distributed sampler has filled up this rank.
 
+    Attributes:
+        confusion: After `compute`, images by their class and the class that the first expert gives them, `[C][C]`; None
+            for more than 1,000 classes. An image of which it gives a NaN logit is in no column.
+
     Example:
         >>> evaluator = ShotEvaluator(Shots.from_counts([1000, 50, 10]), experts=('cls',))
         >>> evaluator.update({'cls': torch.eye(3)}, torch.tensor([0, 1, 1]))
@@ -173,6 +179,9 @@ class ShotEvaluator:
         # each expert, and the images of no known class. One tensor, so that one all-reduce adds up all of it.
         self.counts = torch.zeros(num_experts + 1, num_classes + 1, dtype=torch.int64, device=self.device)
         loss_dtype = torch.float32 if self.device.type == 'mps' else torch.float64
+        counted = num_classes if num_classes <= _MOST_CLASSES_COUNTED else 0
+        self.confused = torch.zeros(counted, counted, dtype=torch.int64, device=self.device)
+        self.confusion: list[list[int]] | None = None
         self.loss_sum = torch.zeros(num_experts, dtype=loss_dtype, device=self.device)
 
     @torch.no_grad()
@@ -198,15 +207,19 @@ class ShotEvaluator:
         # an unknown class is an error, but raising it here would wait for the device; `compute` does
         target = target.clamp(0, num_classes - 1)
         for row, expert in enumerate(self.experts):
-            self._count(row, logits[expert][:limit].detach().float(), target)
+            self._count(row, logits[expert][:limit].detach().float(), target, known)
 
-    def _count(self, row: int, logits: Tensor, target: Tensor) -> None:
+    def _count(self, row: int, logits: Tensor, target: Tensor, known: Tensor) -> None:
         self.loss_sum[row] += F.cross_entropy(logits, target, reduction='none').to(self.loss_sum.dtype).sum()
         ranked = logits.topk(min(5, logits.shape[-1]), dim=-1).indices
         # NaN ranks above every number, so a NaN would be a vote for its class
-        hits = (ranked == target[:, None]) & ~logits.isnan().any(dim=-1, keepdim=True)
+        numbers = ~logits.isnan().any(dim=-1, keepdim=True)
+        hits = (ranked == target[:, None]) & numbers
         self.counts[row].index_add_(0, target, hits[:, 0].long())
         self.counts[row, -1] += hits.sum()
+        if not row and len(self.confused):
+            cells = target * len(self.confused) + ranked[:, 0]
+            self.confused.view(-1).index_add_(0, cells, (numbers[:, 0] & known).long())
 
     def compute(self, distributed: bool = False) -> dict[str, dict[str, Any]]:
         """Metrics of each expert over all images so far, and `test_counts`, the images per class.
@@ -223,10 +236,10 @@ class ShotEvaluator:
         Raises:
             ValueError: If there was no image, or an image of a class that the training set does not have.
         """
-        counts, loss_sum = self.counts.clone(), self.loss_sum.clone()
+        counts, loss_sum, confused = self.counts.clone(), self.loss_sum.clone(), self.confused.clone()
         if distributed:
-            dist.all_reduce(counts)
-            dist.all_reduce(loss_sum)
+            for part in (counts, loss_sum, confused):
+                dist.all_reduce(part)
         *experts, (*test_counts, num_unknown) = counts.tolist()
         num_images = sum(test_counts)
         if num_unknown:
@@ -236,6 +249,7 @@ class ShotEvaluator:
         if not num_images:
             raise ValueError('There is no test image to evaluate.')
         self.test_counts = test_counts
+        self.confusion = confused.tolist() or None
         metrics = {}
         for expert, (*correct, top5), loss in zip(self.experts, experts, loss_sum.tolist(), strict=True):
             per_class = _class_accuracies(correct, test_counts)

@@ -8,17 +8,15 @@ from typing import Any
 import timm
 
 from ..benchmarks import BENCHMARKS, CATALOGUE, TAGS
-from ..models.weights import CONFIG, WEIGHTS
 from ..run.settings import NO_NETWORK
 from .card import About, model_card
+from .export import FILES as FILES
 from .export import write_model
 from .figures import METRICS
-from .settings import NOT_THE_TRAINING, SETTINGS, training_command
+from .settings import NOT_THE_TRAINING, training_command
 from .source import Model, read_model
 
 CARD = 'README.md'
-# What a folder to publish holds
-FILES = {WEIGHTS, CONFIG, METRICS, SETTINGS, CARD, 'plots'}
 # Of weights that were trained on the public benchmarks by this code
 DEFAULT_LICENSE = 'apache-2.0'
 # Kinds of `benchmarks.Entry` in words

@@ -58,6 +58,7 @@ class Facts:
         self.config = config
         self.cfg = config['pretrained_cfg']
         self.info = config['timm_deitlt']
+        self.architecture = self.info.get('architecture') or config['architecture']  # by our name
         self.about = about
         self.metrics = metrics or {}
         self.runs = [self.metrics, *others]

@@ -50,7 +50,7 @@ def card_text(facts: Facts) -> str:
 
 
 def _introduction(facts: Facts) -> str:
-    architecture, data = _code(facts.config['architecture']), _escape(facts.dataset_name)
+    architecture, data = _code(facts.architecture), _escape(facts.dataset_name)
     if not facts.student:
         text = (
             f'An image classifier ({architecture}) trained on {data}, made to be a teacher for {_PAPER} (CVPR 2024): '
@@ -127,7 +127,7 @@ def _use(facts: Facts) -> str:
     logits = ['    logits = model(images)']
     if facts.two_experts:
         logits[0] += '  # the mean of both experts'
-        if config['architecture'].startswith('deit_lt'):
+        if facts.architecture.startswith('deit_lt'):
             logits.append('    cls_logits, dist_logits = model.forward_experts(images)  # each by itself')
     elif isinstance(facts.cfg.get('classifier'), (list, tuple)):
         logits = ['    logits = 2 * model(images)  # timm halves them: it averages CLS with the unused DIST head, zero']
@@ -152,8 +152,13 @@ def _use(facts: Facts) -> str:
     parts = ['In a checkout of `timm_deitlt`:', _block('bash', 'pip install -e .'), _block('python', code)]
     if name:
         parts.append(f"By its name, where it is listed: `timm.create_model('{name}', pretrained=True)`.")
+    if config['architecture'] != facts.architecture:
+        parts.append(
+            'Without `timm_deitlt`, timm alone loads it in the same way, and so does '
+            f"`transformers.pipeline('image-classification', '{facts.about.repo_id}')`; the answer is the mean of both "
+            'experts.')
     if not facts.student:
-        teacher = config['architecture'].removesuffix('_cifar')
+        teacher = facts.architecture.removesuffix('_cifar')
         parts += [
             'As the teacher of a student, with the other flags of the student and its data:',
             _block('bash', f'python train.py --teacher {teacher} --teacher-checkpoint {hub_id}')]

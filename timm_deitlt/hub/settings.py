@@ -18,8 +18,8 @@ _PLACES = (
 # Settings of the machine or of the bookkeeping, which are no part of a command that others run
 NOT_THE_TRAINING = {
     'output', 'experiment', 'teacher_cache', 'device', 'workers', 'pin_mem', 'resume', 'log_interval', 'stop_epoch',
-    'log_wandb', 'log_tensorboard', 'wandb_project', 'wandb_tags', 'wandb_resume_id', 'save_images', 'data_dir',
-    'list_dir', 'distributed', 'local_rank', 'rank', 'world_size', 'validation_batch_size', 'branch_from',
+    'log_wandb', 'log_tensorboard', 'log_trackio', 'wandb_project', 'wandb_tags', 'wandb_resume_id', 'save_images',
+    'data_dir', 'list_dir', 'distributed', 'local_rank', 'rank', 'world_size', 'validation_batch_size', 'branch_from',
     'auto_speed', 'cache_images',
 }
 

@@ -1,6 +1,7 @@
-"""What is to be published: a finished run, a cached teacher or a converted model, with figures that are its own."""
+"""What is to be published or exported: a run, a cached teacher or a converted model, with figures that are its own."""
 import argparse
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from ..settings.layers import with_defaults
 from ..version import __version__
 from .figures import METRICS, VALIDATION, find_figures, headline
 from .settings import public_name, public_teacher
+
+_logger = logging.getLogger(__name__)
 
 _OF_A_TEACHER = ('name', 'source', 'path', 'top1', 'head', 'mid', 'tail')
 _DATA = ('name', 'imbalance_factor', 'split_seed', 'fingerprint', 'evaluated_on')
@@ -48,8 +51,13 @@ class Model:
     plots: Sequence[Path] = ()
 
 
-def read_model(folder: Path) -> Model:
-    """Read what is to be published: the folder of a run, of a cached teacher, or of a converted model.
+def read_model(folder: Path, finished: bool = True) -> Model:
+    """Read what is to be published or exported: the folder of a run, of a cached teacher, or of a converted model.
+
+    Args:
+        folder: Where it lies.
+        finished: Whether a run must have come to its end and been evaluated, as to be published; else a warning says
+            what it lacks.
 
     Raises:
         FileNotFoundError: If there is no such folder.
@@ -72,7 +80,7 @@ def read_model(folder: Path) -> Model:
     if record is not None and not _has_weights(folder):
         raise ValueError(f'{folder} holds other weights than the teacher beside it. Have the teacher trained anew.')
     try:
-        return _read_run(folder, record)
+        return _read_run(folder, record, finished)
     except KeyError as error:
         raise ValueError(
             f'{folder} lacks {error}: it was written by another version of train.py. Train it again.') from error
@@ -84,7 +92,7 @@ def _has_weights(folder: Path) -> bool:
     return weights_sha256(cached) == weights_sha256(load_checkpoint(folder / LAST)['state_dict'])
 
 
-def _read_run(folder: Path, record: dict[str, Any] | None) -> Model:
+def _read_run(folder: Path, record: dict[str, Any] | None, finished: bool) -> Model:
     checkpoint = load_checkpoint(folder / LAST)
     if not {'args', 'experts', 'data'} <= checkpoint.keys():
         raise ValueError(f'{folder / LAST} was not written by this train.py: it names no settings and no data.')
@@ -92,12 +100,13 @@ def _read_run(folder: Path, record: dict[str, Any] | None) -> Model:
     args.sources = checkpoint.get('sources', {})
     data = checkpoint['data']
     if checkpoint['epoch'] + 1 < args.epochs:
-        raise ValueError(
-            f'{folder} is not finished: {checkpoint["epoch"] + 1} of {args.epochs} epochs are trained. Go on with it '
-            'by train.py --resume.')
+        words = f'{folder} is not finished: {checkpoint["epoch"] + 1} of {args.epochs} epochs are trained.'
+        if finished:
+            raise ValueError(f'{words} Go on with it by train.py --resume.')
+        _logger.warning(words)
     weights = checkpoint['state_dict']
     _check_finite(weights, str(folder / LAST))
-    metrics = find_figures(folder, weights_sha256(weights), (METRICS, VALIDATION))
+    metrics = _figures(folder, weights, finished)
     # the images need not be here
     elsewhere = {**NO_WEIGHTS, 'data_dir': None, 'grad_accum_steps': 1}
     settings = resolve_settings(argparse.Namespace(**{**vars(args), **elsewhere}), planned=True)
@@ -106,13 +115,15 @@ def _read_run(folder: Path, record: dict[str, Any] | None) -> Model:
     student = isinstance(network, VisionTransformerDistilled)
     teacher = None
     if settings.teacher.is_network:  # figures that were measured later do not tell
-        teacher = metrics['teacher'] = {'name': args.teacher, 'source': None, **(metrics.get('teacher') or {})}
+        teacher = {'name': args.teacher, 'source': None, **((metrics or {}).get('teacher') or {})}
+        if metrics:
+            metrics['teacher'] = teacher
     config = {
         'kind': 'student' if student else 'teacher',
         'benchmark': benchmark_tag(settings.data),
         'data': {**_public_data(data), 'selection': _selection(args)},
         'class_counts': data['train_counts'],
-        'shots': metrics['shots'],
+        'shots': metrics and metrics['shots'],
         'experts': list(checkpoint['experts']) if student else ['mean', 'cls'],
         'teacher': teacher and {
             name: value for name, value in public_teacher(teacher).items() if name in _OF_A_TEACHER},
@@ -132,12 +143,22 @@ def _read_run(folder: Path, record: dict[str, Any] | None) -> Model:
         sorted(folder.glob('plots/*.png'))), str(folder))
 
 
-def _commit(folder: Path, metrics: dict[str, Any]) -> str | None:
+def _figures(folder: Path, weights: dict[str, torch.Tensor], needed: bool) -> dict[str, Any] | None:
+    try:
+        return find_figures(folder, weights_sha256(weights), (METRICS, VALIDATION))
+    except ValueError as error:
+        if needed:
+            raise
+        _logger.warning(f'Exported without figures. {error}')
+        return None
+
+
+def _commit(folder: Path, metrics: dict[str, Any] | None) -> str | None:
     """Commit that the run was trained by: figures may have been measured by another."""
     versions = folder / 'versions.json'
     if versions.is_file():
         return json.loads(versions.read_text()).get('git')
-    return metrics['versions'].get('git') if metrics.get('train_images_per_second') else None
+    return metrics['versions'].get('git') if metrics and metrics.get('train_images_per_second') else None
 
 
 def _public_data(data: dict[str, Any]) -> dict[str, Any]:
@@ -160,6 +181,7 @@ def _read_converted(folder: Path) -> Model:
         network = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
     except RuntimeError as error:
         raise ValueError(f'timm cannot load {folder}: {error}. Convert it again.') from error
+    network.pretrained_cfg = {**network.pretrained_cfg, 'architecture': config['architecture']}
     metrics = None
     if (folder / VALIDATION).is_file():
         metrics = find_figures(folder, weights_sha256(weights), (VALIDATION,))
@@ -168,12 +190,12 @@ def _read_converted(folder: Path) -> Model:
     data = metrics and metrics['data']
     about.update(
         kind=kind,
-        released_kind=about.get('kind'),
-        data=data and _public_data(data),
-        class_counts=data and data['train_counts'],
-        shots=metrics and metrics['shots'],
-        experts=['mean', 'cls', 'dist'] if kind == 'student' else ['mean', 'cls'],
-        training=None,
+        released_kind=about.get('released_kind', about.get('kind')),
+        data=_public_data(data) if data else about.get('data'),
+        class_counts=data['train_counts'] if data else about.get('class_counts'),
+        shots=metrics['shots'] if metrics else about.get('shots'),
+        experts=about.get('experts') or (['mean', 'cls', 'dist'] if kind == 'student' else ['mean', 'cls']),
+        training=about.get('training'),
         version=__version__,
     )
     names = config['pretrained_cfg'].get('label_names')

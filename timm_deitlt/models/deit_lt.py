@@ -52,6 +52,11 @@ class DeiTLT(VisionTransformerDistilled):
         return self.head(self.head_drop(x[:, 0])), self.head_dist(self.head_drop(x[:, 1]))
 
 
+# Students are exported under the names of timm's own distilled DeiT, so that timm alone loads them; here such a model
+# shows its experts too.
+VisionTransformerDistilled.forward_experts = DeiTLT.forward_experts
+
+
 def _create_deit_lt(variant: str, pretrained: bool = False, **kwargs: Any) -> DeiTLT:
     out_indices = kwargs.pop('out_indices', 3)
     return create_pretrained(

@@ -106,6 +106,7 @@ def load_config(folder: Path) -> dict[str, Any]:
         pretrained_cfg, architecture, model_args = load_model_config_from_path(folder)
         json.dumps([architecture, model_args, pretrained_cfg['num_classes'], pretrained_cfg['input_size']])
         about = dict(json.loads((folder / CONFIG).read_text()).get('timm_deitlt') or {})
+        architecture = about.get('architecture', architecture)  # ours, where the file names timm's for all to load
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{str(folder / CONFIG)!r} is not a config.json in timm's form ({type(error).__name__}: {error}): write it "

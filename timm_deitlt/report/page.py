@@ -69,6 +69,8 @@ tbody th{font-weight:400}
 .words tbody th{min-width:15rem}
 .words td:last-child,.words th:last-child{text-align:left;min-width:15rem}
 .words td:nth-child(2),.words th:nth-child(2){text-align:left}
+.pairs td:nth-child(2),.pairs th:nth-child(2){text-align:left}
+.pairs tbody th,.pairs td:nth-child(2){white-space:normal}
 .key{display:inline-block;width:1.3em}
 .of-sub{color:var(--muted)}.of-mean{color:var(--mean)}
 .of-cls{color:var(--cls)}.of-dist{color:var(--dist)}.of-teacher{color:var(--teacher)}

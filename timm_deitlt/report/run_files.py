@@ -43,6 +43,7 @@ class Run:
         self.signatures = self._read('signatures.json', _read_json, list)
         self.analysis = self._read('analysis.json', _read_json, dict)
         self.attention = self._read('attention.npz', _read_arrays, dict)
+        self.tail_images = self._read('tail_images.npz', _read_arrays, dict)
 
         self.data = self.metrics.get('data') or {}
         self.shots = self.metrics.get('shots') or {}

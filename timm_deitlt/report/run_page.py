@@ -11,6 +11,7 @@ from .mechanism_plots import (
     divergence_by_block,
     feature_rank,
 )
+from .mistake_plots import confusion_matrix, tail_images
 from .page import Plot, details, document, facts, figures, missing, paragraph, table, text
 from .plots import drawing, write_plots
 from .run_files import GROUPS, Run, short_path
@@ -33,14 +34,16 @@ _FILES = {
     'signatures.json': 'notes at the top of this page',
     'analysis.json': 'distances, ranks and divergence, from analyze.py',
     'attention.npz': 'the attention maps, from analyze.py',
+    'tail_images.npz': 'the mistakes on the tail, from analyze.py',
 }
 _FIGURES: dict[str, Callable[[Run], Plot | None]] = {
     draw.__name__: draw for draw in (
         accuracy_by_class, accuracy_by_shot, accuracy_by_epoch, losses, learning_rate, expert_divergence,
         divergence_by_block, attention_distance, feature_rank, attention_rollout, attention_last_block,
-        teacher_agreement)
+        teacher_agreement, confusion_matrix, tail_images)
 }
 _MOST_CLASSES_LISTED = 200
+_MOST_PAIRS = 10
 _ANALYZE = '`python analyze.py RUN` measures them.'
 
 
@@ -61,6 +64,7 @@ def _html(run: Run, plots: dict[str, Plot]) -> str:
 
     sections = {
         'Result': _result(run) + shown('accuracy_by_class', 'accuracy_by_shot') + _classes(run),
+        'Mistakes': shown('confusion_matrix', 'tail_images') + _confused(run),
         'Training': shown('accuracy_by_epoch', 'losses', 'learning_rate') + _training_missing(run),
         'Inside the network': '' if run.is_cnn else (
             shown('expert_divergence', 'divergence_by_block', 'attention_distance', 'feature_rank')
@@ -194,6 +198,18 @@ def _classes(run: Run) -> str:
         for label in run.order]
     head = ['class', 'train images', 'test images', *(run.label(name) for name in rows)]
     return details('Every class in figures', table('Accuracy per class in percent', head, lines))
+
+
+def _confused(run: Run) -> str:
+    confusion = run.metrics.get('confusion') or {}
+    pairs = (confusion.get('pairs') or [])[:_MOST_PAIRS]
+    if not pairs:
+        return ''
+    lines = [
+        [pair['true'], pair['predicted'], f'{pair["images"]:,}', _number(pair['percent'])] for pair in pairs]
+    return table(
+        f'Most confused classes, by {run.label("mean")}', ['class', 'taken for', 'images', '% of the class'], lines,
+        kind='pairs')
 
 
 def _training_missing(run: Run) -> str:

@@ -15,7 +15,7 @@ from .mechanisms import analyze
 _logger = logging.getLogger(__name__)
 
 # What is measured of the last weights and made of it, beside metrics.json
-FINDINGS = ('analysis.json', 'attention.npz', 'signatures.json', 'report.html')
+FINDINGS = ('analysis.json', 'attention.npz', 'tail_images.npz', 'signatures.json', 'report.html')
 PLOTS = 'plots'
 
 

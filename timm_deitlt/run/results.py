@@ -6,6 +6,7 @@ from timm.utils import unwrap_model
 from ..engine.folder import RunFolder
 from ..engine.trainer import Trainer
 from ..evaluation import format_table
+from ..evaluation.confusion import describe_confusion
 from ..models.weights import weights_sha256
 from ..settings.resolved import Settings
 from ..utils.versions import versions
@@ -46,6 +47,7 @@ def run_result(
         'teacher': None if teacher is None else {
             'name': teacher.name, 'source': teacher.source, 'path': str(teacher.path), **(teacher_metrics or {})},
         'shots': data.shots.describe(test_counts),
+        'confusion': describe_confusion(trainer.confusion if metrics else None, data.train.class_names),
         'data': {**data.describe(test_counts), 'bad_images': data.bad_images},
         'model': settings.model.name,
         'epochs': trainer.epochs,

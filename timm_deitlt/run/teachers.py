@@ -53,7 +53,7 @@ AUGMENTATION_SETTINGS = (
 NO_WEIGHTS = dict(pretrained=False, pretrained_path=None, initial_checkpoint='')
 # Settings that cannot change the weights, or only through the images chosen, of which the key holds a fingerprint
 IRRELEVANT_SETTINGS = {
-    'output', 'experiment', 'resume', 'no_resume_opt', 'branch_from', 'log_interval', 'log_wandb',
+    'output', 'experiment', 'resume', 'no_resume_opt', 'branch_from', 'log_interval', 'log_wandb', 'log_trackio',
     'log_tensorboard', 'wandb_project', 'wandb_tags', 'wandb_resume_id', 'val_interval', 'validation_batch_size',
     'workers', 'pin_mem', 'save_images', 'save_epochs', 'stop_epoch', 'teacher', 'teacher_checkpoint',
     'teacher_cache', 'teacher_epochs', 'teacher_rho', 'teacher_view', 'teacher_normalize', 'teacher_antialias',

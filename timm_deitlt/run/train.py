@@ -4,7 +4,6 @@ import importlib
 import json
 import logging
 import time
-from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -13,7 +12,7 @@ from timm.utils.distributed import init_distributed_device_so
 
 from ..engine.checkpoint import check_checkpoint
 from ..engine.fit import fit, restore
-from ..engine.folder import RunFolder, tensorboard_tracker, wandb_tracker
+from ..engine.folder import RunFolder, tensorboard_tracker, trackio_tracker, wandb_tracker
 from ..engine.progress import doing
 from ..engine.speed import choose_speed, speed_before
 from ..engine.trainer import Trainer
@@ -51,7 +50,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     """
     began = time.perf_counter()
     validate_args(args)
-    _import_modules(args.device_modules or (), args.log_tensorboard, args.log_wandb)
+    _import_modules(args)
     if args.dry_run:
         return dry_run(args)
     settings = settings_of_this_process(args)
@@ -96,14 +95,15 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def _import_modules(modules: Sequence[str], tensorboard: bool, wandb: bool) -> None:
+def _import_modules(args: argparse.Namespace) -> None:
     try:
-        for module in modules:
+        for module in args.device_modules or ():
             importlib.import_module(module)
     except ImportError as error:
         raise ValueError(f'--device-modules: {error}; install it or correct the name.') from error
     for wanted, module, package in (
-            (tensorboard, 'tensorboard', "'timm_deitlt[report]'"), (wandb, 'wandb', 'wandb')):
+            (args.log_tensorboard, 'tensorboard', "'timm_deitlt[report]'"), (args.log_wandb, 'wandb', 'wandb'),
+            (args.log_trackio, 'trackio', 'trackio')):
         if wanted and not find_spec(module):
             raise ValueError(f'--log-{module} needs {module}: pip install {package}.')
 
@@ -148,6 +148,8 @@ def _add_trackers(folder: RunFolder, settings: Settings) -> None:
     output = settings.output
     if output.log_tensorboard:
         folder.trackers.append(tensorboard_tracker(folder.path))
+    if output.log_trackio:
+        folder.trackers.append(trackio_tracker(folder.path.name, dict(settings.flags)))
     if output.log_wandb:
         folder.trackers.append(wandb_tracker(
             output.wandb_project, folder.path.name, dict(settings.flags), list(output.wandb_tags),

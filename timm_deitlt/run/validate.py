@@ -12,6 +12,7 @@ import torch
 from ..engine.checkpoint import check_checkpoint, load_checkpoint
 from ..engine.trainer import evaluate
 from ..evaluation import ShotEvaluator
+from ..evaluation.confusion import describe_confusion
 from ..evaluation.fusion import choose_fusions
 from ..models._hub import model_folder
 from ..models.weights import CONFIG, exported_settings, load_config, load_safetensors, load_weights, weights_sha256
@@ -135,7 +136,7 @@ def _evaluate(
     _logger.info(f'Precision: {settings.machine.precision.words_on(device)}')
     autocast = autocast_of(settings.machine.precision, device)
     start = time.perf_counter()
-    metrics = {}
+    metrics, confusion = {}, None
     for name, state_dict in weights.items():
         if state_dict is None:
             continue
@@ -145,12 +146,14 @@ def _evaluate(
         joined = fusions if name == 'experts' else ()
         evaluator = ShotEvaluator(data.shots, experts=(*experts, *joined), device=device)
         metrics[name] = evaluate(model, loader, evaluator, autocast, fusions=joined)
+        confusion = evaluator.confusion if name == 'experts' else confusion
     seconds = time.perf_counter() - start
     result = plain_json({
         **{expert: metrics['experts'].get(expert) for expert in EXPERTS},
         **{key: value for key, value in metrics.items() if key == 'ema'},
         **({'fusion': {name: metrics['experts'][name] for name in fusions}} if fusions else {}),
         'shots': data.shots.describe(evaluator.test_counts),
+        'confusion': describe_confusion(confusion, data.train.class_names),
         'data': {**data.describe(evaluator.test_counts), 'bad_images': data.bad_images},
         'model': settings.model.name,
         'epochs': settings.schedule.epochs,

@@ -103,6 +103,11 @@ def recipe_names() -> list[str]:
     return sorted(name.removesuffix('.yaml') for name in names if name.endswith('.yaml'))
 
 
+def recipe_text(name: str) -> str:
+    """The file of a packaged recipe."""
+    return RECIPES.joinpath(*f'{name}.yaml'.split('/')).read_text(encoding='utf-8')
+
+
 def recipes_for(dataset: str, kind: str, teacher: str = '') -> list[str]:
     """The recipes under a run on this data set, later wins.
 
@@ -135,9 +140,8 @@ def load_recipe(name_or_path: str) -> Layer:
     if not is_recipe and not Path(name).is_file():
         raise FileNotFoundError(
             f"{name}: no such file or recipe{_near(name, known) or '; recipes are such as own_data, digits/student'}")
-    path = RECIPES.joinpath(*f'{name}.yaml'.split('/')) if is_recipe else Path(name)
     try:
-        values = yaml.safe_load(path.read_text(encoding='utf-8'))
+        values = yaml.safe_load(recipe_text(name) if is_recipe else Path(name).read_text(encoding='utf-8'))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):

@@ -200,6 +200,7 @@ class OutputSettings:
     log_interval: int
     log_tensorboard: bool
     log_wandb: bool
+    log_trackio: bool
     wandb_project: str | None
     wandb_tags: tuple[str, ...]
     wandb_resume_id: str

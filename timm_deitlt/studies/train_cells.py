@@ -193,7 +193,7 @@ def _has_run(checkpoint: Path, args: Any) -> bool:
 
 
 def _without_places(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    metrics = {name: figures for name, figures in metrics.items() if name != 'versions'}
+    metrics = {name: figures for name, figures in metrics.items() if name not in ('versions', 'confusion')}
     if metrics['teacher']:
         metrics['teacher'] = {name: figure for name, figure in metrics['teacher'].items() if name != 'path'}
     return metrics

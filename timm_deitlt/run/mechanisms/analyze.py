@@ -29,6 +29,7 @@ from ...utils.files import atomic_write, write_text
 from ...utils.versions import plain_json, versions
 from .subject import Subject, choose, evaluation_images, open_subject
 from .tail_gap import measure_tail_gap
+from .tail_images import worst_tail_images
 from .teacher import measure_teacher
 
 _logger = logging.getLogger(__name__)
@@ -53,8 +54,8 @@ def analyze(path: str, overrides: dict[str, Any] | None = None, num_images: int 
         num_images: Largest number of evaluation images; they are taken class by class, the same at every call.
 
     Returns:
-        The measures, as also saved in analysis.json beside the checkpoint (with attention.npz; for a milestone-N both
-        names end in -milestone-N), unless that is the Hub's folder. 'ood' is None without the teacher.
+        The measures, as also saved in analysis.json beside the checkpoint (with attention.npz and tail_images.npz; of a
+        milestone-N the names end in -milestone-N), unless that is the Hub's folder. 'ood' is None without the teacher.
 
     Raises:
         ValueError: If the model is no plain ViT with a CLS token, or there are no evaluation images.
@@ -74,12 +75,16 @@ def analyze(path: str, overrides: dict[str, Any] | None = None, num_images: int 
         'tail_gap': measure_tail_gap(subject, images, num_images),
         'ood': measure_teacher(subject, images, VIEWS_PER_IMAGE * num_images),
     }
-    maps = _picture_maps(subject, images, labels)
+    pictures = {
+        'attention': _picture_maps(subject, images, labels), 'tail_images': worst_tail_images(subject, images, labels)}
     result = plain_json({**result, 'seconds': round(time.perf_counter() - start, 1), 'versions': versions()})
     if subject.folder is not None and os.access(subject.folder, os.W_OK):
         write_text(subject.folder / f'analysis{subject.suffix}.json', json.dumps(result, indent=2) + '\n')
-        if maps:
-            atomic_write(subject.folder / f'attention{subject.suffix}.npz', lambda path: _save_arrays(path, maps))
+        for name, arrays in pictures.items():
+            if arrays:
+                atomic_write(
+                    subject.folder / f'{name}{subject.suffix}.npz',
+                    lambda path, arrays=arrays: _save_arrays(path, arrays))
     _logger.info('\n' + describe(result))
     return result
 
@@ -145,11 +150,8 @@ def _picture_maps(subject: Subject, images: Any, labels: Sequence[int]) -> dict[
         'last': prefix_attention(attentions[-1], model.num_prefix_tokens),
     }
     experts = ('cls', 'dist') if subject.has_dist else ('cls',)
-    mean, std = (batch.new_tensor(model.pretrained_cfg[name]).view(-1, 1, 1) for name in ('mean', 'std'))
-    pixels = (255 * (batch * std + mean)).round().clamp(0, 255)
-    pixels = pixels[:, [0, 1, 2] if pixels.shape[1] >= 3 else [0, 0, 0]]
     return {
-        'images': pixels.permute(0, 2, 3, 1).byte().cpu().numpy(),
+        'images': subject.pixels(batch),
         'labels': np.array([labels[i] for i in positions], dtype=np.int64),
         'groups': np.array([group for group, found in chosen.items() for _ in found]),
         **{

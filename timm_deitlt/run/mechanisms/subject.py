@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from timm.models.deit import VisionTransformerDistilled
 from torch import nn
@@ -68,6 +69,13 @@ class Subject:
     def batches(self, images: Any) -> Any:
         """Loader of evaluation images as the model expects them."""
         return build_eval_loader(self.settings, images, self.model.pretrained_cfg, self.device)
+
+    def pixels(self, batch: torch.Tensor) -> np.ndarray:
+        """Normalised images `[N, C, H, W]` as they are looked at, uint8 `[N, H, W, 3]`."""
+        mean, std = (batch.new_tensor(self.model.pretrained_cfg[name]).view(-1, 1, 1) for name in ('mean', 'std'))
+        pixels = (255 * (batch * std + mean)).round().clamp(0, 255)
+        pixels = pixels[:, [0, 1, 2] if pixels.shape[1] >= 3 else [0, 0, 0]]
+        return pixels.permute(0, 2, 3, 1).byte().cpu().numpy()
 
 
 def open_subject(path: str, overrides: dict[str, Any]) -> Subject:

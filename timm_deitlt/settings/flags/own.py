@@ -62,6 +62,7 @@ OWN_FLAGS = {
         flag('--world-size', 'devices that --dry-run answers for (default: 1)', dest='dry_run_world_size', type=int),
         flag('--branch-from', 'start a new run from this milestone of another (default: none)', metavar='FILE'),
         flag('--log-tensorboard', 'log to TensorBoard', action='store_true'),
+        flag('--log-trackio', 'log to Trackio on this machine', action='store_true'),
         flag('--auto-speed', 'on: time training steps and take what is fastest; off: attention, optimizer and '
              'allocator of PyTorch', default='on', choices=('on', 'off')),
         flag('--report', 'measure the mechanisms and write report.html and plots/ at the end (default: on)',

@@ -1,0 +1,100 @@
+"""The command `timm-deitlt`: its verbs, its help at once, its recipes."""
+import subprocess
+import sys
+import time
+from configparser import ConfigParser
+
+import pytest
+import yaml
+from conftest import ROOT, run_script
+
+from timm_deitlt.cli import verbs
+from timm_deitlt.settings.layers import load_recipe, recipe_names
+from timm_deitlt.version import __version__
+
+COMMAND = ROOT / 'timm_deitlt_command.py'
+IMPORTED = (
+    f'import runpy, sys\nsys.argv = ["timm-deitlt", *sys.argv[1:]]\nsys.path.insert(0, {str(ROOT)!r})\ntry:\n'
+    f'    runpy.run_path({str(COMMAND)!r}, run_name="__main__")\nfinally:\n'
+    '    print(sorted({"torch", "timm", "numpy"} & set(sys.modules)))\n')
+
+
+def command(*args, **options):
+    return run_script(*args, script=COMMAND.name, **options)
+
+
+def test_help_is_there_in_less_than_half_a_second():
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        done = subprocess.run([sys.executable, COMMAND, '--help'], capture_output=True, text=True, check=True)
+        seconds.append(time.perf_counter() - began)
+    assert min(seconds) < .5
+    assert done.stdout.startswith('usage: timm-deitlt VERB')
+    assert all(f'\n  {verb}' in done.stdout for verb in verbs.VERBS)
+
+
+@pytest.mark.parametrize('args', [['--help'], ['train', '--help'], ['recipes'], ['--version'], []], ids=str)
+def test_what_needs_no_model_imports_neither_torch_nor_timm(args):
+    done = subprocess.run([sys.executable, '-c', IMPORTED, *args], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == '[]', done.stderr
+
+
+@pytest.mark.parametrize('verb', verbs.VERBS)
+def test_every_verb_says_what_it_takes_under_its_own_name(verb):
+    done = command(verb, '--help')
+    assert done.stdout.startswith(f'usage: timm-deitlt {verb} ')
+
+
+def test_python_m_does_the_same(tmp_path):
+    (tmp_path / 'm.py').write_text('import runpy\nrunpy.run_module("timm_deitlt", run_name="__main__")\n')
+    for args in (['--version'], ['--help'], ['recipes'], ['export', '--help']):
+        assert run_script(*args, script=tmp_path / 'm.py').stdout == command(*args).stdout
+    assert command('--version').stdout == f'timm-deitlt {__version__}\n'
+
+
+@pytest.mark.parametrize(('verb', 'hint'), [
+    ('predikt', 'did you mean predict?'), ('serve', 'use one of train, validate')])
+def test_unknown_verb_is_one_line_with_what_is_meant(verb, hint):
+    done = command(verb, 'x', check=False)
+    assert done.returncode == 2 and done.stderr == done.stderr.splitlines()[0] + '\n'
+    assert f"timm-deitlt: error: unknown verb '{verb}'; {hint}" in done.stderr
+
+
+def test_errors_and_exit_codes_are_those_of_the_scripts(tmp_path):
+    done = command('train', '--epochs', '0', check=False, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (2, 'timm-deitlt train: error: --epochs must be at least 1, got 0\n')
+    done = command('convert', 'nowhere.pth', tmp_path / 'out', check=False)
+    assert done.returncode == 2 and done.stderr.startswith("timm-deitlt convert: error: There is no file 'nowhere.pth'")
+    done = command('publish', tmp_path / 'nowhere', 'me/mine', check=False)
+    assert done.returncode == 2 and done.stderr.startswith('timm-deitlt publish: error: There is no folder')
+
+
+def test_wheel_has_the_command():
+    config = ConfigParser()
+    config.read(ROOT / 'setup.cfg')
+    assert config['options.entry_points']['console_scripts'].strip() == 'timm-deitlt = timm_deitlt_command:main'
+    assert config['options']['py_modules'] == 'timm_deitlt_command'
+
+
+# Recipes
+
+def test_recipes_are_listed_printed_and_copied(tmp_path):
+    assert command('recipes').stdout.split() == recipe_names()
+    text = command('recipes', 'own_data').stdout
+    assert text == (ROOT / 'timm_deitlt' / 'recipes' / 'own_data.yaml').read_text()
+    copy = tmp_path / 'mine.yaml'
+    done = command('recipes', 'own_data', '-o', copy)
+    assert f'-c {copy}' in done.stdout and copy.read_text() == text
+    assert yaml.safe_load(text) and load_recipe(copy).values == load_recipe('own_data').values
+    again = command('recipes', 'own_data', '-o', copy, check=False)
+    assert again.returncode == 2 and 'exists: give a new file' in again.stderr
+
+
+@pytest.mark.parametrize(('args', 'words'), [
+    (['own_dta'], 'own_dta: no such file or recipe; did you mean own_data'), (['-o', 'x'], 'give its NAME'),
+    ([str(COMMAND)], 'not valid YAML|expected a mapping')])
+def test_what_is_no_recipe_is_refused(args, words, tmp_path):
+    done = command('recipes', *args, check=False, cwd=tmp_path)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert any(word in done.stderr for word in words.split('|'))

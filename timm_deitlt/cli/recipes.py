@@ -1,0 +1,34 @@
+"""The command `recipes`: lists the packaged recipes, prints one, or copies it."""
+import argparse
+import sys
+from pathlib import Path
+
+from ..settings.layers import load_recipe, recipe_names, recipe_text
+from ..utils.files import write_text
+
+
+def recipes_main(argv: list[str] | None = None, prog: str = 'timm-deitlt recipes') -> None:
+    """Entry of `recipes`."""
+    parser = argparse.ArgumentParser(prog=prog, description='List the recipes; print or copy one, to change it.')
+    parser.add_argument('name', nargs='?', metavar='NAME', help='recipe to print, such as own_data')
+    parser.add_argument('-o', '--output', type=Path, metavar='FILE', help='copy it to this new file')
+    args = parser.parse_args(argv)
+    if args.name is None:
+        if args.output is not None:
+            parser.exit(2, f'{prog}: error: --output copies one recipe: give its NAME.\n')
+        print('\n'.join(recipe_names()))
+        return
+    if args.name not in recipe_names():
+        try:
+            load_recipe(args.name)
+            parser.exit(2, f'{prog}: error: {args.name} is a file of yours, not a recipe.\n')
+        except (FileNotFoundError, ValueError) as error:
+            parser.exit(2, f'{prog}: error: {error}\n')
+    text = recipe_text(args.name)
+    if args.output is None:
+        sys.stdout.write(text)
+    elif args.output.exists():
+        parser.exit(2, f'{prog}: error: {args.output} exists: give a new file.\n')
+    else:
+        write_text(args.output, text)
+        print(f'{args.output}: train by it with -c {args.output}')

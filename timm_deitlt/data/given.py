@@ -1,0 +1,58 @@
+"""The images that a command line names: files, folders, globs, a list."""
+import glob
+import os
+from collections.abc import Container, Iterable, Iterator
+
+from .folders import list_images
+from .image import image_mode, image_suffixes
+
+
+def given_images(names: Iterable[str], listed: Iterable[str] = (), in_chans: int = 3) -> list[str]:
+    """Paths of the images that are named, each once, in the order in which they are named.
+
+    Args:
+        names: Files, whatever their suffix; folders, of which all images below are taken, in timm's order,
+            but no hidden ones; globs, in which `**` reaches through folders; '-' for `listed`.
+        listed: Lines with one path each. A file that is not there is found out when it is read.
+        in_chans: Channels of an image: in folders .npy files are images too where it has neither 1 nor 3.
+
+    Raises:
+        FileNotFoundError: If a name is neither a file nor a folder, and a glob that matches nothing.
+        ValueError: If no image is found.
+    """
+    names, suffixes = list(names), image_suffixes(image_mode(in_chans))
+    found: dict[str, None] = {}
+    for name in names:
+        found.update(dict.fromkeys(_images_of(name, listed, suffixes)))
+    if not found:
+        raise ValueError(
+            f'There is no image in {", ".join(names)}: images are known by their suffix, such as .jpg, .png or .tif.')
+    return list(found)
+
+
+def _images_of(name: str, listed: Iterable[str], suffixes: Container[str]) -> Iterator[str]:
+    if name == '-':
+        yield from (path for line in listed if (path := line.rstrip('\r\n')))
+        return
+    path = os.path.expanduser(name)
+    if os.path.isdir(path):
+        yield from _below(path, suffixes)
+        return
+    if os.path.exists(path):
+        yield path
+        return
+    matches = sorted(glob.glob(path, recursive=True))
+    if not matches:
+        raise FileNotFoundError(
+            f'There is no file or folder {name!r}, and it matches none as a glob: give files, folders, globs, or - for '
+            'a list of paths on standard input.')
+    for match in matches:
+        if not os.path.isdir(match):
+            yield match
+        elif not name.endswith('**'):  # which matches what lies in the folder too
+            yield from _below(match, suffixes)
+
+
+def _below(folder: str, suffixes: Container[str]) -> Iterator[str]:
+    for name, _ in list_images(folder, suffixes).files:
+        yield os.path.join(folder, name)

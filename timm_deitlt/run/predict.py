@@ -1,0 +1,257 @@
+"""A trained model that answers for new images, loaded from a run, a folder in timm's form, or the Hub."""
+import argparse
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from PIL import Image
+from timm.data import create_transform, resolve_data_config
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from ..data.image import as_opened, open_image
+from ..engine.checkpoint import LAST, load_checkpoint
+from ..engine.device import choose_device
+from ..engine.trainer import expert_logits
+from ..evaluation.fusion import choose_fusions, fuse
+from ..models._hub import model_folder
+from ..models.weights import CONFIG, load_config, load_safetensors, load_weights
+from ..settings.layers import with_defaults
+from .build.model import build_model
+from .results import EXPERTS
+from .settings import model_settings
+from .teacher_cache import RECORD
+from .teacher_file import HUB
+from .teachers import NO_WEIGHTS
+
+# What a transform makes of an image, and what shows an image to it
+_IMAGES = ('input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A trained model, and what it takes to use it; `load_model` makes it.
+
+    Attributes:
+        model: In evaluation mode, on its device.
+        transform: Makes of a PIL image what the model takes, float32 `[C, H, W]`.
+        label_names: Names of the classes in the order of the logits.
+        experts: Those of 'mean', 'cls' and 'dist' that were trained.
+        class_counts: Training images of each class, or None where that is not known.
+        data_config: Size, mean, std, interpolation and crop of its images.
+
+    Example:
+        >>> trained = timm_deitlt.load_model('output/train/RUN')  # doctest: +SKIP
+        >>> trained.predict(['new.jpg'])[0]['labels'][0]  # doctest: +SKIP
+        'cat'
+    """
+    model: nn.Module
+    transform: Callable[[Image.Image], Tensor]
+    label_names: tuple[str, ...]
+    experts: tuple[str, ...]
+    class_counts: tuple[int, ...] | None
+    data_config: dict[str, Any]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    def predict(self, images: Iterable[Any], **options: Any) -> list[dict[str, Any]]:
+        """What the model says of images.
+
+        Args:
+            images: Paths, files that are open for reading bytes, and PIL images, in any mixture.
+            options: Of `predict_batches`.
+
+        Returns:
+            For each image a row of `predict_batches`.
+        """
+        single = isinstance(images, (str, os.PathLike, Image.Image))
+        return [row for rows in self.predict_batches([images] if single else images, **options) for row in rows]
+
+    def predict_batches(
+            self,
+            images: Iterable[Any],
+            topk: int = 5,
+            experts: bool = False,
+            fusion: str = 'mean',
+            batch_size: int = 64,
+            workers: int = 0,
+            autocast: Callable = nullcontext,
+    ) -> Iterator[list[dict[str, Any]]]:
+        """Rows of one batch of images after the other, in the order of the images.
+
+        Args:
+            images: As for `predict`. Processes (`workers`) can be sent paths and PIL images.
+            topk: Classes of an answer, the likeliest first.
+            experts: Whether CLS and DIST give an answer of their own.
+            fusion: How the answer is made of the experts: 'mean' is the mean of their logits, others are in
+                `evaluation.fusion`.
+            batch_size: Images in a batch.
+            workers: Processes that read images; 0 for none beside this one.
+            autocast: Makes the context of forward passes.
+
+        Yields:
+            For each image 'path', then 'labels' and 'probabilities' of the answer, and with `experts` the same two
+            under 'cls' and 'dist'. Of an image that cannot be read 'path' and 'error', the reason.
+
+        Raises:
+            ValueError: If an option is not usable, or a fusion needs what is not known of the model.
+        """
+        answers = self._answers(topk, experts, fusion, batch_size)
+        return self._batches(list(images), topk, answers, batch_size, workers, autocast)
+
+    def _batches(
+            self,
+            images: list[Any],
+            topk: int,
+            answers: Sequence[str],
+            batch_size: int,
+            workers: int,
+            autocast: Callable,
+    ) -> Iterator[list[dict[str, Any]]]:
+        loader = DataLoader(
+            _Files(self._pixels(), self.data_config['input_size'][0]), num_workers=workers, collate_fn=_collate,
+            batch_sampler=[images[start:start + batch_size] for start in range(0, len(images), batch_size)],
+            pin_memory=self.device.type == 'cuda')
+        for names, pixels, errors in loader:
+            found = [] if pixels is None else self._answer(pixels, topk, answers, autocast)
+            readable = iter(found)
+            yield [
+                {'path': name, **({'error': error} if error else next(readable))}
+                for name, error in zip(names, errors, strict=True)]
+
+    def logits(self, pixels: Tensor, answers: Sequence[str] = ('mean',)) -> Tensor:
+        """Logits, or log-probabilities of a fusion, of uint8 images `[B, C, H, W]` on its device: `[A, B, classes]`."""
+        mean, std = (
+            pixels.new_tensor(self.data_config[name], dtype=torch.float32).view(-1, 1, 1) for name in ('mean', 'std'))
+        images = (pixels.float() - 255 * mean) / (255 * std)
+        logits = expert_logits(self.model, images, self.experts)
+        fusions = [name for name in answers if name not in EXPERTS]
+        if fusions:
+            logits = fuse(logits, fusions, self.class_counts)
+        return torch.stack([logits[name].float() for name in answers])
+
+    def _answers(self, topk: int, experts: bool, fusion: str, batch_size: int) -> tuple[str, ...]:
+        for name, value in (('topk', topk), ('batch_size', batch_size)):
+            if value < 1:
+                raise ValueError(f'{name} must be at least 1, got {value}.')
+        if fusion == 'all':
+            raise ValueError('An image has one answer: give one fusion, not all.')
+        answer, = choose_fusions(fusion, self.experts) or ('mean',)
+        if answer != 'mean' and self.class_counts is None:
+            raise ValueError(
+                f'{fusion} needs the training images of each class, which are not known of this model: use mean.')
+        return (answer, *(name for name in self.experts if experts and name != 'mean'))
+
+    @torch.inference_mode()
+    def _answer(self, pixels: Tensor, topk: int, answers: Sequence[str], autocast: Callable) -> list[dict[str, Any]]:
+        with autocast():
+            logits = self.logits(pixels.to(self.device, non_blocking=True), answers)
+        best = logits.softmax(dim=-1).topk(min(topk, len(self.label_names)))
+        rows = []
+        for found in zip(best.values.transpose(0, 1).tolist(), best.indices.transpose(0, 1).tolist(), strict=True):
+            first, *others = (
+                {'labels': [self.label_names[label] for label in labels], 'probabilities': probabilities}
+                for probabilities, labels in zip(*found, strict=True))
+            rows.append({**first, **dict(zip(answers[1:], others, strict=True))})
+        return rows
+
+    def _pixels(self) -> Callable[[Image.Image], Tensor]:
+        """The transform as far as uint8: a quarter of the bytes go from the processes to the device."""
+        return create_transform(**_of_images(self.data_config), is_training=False, use_prefetcher=True)
+
+
+def load_model(path: str | os.PathLike, device: str | None = None) -> TrainedModel:
+    """Load a trained model.
+
+    Args:
+        path: Folder of a run, one of its checkpoints, a folder with model.safetensors and config.json, or
+            'hf-hub:owner/name'.
+        device: 'cuda', 'cuda:N' or 'cpu'; by default CUDA where it is available.
+
+    Raises:
+        FileNotFoundError: If there is no such file, or the Hub does not give it.
+        ValueError: If it is not a model, or the device cannot be used.
+    """
+    device = choose_device(device, plain=True)  # forward alone the fused attention is faster on CPUs too
+    name = os.fspath(path)
+    if name.startswith(HUB):
+        return _load_exported(model_folder(name.removeprefix(HUB)), name, device)
+    file = Path(name)
+    if (file / CONFIG).is_file():
+        return _load_exported(file, name, device)
+    if (file / RECORD).is_file():  # a cached teacher: its run lies inside
+        file = file / 'train'
+    if file.is_dir() and not (file / LAST).is_file():
+        raise FileNotFoundError(
+            f'{name!r} holds neither {LAST}, as a run does, nor {CONFIG}, as an exported model does: give the folder '
+            'of one of them.')
+    return _load_run(file / LAST if file.is_dir() else file, device)
+
+
+def _load_run(file: Path, device: str) -> TrainedModel:
+    checkpoint = load_checkpoint(file)
+    if not {'args', 'experts', 'data'} <= checkpoint.keys():
+        raise ValueError(f'{file} was not written by this train.py: it names no settings and no classes.')
+    asked = argparse.Namespace(**{**vars(with_defaults(checkpoint['args'])), **NO_WEIGHTS})
+    names = checkpoint['data']['class_names']
+    model = build_model(model_settings(asked), len(names))
+    load_weights(model, checkpoint['state_dict'], str(file))
+    return _trained(model, names, checkpoint['experts'], checkpoint['data']['train_counts'], device)
+
+
+def _load_exported(folder: Path, name: str, device: str) -> TrainedModel:
+    config = load_config(folder)
+    try:
+        model = timm.create_model(f'local-dir:{folder}')
+    except (AssertionError, RuntimeError, TypeError) as error:
+        raise ValueError(f'timm cannot make the model of {name}: {error}') from error
+    load_weights(model, load_safetensors(folder, 'Export or download it again.'), name, 'Export or download it again.')
+    about = config['about']
+    names = config['pretrained_cfg'].get('label_names') or map(str, range(model.num_classes))
+    experts = about.get('experts') or (EXPERTS if isinstance(model.get_classifier(), tuple) else ('mean', 'cls'))
+    return _trained(model, names, experts, about.get('class_counts'), device)
+
+
+def _trained(
+        model: nn.Module,
+        names: Iterable[str],
+        experts: Sequence[str],
+        class_counts: Sequence[int] | None,
+        device: str,
+) -> TrainedModel:
+    config = resolve_data_config(pretrained_cfg=model.pretrained_cfg)
+    return TrainedModel(
+        model.to(device).eval(), create_transform(**_of_images(config), is_training=False), tuple(names),
+        tuple(experts), class_counts and tuple(class_counts), config)
+
+
+def _of_images(config: dict[str, Any]) -> dict[str, Any]:
+    return {name: config[name] for name in _IMAGES}
+
+
+class _Files(Dataset):
+    """Images by themselves or by their path: an item is the name, and the pixels or why there are none."""
+
+    def __init__(self, transform: Callable[[Image.Image], Tensor], in_chans: int):
+        self.transform, self.in_chans = transform, in_chans
+
+    def __getitem__(self, image: Any) -> tuple[str, Tensor | None, str]:
+        name = os.fspath(image) if isinstance(image, (str, os.PathLike)) else str(getattr(image, 'filename', '') or '')
+        try:
+            opened = (as_opened if isinstance(image, Image.Image) else open_image)(image, self.in_chans)
+            return name, self.transform(opened), ''
+        except Exception as error:  # Pillow and its decoders raise many kinds, and one image does not end the others
+            return name, None, ' '.join(str(error).split()) or type(error).__name__
+
+
+def _collate(items: list[tuple[str, Tensor | None, str]]) -> tuple[list[str], Tensor | None, list[str]]:
+    pixels = [pixels for _, pixels, _ in items if pixels is not None]
+    return [name for name, *_ in items], torch.stack(pixels) if pixels else None, [error for *_, error in items]
