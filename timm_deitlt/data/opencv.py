@@ -8,6 +8,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import cv2
 import numpy as np
@@ -45,7 +46,7 @@ def to_opencv(transform: transforms.Compose) -> transforms.Compose:
     Raises:
         ValueError: If a step or an operation is not among those.
     """
-    steps = []
+    steps: list[Any] = []
     for step in transform.transforms:
         if isinstance(step, RandomResizedCropAndInterpolation):
             steps.append(_Crop(step))
@@ -73,8 +74,8 @@ class _Crop:
         self.step = step
         self.flips: list[tuple[float, int]] = []
         filters = step.interpolation if isinstance(step.interpolation, (tuple, list)) else (step.interpolation,)
-        self.filters = [_FILTERS.get(mode) for mode in filters]
-        if None in self.filters:
+        self.filters = [_FILTERS[mode] for mode in filters if mode in _FILTERS]
+        if len(self.filters) < len(filters):
             raise ValueError(
                 '--augment-backend opencv resizes by bilinear or bicubic: give one of them as --train-interpolation, '
                 'or leave it out.')
@@ -118,7 +119,7 @@ def _keep_channels(image: np.ndarray, result: np.ndarray) -> np.ndarray:
 
 
 def _scalar(fillcolor: Sequence[int] | int) -> tuple[int, ...]:
-    return tuple(fillcolor) if isinstance(fillcolor, (tuple, list)) else (fillcolor,) * 3
+    return (fillcolor,) * 3 if isinstance(fillcolor, int) else tuple(fillcolor)
 
 
 @lru_cache(maxsize=8)
@@ -163,7 +164,7 @@ def _shear_x(
     for tap in (1, 2, 3):
         sheared.addcmul_(pixels[:, tap * channels:tap * channels + length], weights[:, tap:tap + 1])
     # Pillow cuts off after the point, OpenCV rounds
-    result = cv2.subtract(sheared.numpy(), .499, dtype=cv2.CV_8U).reshape(image.shape)
+    result = cv2.subtract(sheared.numpy(), .499, dtype=cv2.CV_8U).reshape(image.shape)  # type: ignore[call-overload]
     columns = np.arange(width, dtype=np.float32)
     first = (-.5 - shifts.astype(np.float32))[:, None]
     outside = (columns < first) | (columns >= first + width)

@@ -47,7 +47,7 @@ class CifarBlock(nn.Module):
             dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dd = {'device': device, 'dtype': dtype}
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False, **dd)
         self.bn1 = nn.BatchNorm2d(channels, **dd)
         self.act1 = nn.ReLU(inplace=True)
@@ -90,18 +90,21 @@ class ResNetCifar(nn.Module):
             dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dd = {'device': device, 'dtype': dtype}
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.cosine = cosine
         self.drop_rate = drop_rate
         self.grad_checkpointing = False
 
+        self.layer1: nn.Sequential
+        self.layer2: nn.Sequential
+        self.layer3: nn.Sequential
         width = _WIDTHS[0]
         self.conv1 = nn.Conv2d(in_chans, width, 3, padding=1, bias=False, **dd)
         self.bn1 = nn.BatchNorm2d(width, **dd)
         self.act1 = nn.ReLU(inplace=True)
-        self.feature_info = [dict(num_chs=width, reduction=1, module='act1')]
+        self.feature_info: list[dict[str, Any]] = [dict(num_chs=width, reduction=1, module='act1')]
         for index, channels in enumerate(_WIDTHS):
             blocks = [CifarBlock(width, channels, stride=1 if index == 0 else 2, **dd)]
             blocks += [CifarBlock(channels, channels, **dd) for _ in range(num_blocks - 1)]
