@@ -164,7 +164,7 @@ def _shear_x(
     for tap in (1, 2, 3):
         sheared.addcmul_(pixels[:, tap * channels:tap * channels + length], weights[:, tap:tap + 1])
     # Pillow cuts off after the point, OpenCV rounds
-    result = cv2.subtract(sheared.numpy(), .499, dtype=cv2.CV_8U).reshape(image.shape)  # type: ignore[call-overload]
+    result = cv2.subtract(sheared.numpy(), .499, dtype=cv2.CV_8U).reshape(image.shape)
     columns = np.arange(width, dtype=np.float32)
     first = (-.5 - shifts.astype(np.float32))[:, None]
     outside = (columns < first) | (columns >= first + width)

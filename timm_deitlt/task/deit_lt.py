@@ -1,6 +1,6 @@
 """DeiT-LT: CLS learns the labels, DIST what a teacher says of the same image."""
 from contextlib import nullcontext
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -104,6 +104,9 @@ class DeiTLTTask(ShotEvaluation, TokenDistillationTask):
             blocks = guidance.blocks if guidance.weight else ()
             self.trainable_module = GuidedStudent(student, self.teacher.model.channels, blocks, bool(guidance.dense))
         self._epoch = 0
+
+    if TYPE_CHECKING:  # timm's is said to return a TokenDistillationTask, which has no `set_epoch`
+        def train(self, mode: bool = True) -> 'DeiTLTTask': ...
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the losses the 0-based epoch; the stage is a function of it alone."""
