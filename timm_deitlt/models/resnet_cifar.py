@@ -2,7 +2,7 @@
 
 Paper: Deep Residual Learning for Image Recognition, section 4.2, https://arxiv.org/abs/1512.03385
 """
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn as nn
@@ -78,6 +78,12 @@ class ResNetCifar(nn.Module):
         torch.Size([2, 10])
     """
 
+    if TYPE_CHECKING:  # TorchScript would take them for its own
+        layer1: nn.Sequential
+        layer2: nn.Sequential
+        layer3: nn.Sequential
+        feature_info: list[dict[str, Any]]
+
     def __init__(
             self,
             num_blocks: int,
@@ -97,14 +103,11 @@ class ResNetCifar(nn.Module):
         self.drop_rate = drop_rate
         self.grad_checkpointing = False
 
-        self.layer1: nn.Sequential
-        self.layer2: nn.Sequential
-        self.layer3: nn.Sequential
         width = _WIDTHS[0]
         self.conv1 = nn.Conv2d(in_chans, width, 3, padding=1, bias=False, **dd)
         self.bn1 = nn.BatchNorm2d(width, **dd)
         self.act1 = nn.ReLU(inplace=True)
-        self.feature_info: list[dict[str, Any]] = [dict(num_chs=width, reduction=1, module='act1')]
+        self.feature_info = [dict(num_chs=width, reduction=1, module='act1')]
         for index, channels in enumerate(_WIDTHS):
             blocks = [CifarBlock(width, channels, stride=1 if index == 0 else 2, **dd)]
             blocks += [CifarBlock(channels, channels, **dd) for _ in range(num_blocks - 1)]
