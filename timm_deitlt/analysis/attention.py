@@ -1,6 +1,7 @@
 """Where tokens look: attention of every block, how far it reaches, and what it adds up to over the blocks."""
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from timm.layers.attention import Attention, resolve_self_attn_mask
@@ -38,7 +39,8 @@ def watched_attention(model: nn.Module, receive: Callable[[int, Tensor], None]) 
 
 
 def _attention_modules(model: nn.Module) -> list[Attention]:
-    modules = [getattr(block, 'attn', None) for block in model.blocks] if isinstance(model, VisionTransformer) else []
+    blocks = model.blocks if isinstance(model, VisionTransformer) else ()
+    modules: list[Any] = [getattr(block, 'attn', None) for block in blocks]
     # another class may compute its attention otherwise
     if not modules or any(type(module) is not Attention for module in modules):
         raise ValueError(
@@ -97,7 +99,7 @@ def attention_maps(
     """
     maps: list[Tensor] = []
     with watched_attention(model, lambda _, attention: maps.append(attention)), in_evaluation(model):
-        model.forward_features(images, attn_mask=attn_mask, is_causal=is_causal)
+        cast(Any, model).forward_features(images, attn_mask=attn_mask, is_causal=is_causal)
     return maps
 
 
@@ -196,7 +198,7 @@ def attention_rollout(attentions: Sequence[Tensor], num_prefix_tokens: int) -> T
     """
     if not attentions:
         raise ValueError('A rollout needs the attention of at least one block, got none.')
-    rollout = None
+    rollout: Any = None
     for attention in attentions:
         mixed = (attention.mean(dim=1) + torch.eye(attention.shape[-1], device=attention.device)) / 2
         mixed = mixed / mixed.sum(dim=-1, keepdim=True)

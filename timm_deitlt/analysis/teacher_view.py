@@ -24,7 +24,7 @@ class TeacherView:
         self.tail = torch.tensor(list(tail), dtype=torch.int64)
         self.logit_scale = logit_scale
         self.num_views = 0
-        self.correct = self.agreed = self.in_tail = self.truly_in_tail = 0
+        self.correct = self.agreed = self.in_tail = self.truly_in_tail = 0.
         self.entropy = 0.
         self.compared = True
 

@@ -3,7 +3,7 @@
 A rank of n images is at most n: collect the tokens of at least as many images as the model is wide, better of a
 thousand, concatenate them along the batch, and measure once. Everything is computed in float64 on the CPU.
 """
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +51,7 @@ def token_features(model: nn.Module, images: Tensor) -> TokenFeatures:
             f"{type(model).__name__} has no CLS token: give a deit_lt model, or another of timm's VisionTransformer "
             'with one.')
     with in_evaluation(model):
-        final, blocks = model.forward_intermediates(images, return_prefix_tokens=True, output_fmt='NLC')
+        final, blocks = cast(Any, model).forward_intermediates(images, return_prefix_tokens=True, output_fmt='NLC')
     # [blocks, B, prefix, D]
     prefix = torch.stack([tokens for _, tokens in blocks]).float()
     distilled = isinstance(model, VisionTransformerDistilled)  # otherwise the second may be a register

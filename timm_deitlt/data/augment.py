@@ -3,8 +3,7 @@
 Transforms make uint8 images on the CPU (strong, weak, PaCo's key view, evaluation); `BatchAugment` does on the device
 what belongs to a batch: random erasing and Mixup / CutMix.
 """
-from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image, ImageFilter, ImageOps
@@ -19,7 +18,7 @@ _TENSOR_FILTERS = ('random', 'nearest', 'bilinear', 'bicubic')
 CROP_MODES = ('rrc', 'rkrc', 'rkrr', 'pad')
 
 
-def posterize(img: Image.Image, bits_to_keep: int, **_) -> Image.Image:
+def posterize(img: Image.Image, bits_to_keep: int, **_: Any) -> Image.Image:
     """Keep the `bits_to_keep` highest bits of every pixel; 0 bits give black.
 
     Pillow 13 refuses 0 bits, which timm's increasing posterize asks for at magnitude 10. Black is what Pillow made of
@@ -127,12 +126,12 @@ def train_transform(
         vflip: float = 0.,
         no_aug: bool = False,
         auto_augment: str | None = None,
-        color_jitter: float | Sequence[float] | None = 0.4,
+        color_jitter: float | tuple[float, ...] | None = 0.4,
         color_jitter_prob: float | None = None,
         force_color_jitter: bool = False,
         cutout: int = 0,
         arrays: bool = False,
-        **kwargs,
+        **kwargs: Any,
 ) -> transforms.Compose:
     """Training transform of timm, or with a padded crop, from a PIL image to uint8 `[C, H, W]`.
 
@@ -174,7 +173,8 @@ def train_transform(
     if auto_augment == 'cifar10':
         extra.append(_cifar10_policy(input_size[0]))
         auto_augment, color_jitter = None, None
-    colours = dict(auto_augment=auto_augment, color_jitter=color_jitter, color_jitter_prob=color_jitter_prob)
+    colours: dict[str, Any] = dict(
+        auto_augment=auto_augment, color_jitter=color_jitter, color_jitter_prob=color_jitter_prob)
     stages = create_transform(
         input_size, is_training=True, train_crop_mode=None if padded else train_crop_mode, interpolation=interpolation,
         hflip=hflip, vflip=vflip, no_aug=no_aug, use_prefetcher=True, separate=not no_aug, **colours, **kwargs)
@@ -184,7 +184,7 @@ def train_transform(
     if padded:
         flips = [step for step in primary if isinstance(step, (
             transforms.RandomHorizontalFlip, transforms.RandomVerticalFlip))]
-        primary = _padded_crop(tuple(input_size[-2:]), interpolation) + flips
+        primary = _padded_crop((input_size[1], input_size[2]), interpolation) + flips
     return mend_posterize(transforms.Compose([*primary, *extra, *secondary, *final, *holes]))
 
 

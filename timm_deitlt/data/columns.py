@@ -54,7 +54,7 @@ def find_columns(
         labels = [column for column, kind in kinds.items() if kind == 'ClassLabel']
         labels = labels or [column for column in kinds if column == 'label'] or text
         target_key = _only('label', 'ClassLabel', labels, name, kinds)
-    found = {'input_key': input_key, 'target_key': target_key}
+    found: dict[str, Any] = {'input_key': input_key, 'target_key': target_key}
     if target_key in text:
         found['class_map'] = _labels(table.unique(target_key), class_map, f'Column {target_key!r} of {name}')
     return found
@@ -71,7 +71,7 @@ def _only(usual: str, feature: str, columns: Sequence[str], name: str, kinds: Ma
         f'{which}{name} has {listed}. Name it by --{"input" if usual == "image" else "target"}-key.')
 
 
-def _labels(names: Sequence[str | None], class_map: str | Mapping[str, int] | None, where: str) -> Mapping[str, int]:
+def _labels(names: Sequence[Any], class_map: str | Mapping[str, int] | None, where: str) -> Mapping[str, int]:
     if None in names:
         raise ValueError(f'{where} has images without a label: remove them.')
     if not class_map:

@@ -4,6 +4,7 @@ import inspect
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 from urllib.error import URLError
 
 import numpy as np
@@ -19,7 +20,7 @@ from .long_tail import ClassificationSet, long_tailed_subset
 from .sampling import check_imbalance, long_tailed_indices
 from .shards import count_shards
 from .sources import load_benchmark
-from .streams import describe_stream
+from .streams import Stream, describe_stream
 from .targets import image_keys, read_class_names, read_targets
 
 _PREFIXES = ('', 'lt', 'torch', 'hfds', 'hfids', 'tfds', 'wds')
@@ -49,8 +50,8 @@ def create_dataset(
         input_img_mode: str | None = None,
         in_chans: int = 3,
         is_training: bool | None = None,
-        **kwargs,
-) -> ClassificationSet | IterableDataset:
+        **kwargs: Any,
+) -> ClassificationSet | Stream:
     """Open a data set by name; its training part may be made long-tailed.
 
     Args:
@@ -88,7 +89,7 @@ def create_dataset(
     transform = kwargs.pop('transform', None)
     kwargs = {key: value for key, value in kwargs.items() if value is not None}
     mode = image_mode(in_chans, input_img_mode)
-    images = dict(input_img_mode=mode, skip_bad_images=skip_bad_images)
+    images: dict[str, Any] = dict(input_img_mode=mode, skip_bad_images=skip_bad_images)
     prefix = name.partition('/')[0].lower() if '/' in name else ''
     if mode == ARRAY and prefix not in ('', 'hfds'):
         raise ValueError(
@@ -110,9 +111,10 @@ def create_dataset(
         raise ValueError(f'{name or "A folder"} reads no list files, only {", ".join(listed)}: leave --list-dir out.')
     if prefix == 'lt':
         whole = 'train' if part == UNUSED else part
-        dataset = load_benchmark(benchmark, root, whole, split_seed, download, list_dir, **images)
-        if part == UNUSED:
-            dataset = _left_over(dataset, imbalance_factor, profile, n_max, split_seed)
+        whole_set = load_benchmark(benchmark, root, whole, split_seed, download, list_dir, **images)
+        dataset: ClassificationSet | Stream = whole_set
+        if part == UNUSED and imbalance_factor is not None:  # which every benchmark with such a part has
+            dataset = _left_over(whole_set, imbalance_factor, profile, n_max, split_seed)
     else:
         opener = partial(open_image, in_chans=in_chans, mode=mode)
         counts = None
@@ -121,19 +123,19 @@ def create_dataset(
         elif prefix == 'wds' and root is not None:
             found, counts = count_shards(name, root, split, **kwargs)
             kwargs.update(found)
-        dataset = _open(
+        opened = _open(
             name, prefix, root, split, download, opener, is_training=training, input_img_mode=mode, **kwargs)
-        if isinstance(dataset, IterableDataset):
+        if isinstance(opened, IterableDataset):
             if training and imbalance_factor is not None:
                 raise ValueError(
                     f'{name} is read as a stream and cannot be indexed, so no long-tailed part of it can be chosen: '
                     f'leave --imbalance-factor out.'
                 )
-            dataset = describe_stream(dataset, name, split, training, class_counts_file, class_names, counts)
+            dataset = describe_stream(opened, name, split, training, class_counts_file, class_names, counts)
         else:
-            targets = read_targets(dataset, name, root, split)
+            targets = read_targets(opened, name, root, split)
             dataset = ClassificationSet(
-                dataset, targets, read_class_names(dataset, targets), name or 'folder', keys=image_keys(dataset),
+                opened, targets, read_class_names(opened, targets), name or 'folder', keys=image_keys(opened),
                 opener=opener, **images)
     if isinstance(dataset, ClassificationSet):
         if class_counts_file is not None:
@@ -196,10 +198,10 @@ def _left_over(
     return rest.subset(np.sort(long_tailed_indices(rest.targets, [count] * rest.num_classes, seed)))
 
 
-def _check_classes(dataset: ClassificationSet | IterableDataset, training: bool) -> None:
+def _check_classes(dataset: ClassificationSet | Stream, training: bool) -> None:
     if dataset.num_classes < 2:
         raise ValueError(f'{dataset.name} has {dataset.num_classes} class(es), at least 2 are needed.')
-    counts = dataset.class_counts if training else []
+    counts = (dataset.class_counts if training else None) or []
     empty = [dataset.class_names[label] for label, count in enumerate(counts) if count == 0]
     if empty:
         raise ValueError(
@@ -208,7 +210,15 @@ def _check_classes(dataset: ClassificationSet | IterableDataset, training: bool)
         )
 
 
-def _open(name: str, prefix: str, root, split: str, download: bool, opener: Callable, **kwargs) -> Dataset:
+def _open(
+        name: str,
+        prefix: str,
+        root: Any,
+        split: str,
+        download: bool,
+        opener: Callable,
+        **kwargs: Any,
+) -> Dataset:
     if prefix not in _PREFIXES or (prefix == '' and f'lt/{name.lower()}' in BENCHMARKS):
         raise ValueError(
             f'Unknown data set {name!r}{_near(name)} Allowed are {", ".join(BENCHMARKS)}, no name for a folder, and '
@@ -245,7 +255,7 @@ def _open_folder(
         input_img_mode: str,
         search_split: bool = True,
         target_transform: Callable | None = None,
-        **kwargs,
+        **kwargs: Any,
 ) -> timm.data.ImageDataset:
     folder = _search_split(root, split) if search_split else root
     options = {key: kwargs.pop(key) for key in ('class_map', 'input_key') if key in kwargs}
@@ -264,7 +274,7 @@ def _near(name: str) -> str:
     return f'; did you mean {" or ".join(near)}?' if near else '.'
 
 
-def _check_split(root, split: str) -> None:
+def _check_split(root: str, split: str) -> None:
     # without a folder of this split timm would read all of root, training images for validation among them
     if not os.path.isdir(root) or has_split(root, split):
         return

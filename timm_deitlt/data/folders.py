@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
+from typing import BinaryIO
 
 from timm.data.readers.class_map import load_class_map
 from timm.data.readers.reader import Reader
@@ -179,7 +180,7 @@ class ReaderFolder(Reader):
             f'Found 0 images in the folders of {self.root} (left out: {listing.words() or "nothing"}): give the folder '
             f'that holds one folder for each class, with images that Pillow reads{_arrays(listing)}.')
 
-    def __getitem__(self, index: int):
+    def __getitem__(self, index: int) -> tuple[BinaryIO, int]:
         return open(os.path.join(self.root, self.paths[index]), 'rb'), self.targets[index]
 
     def __len__(self) -> int:

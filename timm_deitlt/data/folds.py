@@ -1,13 +1,11 @@
 """K folds of a set that is too small to hold images out of."""
-from collections.abc import Sequence
-
 import numpy as np
 
 from .long_tail import ClassificationSet
-from .sampling import by_label
+from .sampling import Integers, by_label
 
 
-def stratified_folds(targets: Sequence[int], folds: int, seed: int = 0) -> np.ndarray:
+def stratified_folds(targets: Integers, folds: int, seed: int = 0) -> np.ndarray:
     """Fold of every image: the images of a class are dealt out one by one, and the next class goes on where it ended.
 
     So folds differ by one image of a class at most, and by one image in all. A class of a single image is in no fold,

@@ -43,4 +43,4 @@ class HeldImages:
     def __getitem__(self, number: int) -> Image.Image:
         """The image of a number; it must not be changed in place."""
         mode, size, start, end = self._places[number]
-        return Image.frombuffer(mode, size, memoryview(self._pixels)[start:end], 'raw', mode, 0, 1)
+        return Image.frombuffer(mode, size, memoryview(self._pixels)[start:end], 'raw', mode, 0, 1)  # type: ignore[arg-type]

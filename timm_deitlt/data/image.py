@@ -79,7 +79,7 @@ def open_image(
         (255, 255, 255)
     """
     mode = image_mode(in_chans, mode)
-    if not hasattr(source, 'read'):
+    if isinstance(source, (str, PathLike)):
         with open(source, 'rb') as file:
             return _read(file, in_chans, mode)
     source.seek(0)

@@ -5,9 +5,10 @@ resumed run is the same run, and 1 x 4 (accumulation) makes the same updates as 
 """
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any, cast
 
 import torch
 from timm.data.distributed_sampler import OrderedDistributedSampler, RepeatAugSampler
@@ -141,13 +142,13 @@ class AugmentedViews(Dataset):
     """One or two views of each image; an item is asked for by (index, seed, position of its size)."""
 
     def __init__(self, dataset: Dataset, transforms: Sequence[Sequence]):
-        self.dataset = dataset
+        self.dataset: Any = dataset
         self.transforms = [_AllViews(views) for views in transforms]
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, item: tuple[int, int, int]):
+    def __getitem__(self, item: tuple[int, int, int]) -> tuple[Any, int]:
         index, seed, size_index = item
         seed_host(seed)
         image, target = self.dataset[index]
@@ -166,7 +167,8 @@ class _InProcess:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for items in self.sampler:
-            images, target = [], []
+            images: Any = []
+            target = []
             for position, item in enumerate(items):
                 views, label = self.views[item]
                 views = views if isinstance(views, tuple) else (views,)
@@ -226,29 +228,29 @@ class TrainLoader:
         self.transforms = transforms
         self.batch_size, self.grad_accum_steps = batch_size, grad_accum_steps
         self.world_size, self.rank, self.seed = world_size, rank, seed
-        loader_args = dict(num_workers=workers, collate_fn=collate, pin_memory=pin_memory)
+        loader_args: dict[str, Any] = dict(num_workers=workers, collate_fn=collate, pin_memory=pin_memory)
+        self.sampler: MicroBatchSampler | None = None
         self.iterable = isinstance(dataset, IterableDataset)
+        self.dataset = cast(Any, dataset)
         if self.iterable:
             if hasattr(dataset, 'set_loader_cfg'):
                 dataset.set_loader_cfg(num_workers=workers)
-            dataset.transform = _AllViews(transforms[0])
-            self.dataset = dataset
-            self.sampler = None
+            self.dataset.transform = _AllViews(transforms[0])
             loader = DataLoader(dataset, batch_size=batch_size, drop_last=True, **loader_args)
             self.updates_per_epoch = math.ceil(len(loader) / grad_accum_steps)
             self.images_per_epoch = len(loader) * batch_size * world_size
         else:
             self.sampler = MicroBatchSampler(
-                len(dataset), batch_size, grad_accum_steps, world_size, rank, repeats, even, seed, global_batch_size,
-                sizes)
-            self.views = views = AugmentedViews(dataset, transforms)
-            loader = DataLoader(views, batch_sampler=self.sampler, **loader_args)
+                len(self.dataset), batch_size, grad_accum_steps, world_size, rank, repeats, even, seed,
+                global_batch_size, sizes)
+            self.views = AugmentedViews(dataset, transforms)
+            loader = DataLoader(self.views, batch_sampler=self.sampler, **loader_args)
             self.updates_per_epoch = self.sampler.updates_per_epoch
             self.images_per_epoch = self.sampler.images_per_epoch
-        self.loader = PrefetchLoader(
+        self.loader: PrefetchLoader | _InProcess = PrefetchLoader(
             loader, mean=tuple(mean), std=tuple(std), channels=len(mean), device=torch.device(device), img_dtype=dtype)
-        if not (workers or self.iterable) and self.loader.device.type == 'cpu':
-            self.loader = _InProcess(views, self.sampler, self.loader.mean[0], self.loader.std[0])
+        if self.sampler is not None and not workers and self.loader.device.type == 'cpu':
+            self.loader = _InProcess(self.views, self.sampler, self.loader.mean[0], self.loader.std[0])
 
     def epoch(self, epoch: int) -> Iterator[list[tuple[MicroBatch, Tensor, Tensor]]]:
         """Yield the updates of an epoch: this rank's (plan, images `[V * B, C, H, W]`, class indices `[V * B]`)."""
@@ -289,14 +291,14 @@ class TrainLoader:
 
 class _Transformed(Dataset):
     # a wrapper, so that teacher and student can each look at the same images in their own way
-    def __init__(self, dataset: Dataset, transform):
-        self.dataset = dataset
+    def __init__(self, dataset: Dataset, transform: Callable):
+        self.dataset: Any = dataset
         self.transform = transform
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int):
+    def __getitem__(self, index: int) -> tuple[Any, int]:
         image, target = self.dataset[index]
         return self.transform(image), target
 
@@ -312,7 +314,7 @@ class _AllViews:
 
 def create_eval_loader(
         dataset: Dataset,
-        transform,
+        transform: Callable,
         mean: Sequence[float],
         std: Sequence[float],
         batch_size: int,
@@ -326,7 +328,7 @@ def create_eval_loader(
     """Loader over a whole data set in order; ranks take turns, the padding is known to timm's evaluators."""
     sampler = None
     if isinstance(dataset, IterableDataset):
-        dataset.transform = transform
+        cast(Any, dataset).transform = transform
         if hasattr(dataset, 'set_loader_cfg'):
             dataset.set_loader_cfg(num_workers=workers)
     else:

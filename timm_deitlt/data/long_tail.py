@@ -6,6 +6,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch.utils.data import Dataset
 
 from .held import HeldImages
 from .sampling import (
+    Integers,
     check_imbalance,
     class_counts,
     largest_imbalance_factor,
@@ -69,10 +71,10 @@ class ClassificationSet(Dataset):
     def __init__(
             self,
             base: Dataset,
-            targets: Sequence[int],
+            targets: Integers,
             class_names: Sequence[str],
             name: str,
-            indices: Sequence[int] | None = None,
+            indices: Integers | None = None,
             keys: Sequence[str] | None = None,
             input_img_mode: str = 'RGB',
             skip_bad_images: bool = False,
@@ -116,7 +118,8 @@ class ClassificationSet(Dataset):
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the set's name and its images with the names of their classes, whatever order either is in."""
-        seen, names = Counter(), []
+        seen: Counter[str] = Counter()
+        names = []
         for class_name in self.class_names:  # of a repeated name each class is one of its own
             names.append(f'{class_name} {seen[class_name]}')
             seen[class_name] += 1
@@ -127,13 +130,13 @@ class ClassificationSet(Dataset):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, i: int):
+    def __getitem__(self, i: int) -> tuple[Any, int]:
         try:
             image = self._read(i)
         except UnreadableImageError as error:
             if self._bad is None:
                 raise
-            image = self._replacement(i, error)
+            image = self._replacement(i, self._bad, error)
         return image if self.transform is None else self.transform(image), int(self.targets[i])
 
     def hold(self, max_bytes: float) -> bool:
@@ -191,15 +194,15 @@ class ClassificationSet(Dataset):
                 f'(--skip-bad-images takes the next image of the class instead).'
             ) from error
 
-    def _replacement(self, i: int, error: UnreadableImageError) -> Image.Image:
+    def _replacement(self, i: int, bad: torch.Tensor, error: UnreadableImageError) -> Image.Image:
         same_class = np.flatnonzero(self.targets == self.targets[i])
         after = np.roll(same_class, -1 - np.searchsorted(same_class, i % len(self)))
-        self._bad[self.indices[i]] = True
+        bad[self.indices[i]] = True
         for candidate in after[:-1]:
             try:
                 return self._read(candidate)
             except UnreadableImageError:
-                self._bad[self.indices[candidate]] = True
+                bad[self.indices[candidate]] = True
         raise UnreadableImageError(
             f'None of the {len(same_class)} images of class {self.class_names[self.targets[i]]!r} of {self.name} can '
             f'be read. {error}'
@@ -209,7 +212,7 @@ class ClassificationSet(Dataset):
         name = self.base.filename(index, absolute=True) if isinstance(self.base, ImageDataset) else None
         return str(name or f'number {index} of {self.name}')
 
-    def subset(self, positions: Sequence[int], name: str | None = None) -> 'ClassificationSet':
+    def subset(self, positions: Integers, name: str | None = None) -> 'ClassificationSet':
         """The images at these positions, in this order; shares images and the record of bad ones."""
         return self._derive(self._base_targets, self.class_names, self.indices[np.asarray(positions)], name)
 
@@ -223,7 +226,13 @@ class ClassificationSet(Dataset):
         table = np.asarray(label_table(self.class_names, class_names, self.name))
         return self._derive(table[self._base_targets], class_names, self.indices, None)
 
-    def _derive(self, base_targets, class_names, indices, name: str | None) -> 'ClassificationSet':
+    def _derive(
+            self,
+            base_targets: np.ndarray,
+            class_names: Sequence[str],
+            indices: np.ndarray,
+            name: str | None,
+    ) -> 'ClassificationSet':
         derived = ClassificationSet(
             self.base, base_targets, class_names, name or self.name, indices, self.keys, self.input_img_mode,
             opener=self.opener,
@@ -253,7 +262,7 @@ def label_table(own: tuple[str, ...], wanted: tuple[str, ...], name: str) -> lis
     return [labels[class_name] for class_name in own]
 
 
-def check_same_classes(train_set, eval_set) -> None:
+def check_same_classes(train_set: Any, eval_set: Any) -> None:
     """Refuse an evaluation set whose labels do not mean what they mean in the training set.
 
     Raises:

@@ -8,6 +8,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import cv2
 import numpy as np
@@ -45,7 +46,7 @@ def to_opencv(transform: transforms.Compose) -> transforms.Compose:
     Raises:
         ValueError: If a step or an operation is not among those.
     """
-    steps = []
+    steps: list[Any] = []
     for step in transform.transforms:
         if isinstance(step, RandomResizedCropAndInterpolation):
             steps.append(_Crop(step))
@@ -73,8 +74,8 @@ class _Crop:
         self.step = step
         self.flips: list[tuple[float, int]] = []
         filters = step.interpolation if isinstance(step.interpolation, (tuple, list)) else (step.interpolation,)
-        self.filters = [_FILTERS.get(mode) for mode in filters]
-        if None in self.filters:
+        self.filters = [_FILTERS[mode] for mode in filters if mode in _FILTERS]
+        if len(self.filters) < len(filters):
             raise ValueError(
                 '--augment-backend opencv resizes by bilinear or bicubic: give one of them as --train-interpolation, '
                 'or leave it out.')
@@ -118,7 +119,7 @@ def _keep_channels(image: np.ndarray, result: np.ndarray) -> np.ndarray:
 
 
 def _scalar(fillcolor: Sequence[int] | int) -> tuple[int, ...]:
-    return tuple(fillcolor) if isinstance(fillcolor, (tuple, list)) else (fillcolor,) * 3
+    return (fillcolor,) * 3 if isinstance(fillcolor, int) else tuple(fillcolor)
 
 
 @lru_cache(maxsize=8)

@@ -5,6 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from timm.data.readers.reader import Reader
@@ -38,7 +39,7 @@ class ReaderImageList(Reader):
         self.targets = np.asarray(targets, dtype=np.int64)
         self.class_names = tuple(class_names)
 
-    def __getitem__(self, index: int):
+    def __getitem__(self, index: int) -> tuple[BinaryIO, int]:
         return open(os.path.join(self.root, self.files[index]), 'rb'), int(self.targets[index])
 
     def __len__(self) -> int:
@@ -87,7 +88,7 @@ def read_list(
     if root is None:
         raise ValueError(f'{benchmark.name} needs the folder of its images (--data-dir).')
     listing = _read(benchmark, _find(benchmark, root, part, list_dir), complete=part == 'train')
-    class_names = benchmark.class_names
+    class_names: Sequence[str] | None = benchmark.class_names
     if class_names is None:
         names = _folder_names(listing)
         if len(names) < benchmark.num_classes:
@@ -96,8 +97,8 @@ def read_list(
     files = _find_images(root, listing)
     # by path, so that every file that lists the same images makes the same data set
     order = sorted(range(len(files)), key=listing.paths.__getitem__)
-    paths, files, labels = ([column[i] for i in order] for column in (listing.paths, files, listing.labels))
-    return ReaderImageList(root, paths, files, labels, class_names)
+    paths, files = ([column[i] for i in order] for column in (listing.paths, files))
+    return ReaderImageList(root, paths, files, [listing.labels[i] for i in order], class_names)
 
 
 def count_listed(
@@ -122,7 +123,7 @@ def listed_classes(benchmark: Benchmark, source: Path) -> tuple[list[int], list[
     """
     listing = _read(benchmark, source)
     counts = np.bincount(listing.labels, minlength=benchmark.num_classes).tolist()
-    return counts, list(benchmark.class_names or map(_folder_names(listing).get, range(benchmark.num_classes)))
+    return counts, list(benchmark.class_names or map(_folder_names(listing).__getitem__, range(benchmark.num_classes)))
 
 
 def _find(
@@ -136,7 +137,7 @@ def _find(
         folders = [Path(list_dir)]
     elif root is not None:
         root = Path(root)
-        folders = [root, root / benchmark.files_folder, root.absolute().parent]
+        folders = [root, root / (benchmark.files_folder or ''), root.absolute().parent]
     for folder in folders:
         for name in names:
             if (folder / name).is_file():
@@ -221,7 +222,8 @@ def _read_json(source: Path) -> _Listing:
 
 def _folder_names(listing: _Listing) -> dict[int, str]:
     """Names by label: the folder of its images, the WordNet id in ImageNet."""
-    names, labels = {}, {}
+    names: dict[int, str] = {}
+    labels: dict[str, int] = {}
     for i, (path, label) in enumerate(zip(listing.paths, listing.labels, strict=True)):
         folder = path.rpartition('/')[0].rpartition('/')[2]
         if names.setdefault(label, folder) != folder or labels.setdefault(folder, label) != label:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 PROFILES = ('exp', 'step')
+Integers = Sequence[int] | np.ndarray
 
 
 def check_imbalance(imbalance_factor: float, profile: str = 'exp') -> None:
@@ -89,7 +90,7 @@ def largest_imbalance_factor(available: Sequence[int], profile: str = 'exp') -> 
         profile: 'exp' or 'step'.
     """
     last = len(available) - 1
-    bound = min(available[:(last + 1) // 2])
+    bound: float = min(available[:(last + 1) // 2])
     if profile == 'exp':
         # The last class has an image if n_max >= factor, and n_max * factor ** (-i / last) < a_i + 1.
         bound = math.exp(min(last / (last - i) * math.log(available[i] + 1) for i in range(last)))
@@ -106,7 +107,7 @@ def by_label(targets: np.ndarray, num_labels: int) -> list[np.ndarray]:
     return np.split(order, np.searchsorted(targets[order], np.arange(num_labels + 1)))[1:-1]
 
 
-def long_tailed_indices(targets: Sequence[int], counts: Sequence[int], seed: int = 0) -> np.ndarray:
+def long_tailed_indices(targets: Integers, counts: Integers, seed: int = 0) -> np.ndarray:
     """Indices of a random subset with the given number of images per label.
 
     The choice is the one of the published long-tailed CIFAR sets for the same seed, drawn from a generator of its
@@ -138,7 +139,7 @@ def long_tailed_indices(targets: Sequence[int], counts: Sequence[int], seed: int
 
 
 def stratified_split(
-        targets: Sequence[int],
+        targets: Integers,
         fraction: float,
         seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray, list[int]]:

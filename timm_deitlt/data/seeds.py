@@ -11,7 +11,7 @@ STREAM, IMAGE_SIZE = 1, 2
 def derive_seed(*path: int) -> int:
     """32-bit seed of a place in the run, such as (seed, epoch, micro-batch, position)."""
     # numpy takes (1, 2) and (1, 2, 0) for the same, so the length tells them apart
-    entropy = (len(path), *path)
+    entropy: tuple[int, ...] | np.ndarray = (len(path), *path)
     if max(entropy) < 2 ** 32:
         entropy = np.array(entropy, np.uint32)  # for which it needs half the time
     return int(np.random.SeedSequence(entropy).generate_state(1)[0])

@@ -100,7 +100,8 @@ def _read(cache: Path) -> dict[str, Any] | None:
 
 def _count(files: Sequence[str], input_key: str, target_key: str | None) -> dict[str, Any]:
     """Images that have a label, and how many there are of each .cls."""
-    images, labels = 0, {}
+    images = 0
+    labels: dict[str, int] = {}
     for file in files:
         samples: dict[str, dict[str, str]] = {}
         try:
@@ -110,7 +111,8 @@ def _count(files: Sequence[str], input_key: str, target_key: str | None) -> dict
                     stem, _, suffix = base.partition('.')
                     if not member.isfile() or not stem:
                         continue
-                    text = shard.extractfile(member).read().decode() if suffix == 'cls' else ''
+                    content = shard.extractfile(member) if suffix == 'cls' else None
+                    text = content.read().decode() if content else ''
                     samples.setdefault(f'{folder}/{stem}', {})[suffix.lower()] = text.strip()
         except (tarfile.TarError, OSError, UnicodeDecodeError) as error:
             raise ValueError(f'The shard {file} cannot be read ({error}): fetch it again.') from error
@@ -119,6 +121,6 @@ def _count(files: Sequence[str], input_key: str, target_key: str | None) -> dict
             if sample.keys() & set(input_key.split(';')) and ('json' if target_key else 'cls') in sample]
         images += len(kept)
         for sample in kept:
-            labels[sample.get('cls')] = labels.get(sample.get('cls'), 0) + 1
+            labels[sample.get('cls', '')] = labels.get(sample.get('cls', ''), 0) + 1
     known = not target_key and labels and all(label.isdecimal() for label in labels)
     return {'num_samples': images, 'labels': {str(int(k)): n for k, n in labels.items()} if known else None}

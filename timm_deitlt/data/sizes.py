@@ -44,7 +44,8 @@ class SizeSchedule:
         self.seed = seed
         # of timm's sampler only the probabilities: its batches know neither updates nor ranks
         self._timms = ScheduledBatchSampler(
-            range(1), [1] * len(self.sizes), probs, choice_schedule=schedule, schedule_epochs=epochs,
+            range(1), [1] * len(self.sizes), probs,  # type: ignore[arg-type]
+            choice_schedule=schedule, schedule_epochs=epochs,
             schedule_spread=spread, schedule_random_mix=random_mix)
 
     def probabilities(self, epoch: int) -> torch.Tensor:

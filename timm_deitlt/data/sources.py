@@ -6,6 +6,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -43,7 +44,7 @@ class GreyImages(Dataset):
 
 def pixel_keys(images: Iterable) -> list[str]:
     """A checksum of the pixels of every image, so that other images of the same name are told apart."""
-    return [f'{zlib.crc32(np.ascontiguousarray(image)):08x}' for image in images]
+    return [f'{zlib.crc32(np.ascontiguousarray(image).data):08x}' for image in images]
 
 
 def load_benchmark(
@@ -53,7 +54,7 @@ def load_benchmark(
         split_seed: int = 0,
         download: bool = False,
         list_dir: str | os.PathLike | None = None,
-        **options,
+        **options: Any,
 ) -> ClassificationSet:
     """All images of a part of a benchmark, before any is left out.
 
@@ -73,7 +74,7 @@ def load_benchmark(
     training = part == 'train'
     if benchmark.files:
         reader = read_list(benchmark, root, part, list_dir)
-        base = ImageDataset(reader.root, reader=reader)
+        base: Any = ImageDataset(reader.root, reader=reader)
         return ClassificationSet(
             base, reader.targets, reader.class_names, benchmark.name, keys=reader.paths, **options)
     if benchmark.name == 'lt/digits':
@@ -130,8 +131,9 @@ def _find_idx(folders: list[Path], files: list[str]) -> list[Path] | None:
     for folder in folders:
         found = [
             next((path for path in (folder / file, folder / f'{file}.gz') if path.is_file()), None) for file in files]
-        if None not in found:
-            return found
+        present = [path for path in found if path is not None]
+        if len(present) == len(files):
+            return present
     return None
 
 

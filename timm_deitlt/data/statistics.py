@@ -1,5 +1,6 @@
 """Mean and standard deviation of the channels of a data set."""
-from collections.abc import Sequence
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -22,7 +23,8 @@ def channel_statistics(dataset: ClassificationSet, limit: int = MOST_IMAGES) -> 
         images they are measured on. A channel that is the same everywhere has the deviation 1, so that it becomes 0.
     """
     chosen = np.linspace(0, len(dataset) - 1, num=min(limit, len(dataset))).astype(int)
-    first = second = 0.
+    first: Any = 0.
+    second: Any = 0.
     for i in chosen:
         pixels = _pixels(dataset[int(i)][0])
         first = first + pixels.mean(0)
@@ -32,11 +34,11 @@ def channel_statistics(dataset: ClassificationSet, limit: int = MOST_IMAGES) -> 
     return _rounded(mean), [value or 1. for value in _rounded(np.where(std < 1e-6 * np.abs(mean), 0, std))], len(chosen)
 
 
-def _pixels(image) -> np.ndarray:
+def _pixels(image: Any) -> np.ndarray:
     """float64 `[H * W, C]`."""
     values = image.permute(1, 2, 0).numpy() if isinstance(image, Tensor) else np.asarray(image)
     return values.reshape(-1, 1 if values.ndim == 2 else values.shape[-1]).astype(np.float64) / 255
 
 
-def _rounded(values: Sequence[float]) -> list[float]:
+def _rounded(values: Iterable[float]) -> list[float]:
     return [float(f'{value:.6g}') for value in values]

@@ -3,11 +3,21 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from typing import Any
 
-from torch.utils.data import IterableDataset
+from timm.data import IterableImageDataset
 
 from .long_tail import label_table
 from .targets import reader_class_names
+
+
+class Stream(IterableImageDataset):
+    """timm's iterable data set as `describe_stream` leaves it: what type checkers know of it."""
+    name: str
+    class_names: tuple[str, ...]
+    num_classes: int
+    class_counts: list[int] | None
+    fingerprint: str
 
 
 def read_class_counts(path: str | os.PathLike) -> tuple[list[str] | None, list[int]]:
@@ -40,14 +50,14 @@ def read_class_counts(path: str | os.PathLike) -> tuple[list[str] | None, list[i
 
 
 def describe_stream(
-        dataset: IterableDataset,
+        dataset: Any,
         name: str,
         split: str,
         training: bool,
         class_counts_file: str | os.PathLike | None = None,
         class_names: Sequence[str] | None = None,
         counted: Sequence[int] | None = None,
-) -> IterableDataset:
+) -> Stream:
     """Give an iterable set the attributes of `ClassificationSet` that need no index.
 
     Sets `name`, `class_names`, `num_classes`, `class_counts` (`None` for an evaluation set without a file) and
@@ -72,7 +82,7 @@ def describe_stream(
             f'{name} is read as a stream, so its images per class are not known beforehand: give them by '
             f'--class-counts FILE (a JSON list, a JSON object of class names and counts, or one count a line).'
         )
-    own = reader_class_names(dataset) if dataset.target_transform is None else []
+    own: Sequence[str] = reader_class_names(dataset) if dataset.target_transform is None else []
     if class_counts_file is not None:
         file_names, counts = read_class_counts(class_counts_file)
         if file_names and own and sorted(file_names) != sorted(own):

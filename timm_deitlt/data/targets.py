@@ -5,6 +5,7 @@ import os
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -62,7 +63,7 @@ def _as_labels(values: Iterable, name: str) -> np.ndarray:
     return labels.astype(np.int64)
 
 
-def _scan(base: Dataset, name: str, root: str | os.PathLike | None, split: str) -> np.ndarray:
+def _scan(base: Any, name: str, root: str | os.PathLike | None, split: str) -> np.ndarray:
     place = '' if root is None else os.path.abspath(root)
     key = '\n'.join([type(base).__module__, type(base).__qualname__, name, place, split, str(len(base))])
     cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
@@ -97,13 +98,13 @@ def _save(labels: np.ndarray, path: Path) -> None:
 
 def names_by_index(class_to_idx: dict) -> list[str]:
     """Class names in the order of their index; several names of one index are joined, a gap is named by its number."""
-    names = [[] for _ in range(max(class_to_idx.values(), default=-1) + 1)]
+    names: list[list[str]] = [[] for _ in range(max(class_to_idx.values(), default=-1) + 1)]
     for class_name, index in class_to_idx.items():
         names[index].append(str(class_name))
     return [' / '.join(same) or str(index) for index, same in enumerate(names)]
 
 
-def reader_class_names(base: Dataset) -> list[str]:
+def reader_class_names(base: Any) -> list[str]:
     """Class names of a timm data set by label, as far as its reader knows them."""
     reader = base.reader
     return names_by_index(getattr(reader, 'class_to_idx', None) or getattr(reader, 'class_name_to_idx', None) or {})
@@ -123,7 +124,7 @@ def read_class_names(base: Dataset, targets: np.ndarray) -> list[str]:
     return names + [str(label) for label in range(len(names), int(targets.max(initial=-1)) + 1)]
 
 
-def image_keys(base: Dataset) -> list[str] | None:
+def image_keys(base: Any) -> list[str] | None:
     """A string per image that tells it from others wherever the set lies: file and size, or a checksum of pixels."""
     source = getattr(base, 'reader', base)
     if known := getattr(source, 'image_keys', None):
@@ -137,7 +138,7 @@ def image_keys(base: Dataset) -> list[str] | None:
     return pixel_keys(pixels) if pixels is not None and len(pixels) == len(base) else None
 
 
-def _file_key(file, root: str | os.PathLike) -> str:
+def _file_key(file: Any, root: str | os.PathLike) -> str:
     if isinstance(file, tuple | list | np.ndarray):
         file = file[0]
     if hasattr(file, 'path'):  # of a tar file

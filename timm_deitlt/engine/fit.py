@@ -1,11 +1,11 @@
 """Epochs of a run: train, evaluate, write, save."""
 import logging
 import time
-from typing import Any
+from typing import Any, cast
 
 from timm.utils import unwrap_model
 
-from ..evaluation import format_table
+from ..evaluation import Shots, format_table
 from ..models.weights import load_weights
 from ..optim.layout import match_layout
 from ..settings.resolved import Settings
@@ -51,7 +51,7 @@ def restore(trainer: Trainer, checkpoint: dict[str, Any], source: str, with_opti
     load_weights(unwrap_model(task.get_eval_model()), checkpoint['state_dict'], source)
     task.load_task_state(checkpoint.get('task_state'))
     if task.has_ema():
-        ema = task.get_trainable_module(ema=True)
+        ema: Any = task.get_trainable_module(ema=True)
         weights = checkpoint.get('state_dict_ema')
         if weights is None:
             _logger.info(f'{source} holds no EMA: it starts from the weights.')
@@ -120,7 +120,8 @@ def fit(
             metrics = None
             if trainer.eval_loader is not None and ((epoch + 1) % schedule.val_interval == 0 or final):
                 metrics = _evaluate(trainer, with_ema)
-            row = {'epoch': epoch, **{f'train_{key.removeprefix("train_")}': value for key, value in trained.items()}}
+            row: dict[str, Any] = {
+                'epoch': epoch, **{f'train_{key.removeprefix("train_")}': value for key, value in trained.items()}}
             row['eval_seconds'] = time.perf_counter() - began
             row.update(_eval_columns(metrics))
             folder.add_row(row)
@@ -168,4 +169,4 @@ def epoch_report(
     rows = {**metrics['experts'], **{f'ema {expert}': values for expert, values in metrics.get('ema', {}).items()}}
     if 'dist' not in rows:
         rows.pop('mean')  # of a single expert it is the same
-    return f'{line}\n{format_table(rows, trainer.task.shots, trainer.test_counts, header=False)}'
+    return f'{line}\n{format_table(rows, cast(Shots, trainer.task.shots), trainer.test_counts, header=False)}'

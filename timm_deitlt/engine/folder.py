@@ -3,6 +3,7 @@ import csv
 import io
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ class RunFolder:
         self.write('metrics.json', json.dumps(metrics, indent=2) + '\n')
 
 
-def tensorboard_tracker(path: Path):
+def tensorboard_tracker(path: Path) -> Callable[[dict[str, Any]], None]:
     """Tracker that writes TensorBoard events.
 
     Raises:
@@ -100,7 +101,7 @@ def wandb_tracker(
         config: dict[str, Any],
         tags: list[str],
         resume_id: str,
-):
+) -> Callable[[dict[str, Any]], None]:
     """Tracker that logs to Weights & Biases.
 
     Raises:

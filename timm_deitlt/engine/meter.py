@@ -38,9 +38,9 @@ class Meter:
         finite = torch.stack(fresh).isfinite().int()
         if self.distributed:
             dist.all_reduce(finite, dist.ReduceOp.MIN)  # a rank that stopped alone would leave the others waiting
-        finite = finite.tolist()
-        if 0 in finite:
-            update = self.checked + finite.index(0)
+        found = finite.tolist()
+        if 0 in found:
+            update = self.checked + found.index(0)
             raise NonFiniteLossError(
                 f'The loss is not finite in epoch {epoch}, update {update} of {updates_per_epoch} (counted from 0). '
                 'Lower --lr, add --clip-grad 1.0 or use --no-amp; the last complete checkpoint is untouched.')

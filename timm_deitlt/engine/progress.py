@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -103,7 +104,7 @@ class Progress:
         self.start_epoch = self.epoch = start_epoch
         self.started, self.done = time.perf_counter(), 0
         self.index, self.loss, self.lr = 0, float('nan'), float('nan')
-        self.bar = None
+        self.bar: Any = None
         self._stack = ExitStack()
 
     def __enter__(self) -> 'Progress':
@@ -116,7 +117,7 @@ class Progress:
         self._stack.enter_context(doing(self.words if self.bar is None else None))
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stack.close()
 
     def begin(self, epoch: int) -> None:

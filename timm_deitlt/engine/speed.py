@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -148,7 +148,8 @@ def _compiling_can_pay(trainer: Trainer, seconds: float) -> bool:
 def _alternatives(trainer: Trainer, speed: Speed) -> Iterator[tuple[str, Any]]:
     if _attends(trainer):
         yield 'fused_attention', not speed.fused_attention
-    normalises = any(isinstance(module, _BatchNorm) for module in trainer.task.get_trainable_module().modules())
+    trained = unwrap_model(trainer.task.get_trainable_module())
+    normalises = any(isinstance(module, _BatchNorm) for module in trained.modules())
     if normalises and not speed.channels_last:
         yield 'channels_last', True
     sizes = trainer.loader.sizes
@@ -157,7 +158,8 @@ def _alternatives(trainer: Trainer, speed: Speed) -> Iterator[tuple[str, Any]]:
 
 
 def _attends(trainer: Trainer) -> bool:
-    return any(isinstance(module, Attention) for module in trainer.task.get_trainable_module().modules())
+    trained = unwrap_model(trainer.task.get_trainable_module())
+    return any(isinstance(module, Attention) for module in trained.modules())
 
 
 def _seconds(trainer: Trainer, machine: MachineSettings, speed: Speed, epoch: int) -> float:
@@ -228,7 +230,7 @@ def _apply(trainer: Trainer, machine: MachineSettings, speed: Speed) -> None:
     _undo_compile(task)
     for module in task.modules():
         if isinstance(module, Attention):
-            module.fused_attn = speed.fused_attention
+            cast(Any, module).fused_attn = speed.fused_attention
     if speed.channels_last != trainer.channels_last:
         task.to(memory_format=torch.channels_last if speed.channels_last else torch.contiguous_format)
         match_layout(trainer.optimizer)
@@ -243,5 +245,5 @@ def _undo_compile(task: nn.Module) -> None:
         parent._compiled_call_impl = None
         for name, child in list(parent._modules.items()):  # named_children leaves out a second name of the same module
             if hasattr(child, '_orig_mod'):
-                setattr(parent, name, child._orig_mod)
+                setattr(parent, name, cast(Any, child)._orig_mod)
     task._modules.pop('eval_model', None)  # which timm's `compile` adds

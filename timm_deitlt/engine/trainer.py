@@ -20,6 +20,7 @@ from ..data.seeds import seed_everything
 from ..evaluation import ShotEvaluator
 from ..evaluation.fusion import fuse
 from ..optim import SAM
+from ..task.common import ShotEvaluation
 from .meter import Meter
 from .progress import Progress, doing
 
@@ -60,7 +61,7 @@ class Trainer:
         confusion: Evaluation images by their class and the class that the student gave them in the last evaluation,
             see `ShotEvaluator`; never of the EMA.
     """
-    task: nn.Module
+    task: ShotEvaluation
     optimizer: torch.optim.Optimizer
     loader: TrainLoader
     augment: BatchAugment
@@ -107,7 +108,8 @@ class Trainer:
         if self.ramp is not None:
             self.ramp.set_epoch(epoch)
         if self.task.has_ema() and epoch == self.drw_start_epoch:
-            self.task.get_trainable_module(ema=True).set(unwrap_model(self.task.get_trainable_module()))
+            ema: Any = self.task.get_trainable_module(ema=True)
+            ema.set(unwrap_model(self.task.get_trainable_module()))
         meter = Meter(self.task.device, distributed=self.world_size > 1)
         updates = self.loader.updates_per_epoch
         num_updates = epoch * updates
@@ -146,15 +148,16 @@ class Trainer:
             picture: Path | None = None,
     ) -> None:
         """Make an update, the `number`th of the run from 0, of micro-batches as the loader groups them."""
-        sam = isinstance(self.optimizer, SAM)
+        optimizer = self.optimizer
+        sam = optimizer if isinstance(optimizer, SAM) else None
         if self.rho is not None:
             for parameters in self.optimizer.param_groups:
                 parameters['rho'] = self.rho(epoch, number)
 
         def closure() -> Tensor:
-            second_pass = sam and self.optimizer.perturbed
-            self.optimizer.zero_grad()
-            total = None
+            second_pass = sam is not None and sam.perturbed
+            optimizer.zero_grad()
+            total: Any = None
             for batch, images, target in group:
                 # all but the last backward of a pass stay on this rank
                 with nullcontext() if batch.last else self.task.no_sync():
@@ -162,18 +165,18 @@ class Trainer:
                 if not second_pass:
                     meter.add(result, len(result['output']) if batch.weight else 0)
                 total = loss if total is None else total + loss
-            if self.clip_grad is not None and (second_pass or not sam or self.optimizer.single_pass):
-                self._clip()
+            if self.clip_grad is not None and (second_pass or sam is None or sam.single_pass):
+                self._clip(self.clip_grad)
             return total
 
-        if sam:
-            loss = self.optimizer.step(closure)
+        if sam is not None:
+            loss = sam.step(closure)
         else:
             loss = closure()
             if self.scaler is None:
-                self.optimizer.step()
+                optimizer.step()
             else:
-                self.scaler.step(self.optimizer)
+                self.scaler.step(optimizer)
                 self.scaler.update()
         self.task.end_update([batch for batch, *_ in group])
         meter.updates.append(loss)
@@ -203,11 +206,11 @@ class Trainer:
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         return result, loss.detach()
 
-    def _clip(self) -> None:
+    def _clip(self, largest: float) -> None:
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         parameters = self.task.get_clip_parameters(exclude_head='agc' in self.clip_mode)
-        dispatch_clip_grad(parameters, value=self.clip_grad, mode=self.clip_mode)
+        dispatch_clip_grad(parameters, value=largest, mode=self.clip_mode)
 
     def evaluate(self, ema: bool = False) -> dict[str, Any]:
         """Evaluate every expert of the student (or of its EMA) on the evaluation images; exact across ranks."""

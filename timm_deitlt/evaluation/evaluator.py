@@ -125,10 +125,12 @@ def shot_accuracy(correct: Tensor, total: Tensor, boundaries: tuple[int, int]) -
     """
     mid, tail = _checked_cuts(boundaries, len(total))
     accuracies = _class_accuracies(correct.tolist(), total.tolist())
-    groups = dict(zip(GROUPS, map(_mean, (accuracies[:mid], accuracies[mid:tail], accuracies[tail:])), strict=True))
-    for group, accuracy in groups.items():
+    groups: dict[str, float] = {}
+    for group, part in zip(GROUPS, (accuracies[:mid], accuracies[mid:tail], accuracies[tail:]), strict=True):
+        accuracy = _mean(part)
         if accuracy is None:
             raise ValueError(f'With boundaries {(mid, tail)} the {group} classes have no test image.')
+        groups[group] = accuracy
     return groups
 
 
@@ -173,7 +175,7 @@ class ShotEvaluator:
     def reset(self) -> None:
         """Forget all images."""
         self.num_samples = 0
-        self.test_counts: list[int] | None = None
+        self.test_counts: list[int] = []
         num_experts, num_classes = len(self.experts), len(self.shots.order)
         # rows: right predictions of each expert, and images; columns: classes. The last column holds the top-5 hits of
         # each expert, and the images of no known class. One tensor, so that one all-reduce adds up all of it.

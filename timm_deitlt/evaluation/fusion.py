@@ -44,7 +44,7 @@ def _mix(cls_logits: Tensor, dist_logits: Tensor, share: Tensor) -> Tensor:
 
 
 # (CLS logits, DIST logits, training images per class) to log-probabilities, all `[B, C]`
-FUSIONS: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+FUSIONS: Mapping[str, Callable[..., Tensor]] = {
     'mean_probs': mean_probs,
     'cls_adjusted': cls_adjusted,
     'mean_adjusted': mean_adjusted,

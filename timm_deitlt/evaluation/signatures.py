@@ -46,7 +46,7 @@ class _Run:
 def dist_not_above_cls_on_the_tail(run: _Run) -> tuple[str, str] | None:
     """DIST, which has learned from the teacher, is no expert of the tail."""
     cls, dist, teacher = (run.accuracy(who, 'tail') for who in ('cls', 'dist', 'teacher'))
-    if None in (cls, dist, teacher) or dist > cls:
+    if cls is None or dist is None or teacher is None or dist > cls:
         return None
     message = f'DIST finds {dist:.1f} % of the tail, no more than CLS ({cls:.1f} %).'
     if teacher <= max(cls, dist):

@@ -47,7 +47,7 @@ def class_weights(class_counts: Sequence[int] | Tensor, beta: float = 0.9999) ->
     counts = checked_counts(class_counts)
     if not 0. < beta < 1.:
         raise ValueError(f'beta={beta} must lie between 0 and 1, both excluded; the paper uses 0.9999.')
-    _, weights = compute_class_weights(counts, counts.sum().item(), method='effective_num', beta=beta)
+    _, weights = compute_class_weights(counts, int(counts.sum()), method='effective_num', beta=beta)
     return weights
 
 

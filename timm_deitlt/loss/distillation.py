@@ -30,7 +30,10 @@ class DistillationLoss(nn.Module):
         0.0
     """
 
-    active_weight: Tensor | None = None  # class weights [C] of the present stage; None: all classes count the same
+    @property
+    def active_weight(self) -> Tensor | None:
+        """Class weights `[C]` of the present stage; None: all classes count the same."""
+        return None
 
     def __init__(self, distill_type: str = 'hard', temperature: float = 1.0, standardize: bool = False):
         super().__init__()
@@ -96,10 +99,12 @@ class DRWDistillationLoss(DistillationLoss):
         1.098...
     """
 
+    class_weight: Tensor
+
     def __init__(
             self,
-            class_counts: Sequence[int] | Tensor,
-            drw_start_epoch: int,
+            class_counts: Sequence[int] | Tensor | None,
+            drw_start_epoch: int | None,
             beta: float = 0.9999,
             distill_type: str = 'hard',
             temperature: float = 1.0,

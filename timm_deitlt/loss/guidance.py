@@ -26,7 +26,7 @@ def locality_guidance(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> T
         raise ValueError(
             f'Guidance compares maps [B, C, H, W] in pairs of the same images and channels, got {shapes[0]} of the '
             f'student and {shapes[1]} of the teacher.')
-    return sum(
+    return sum(  # type: ignore[return-value]
         F.mse_loss(_enlarged(ours, theirs), _enlarged(theirs.detach(), ours))
         for ours, theirs in zip(student, teacher, strict=True))
 
@@ -72,6 +72,6 @@ def dense_distillation(
 
 
 def _averaged(x: Tensor, other: Tensor) -> Tensor:
-    size = tuple(map(min, x.shape[-2:], other.shape[-2:]))
+    size = (min(x.shape[-2], other.shape[-2]), min(x.shape[-1], other.shape[-1]))
     x = full_precision(x)
     return x if tuple(x.shape[-2:]) == size else F.adaptive_avg_pool2d(x, size)

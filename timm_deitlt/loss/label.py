@@ -31,6 +31,8 @@ class LDAMLoss(nn.Module):
         True
     """
 
+    margin: Tensor
+
     def __init__(self, class_counts: Sequence[int] | Tensor, max_margin: float = 0.5, scale: float = 30.0):
         super().__init__()
         margin = checked_counts(class_counts) ** -0.25
@@ -80,6 +82,9 @@ class LabelLoss(nn.Module):
         1.098...
     """
 
+    class_weight: Tensor | None
+    prior: Tensor | None
+
     def __init__(
             self,
             num_classes: int,
@@ -114,15 +119,16 @@ class LabelLoss(nn.Module):
             given = 'none' if class_counts is None else len(class_counts)
             raise ValueError(
                 f'Class weights, a class prior and LDAM need class_counts of all {num_classes} classes, got {given}.')
+        counts = () if class_counts is None else class_counts  # needed by none of the losses that go without
         self.num_classes = num_classes
         self.smoothing = smoothing
         self.keep_mixup = keep_mixup
         self.drw_start_epoch = drw_start_epoch
-        self.ldam = LDAMLoss(class_counts, ldam_margin, ldam_scale) if loss == 'ldam' else None
+        self.ldam = LDAMLoss(counts, ldam_margin, ldam_scale) if loss == 'ldam' else None
         # "soft targets": smoothing depends on the stage and is ours; timm still makes indices one-hot
         self.bce = create_classification_loss('bce', soft_targets=True, **(bce_kwargs or {})) if loss == 'bce' else None
-        self.register_buffer('class_weight', class_weights(class_counts, beta) if weighted else None, persistent=False)
-        prior = prior_tau * (checked_counts(class_counts) / sum(class_counts)).log().float() if prior_tau else None
+        self.register_buffer('class_weight', class_weights(counts, beta) if weighted else None, persistent=False)
+        prior = prior_tau * (checked_counts(counts) / sum(counts)).log().float() if prior_tau else None
         self.register_buffer('prior', prior, persistent=False)
         self.set_epoch(0)
 

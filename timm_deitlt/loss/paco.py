@@ -39,6 +39,8 @@ class PaCoLoss(nn.Module):
         torch.Size([])
     """
 
+    log_prior: Tensor
+
     def __init__(
             self,
             class_counts: Sequence[int] | Tensor,

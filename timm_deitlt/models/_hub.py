@@ -57,11 +57,12 @@ def split_id(name: str) -> tuple[str, str | None]:
         ValueError: If it is neither.
     """
     found = re.fullmatch(r'([\w.-]+/[\w.-]+)(?:@([\w./-]+))?', name, re.ASCII)
+    repo_id, revision = found.groups() if found else ('', None)
     try:
-        validate_repo_id(found[1] if found else '')
+        validate_repo_id(repo_id)
     except HFValidationError as error:
         raise ValueError(f'{name!r} is no model of the Hub: give owner/name, or owner/name@revision.') from error
-    return found[1], found[2]
+    return repo_id, revision
 
 
 def ask_config(name: str) -> tuple[dict[str, Any], str]:
@@ -107,10 +108,10 @@ def model_folder(name: str, quick: bool = False) -> Path:
         except FileNotFoundError as error:
             reason = error
     try:
-        kept = dict(local_files_only=reason is not None)
-        config = Path(hf_hub_download(repo_id, FILES[0], revision=revision, **kept))
+        kept = reason is not None
+        config = Path(hf_hub_download(repo_id, FILES[0], revision=revision, local_files_only=kept))
         # of the same commit
-        weights = Path(hf_hub_download(repo_id, FILES[1], revision=config.parent.name, **kept))
+        weights = Path(hf_hub_download(repo_id, FILES[1], revision=config.parent.name, local_files_only=kept))
     except HUB_ERRORS as error:
         if reason is not None:
             raise reason from error

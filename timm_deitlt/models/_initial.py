@@ -1,6 +1,7 @@
 """Weights to start from that were trained on other classes."""
 import logging
 import os
+from typing import Any, cast
 
 from timm.models import load_checkpoint, load_state_dict
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
@@ -39,7 +40,7 @@ def load_initial(model: nn.Module, path: str) -> None:
 
 def classifier_names(model: nn.Module) -> tuple[str, ...]:
     """Names of a model's classifiers, such as 'head' and 'head_dist'."""
-    names = model.pretrained_cfg.get('classifier') or ()
+    names = cast(Any, model).pretrained_cfg.get('classifier') or ()
     return (names,) if isinstance(names, str) else tuple(names)
 
 

@@ -1,6 +1,6 @@
 """Models by timm's `build_model_with_cfg`, with one clear error where their weights are not to be had."""
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from huggingface_hub.errors import EntryNotFoundError
 from timm.models import PretrainedCfg, build_model_with_cfg, resolve_pretrained_cfg
@@ -11,16 +11,18 @@ from ._hub import HUB_ERRORS, explain
 
 __all__ = ['create_pretrained']
 
+Model = TypeVar('Model', bound=nn.Module)
+
 
 def create_pretrained(
-        model_cls: Callable[..., nn.Module],
+        model_cls: Callable[..., Model],
         variant: str,
         pretrained: bool = False,
         pretrained_cfg: str | Mapping[str, Any] | PretrainedCfg | None = None,
         pretrained_cfg_overlay: Mapping[str, Any] | None = None,
         tag_args: Mapping[str, Mapping[str, Any]] | None = None,
         **kwargs: Any,
-) -> nn.Module:
+) -> Model:
     """Create a model of this package, with weights if `pretrained`.
 
     Args:
@@ -36,14 +38,16 @@ def create_pretrained(
     Raises:
         FileNotFoundError: If no weights are known, or the Hub does not give them.
     """
-    cfg = resolve_pretrained_cfg(variant, pretrained_cfg, pretrained_cfg_overlay)
+    # timm takes any mapping, and what its `generate_default_cfgs` makes
+    given: dict[str, Any] = dict(pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=pretrained_cfg_overlay)
+    cfg = resolve_pretrained_cfg(variant, **given)
     if pretrained and not (cfg.state_dict or cfg.file or cfg.hf_hub_id or cfg.url):
         raise FileNotFoundError(_not_known(cfg))
     by_name = bool(pretrained_cfg) and isinstance(pretrained_cfg, str)
-    needed = (tag_args or {}).get(cfg.tag, {}) if by_name or pretrained and _is_published(cfg) else {}
+    needed = (tag_args or {}).get(cfg.tag or '', {}) if by_name or pretrained and _is_published(cfg) else {}
     model_args = {key: kwargs.get(key, value) for key, value in needed.items()}
     try:
-        model = build_model_with_cfg(model_cls, variant, pretrained, pretrained_cfg=cfg, **{**kwargs, **model_args})
+        model = build_model_with_cfg(model_cls, variant, pretrained, **{**kwargs, 'pretrained_cfg': cfg, **model_args})
     except HUB_ERRORS as error:
         failure = explain(error)
         foreign = failure.kind == 'other' and not isinstance(error, EntryNotFoundError)
@@ -52,7 +56,7 @@ def create_pretrained(
         raise FileNotFoundError(_not_given(cfg, failure.words)) from error
     if model_args:
         # what timm exports beside the arguments of its create_model, so that a saved model is made the same way
-        model._model_args = {**getattr(model, '_model_args', {}), **model_args}
+        cast(Any, model)._model_args = {**getattr(model, '_model_args', {}), **model_args}
     return model
 
 
@@ -62,11 +66,11 @@ def _is_on_hub(cfg: PretrainedCfg) -> bool:
 
 def _is_published(cfg: PretrainedCfg) -> bool:
     # of hf-hub: and local-dir:, which set a source, config.json says all
-    return _is_on_hub(cfg) and not cfg.source and cfg.hf_hub_id.partition('@')[0] == published_id(_name(cfg))
+    return _is_on_hub(cfg) and not cfg.source and str(cfg.hf_hub_id).partition('@')[0] == published_id(_name(cfg))
 
 
 def _name(cfg: PretrainedCfg) -> str:
-    return f'{cfg.architecture}.{cfg.tag}' if cfg.tag else cfg.architecture
+    return f'{cfg.architecture}.{cfg.tag}' if cfg.tag else str(cfg.architecture)
 
 
 def _not_known(cfg: PretrainedCfg) -> str:
@@ -76,7 +80,7 @@ def _not_known(cfg: PretrainedCfg) -> str:
 
 
 def _not_given(cfg: PretrainedCfg, words: str) -> str:
-    repository, _, revision = cfg.hf_hub_id.partition('@')
+    repository, _, revision = str(cfg.hf_hub_id).partition('@')
     asked = f'{repository}, revision {revision},' if revision else repository
     return f'The weights of {_name(cfg)} could not be read from {asked} on the Hub: {words}. {_advice(_name(cfg))}'
 

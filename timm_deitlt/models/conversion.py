@@ -159,7 +159,7 @@ def recognise_benchmark(released: Released, settings: Mapping[str, Any], asked: 
     if 'imb_factor' in settings:  # theirs is n_min / n_max
         possible = [
             name for name in possible if ROWS[name].imbalance_factor is None
-            or abs(ROWS[name].imbalance_factor * float(settings['imb_factor']) - 1) < .01
+            or abs((ROWS[name].imbalance_factor or 0.) * float(settings['imb_factor']) - 1) < .01
             and settings.get('imb_type', 'exp') == 'exp']
     told = ''.join(f', {name} {settings[name]}' for name in ('data_set', 'imb_type', 'imb_factor') if name in settings)
     found = f'a {released.architecture} with {released.num_classes} classes{told}'

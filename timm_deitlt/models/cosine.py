@@ -1,4 +1,6 @@
 """Cosine classifier, and its exchange for the linear one of any timm model."""
+from typing import Any
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -84,7 +86,7 @@ def set_cosine_classifier(model: nn.Module) -> nn.Module:
             f'A cosine classifier needs one classifier to replace, but {kind} names {name!r} as "classifier" in its '
             'pretrained_cfg; use a timm model with a single head (not a distilled or a features_only one).'
         )
-    classifier = model.get_submodule(name)
+    classifier: Any = model.get_submodule(name)
     if isinstance(classifier, CosineLinear):
         return model
     # A subclass may do more than the product (normalise, quantise), which would be lost in silence; timm's only casts.

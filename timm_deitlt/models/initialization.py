@@ -1,4 +1,6 @@
 """Initialisations of a ViT that is trained from scratch on few images."""
+from typing import Any
+
 import torch
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models.vision_transformer import VisionTransformer
@@ -37,7 +39,7 @@ def initialize(model: nn.Module, how: str) -> None:
             f'--init {how} sets sines and cosines, for which a width of {model.embed_dim} is no multiple of 4: give '
             'another by --model-kwargs embed_dim=N.')
     for block in model.blocks:
-        attention = block.attn
+        attention: Any = block.attn
         query, key, value = attention.qkv.weight.chunk(3)
         if how == 'mimetic':
             _mimetic(query, key, value, attention.proj.weight, attention.num_heads)
@@ -77,5 +79,6 @@ def _roots(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 def _sines_and_cosines(model: VisionTransformer) -> None:
     patches = build_sincos2d_pos_embed(model.patch_embed.grid_size, model.embed_dim)
-    model.pos_embed.zero_()
-    model.pos_embed[0, -len(patches):] = patches
+    embedding: Any = model.pos_embed
+    embedding.zero_()
+    embedding[0, -len(patches):] = patches

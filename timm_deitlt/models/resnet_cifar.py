@@ -2,7 +2,7 @@
 
 Paper: Deep Residual Learning for Image Recognition, section 4.2, https://arxiv.org/abs/1512.03385
 """
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn as nn
@@ -47,7 +47,7 @@ class CifarBlock(nn.Module):
             dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dd = {'device': device, 'dtype': dtype}
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False, **dd)
         self.bn1 = nn.BatchNorm2d(channels, **dd)
         self.act1 = nn.ReLU(inplace=True)
@@ -78,6 +78,12 @@ class ResNetCifar(nn.Module):
         torch.Size([2, 10])
     """
 
+    if TYPE_CHECKING:  # TorchScript would take them for its own
+        layer1: nn.Sequential
+        layer2: nn.Sequential
+        layer3: nn.Sequential
+        feature_info: list[dict[str, Any]]
+
     def __init__(
             self,
             num_blocks: int,
@@ -90,7 +96,7 @@ class ResNetCifar(nn.Module):
             dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dd = {'device': device, 'dtype': dtype}
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.cosine = cosine

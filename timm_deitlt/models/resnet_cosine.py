@@ -32,7 +32,7 @@ class ResNetCosine(ResNet):
             dtype: torch.dtype | None = None,
             **kwargs: Any,
     ) -> None:
-        super().__init__(*args, device=device, dtype=dtype, **kwargs)
+        super().__init__(*args, **dict(kwargs, device=device, dtype=dtype))
         self._set_cosine()
 
     def _set_cosine(self) -> None:

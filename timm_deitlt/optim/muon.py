@@ -23,7 +23,7 @@ def orthogonalize_in_float32(optimizer: Muon) -> None:
         finally:
             muon.zeropower_via_newtonschulz = iteration
 
-    optimizer.step = step_in_float32
+    optimizer.step = step_in_float32  # type: ignore[method-assign]
 
 
 def left_to_adamw(model: nn.Module) -> list[str]:
@@ -41,8 +41,9 @@ def left_to_adamw(model: nn.Module) -> list[str]:
         ['fc.*', 'conv1.*']
     """
     prefix = '' if hasattr(model, 'pretrained_cfg') else 'model.'
-    config = (model if not prefix else model.model).pretrained_cfg
-    names = []
+    holder: Any = model.model if prefix else model
+    config = holder.pretrained_cfg
+    names: list[str] = []
     for name in (config['classifier'], config['first_conv']):
         names += [name] if isinstance(name, str) else name or ()
     return [f'{prefix}{name}.*' for name in names] + ['projections.*'] * bool(prefix)

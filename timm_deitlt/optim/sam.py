@@ -143,7 +143,10 @@ class SAM(Optimizer):
 
     def _ascent(self) -> tuple[list[Tensor], list[Tensor], float]:
         """Parameters that have a gradient, their steps e, and the norm of the gradient (of T g for ASAM)."""
-        params, scaled, ascent, rhos = [], [], [], []
+        params: list[Tensor] = []
+        scaled: list[Tensor] = []
+        ascent: list[Tensor] = []
+        rhos: list[float] = []
         for group in self.param_groups:
             group_params = [p for p in group['params'] if p.grad is not None]
             gradients = [p.grad for p in group_params]
@@ -159,7 +162,7 @@ class SAM(Optimizer):
         norm = _global_norm(scaled)
         if params:
             # no direction, no step: at a stationary point the second pass repeats the first
-            ascent = torch._foreach_mul(ascent, [rho / norm if norm > 0 else 0. for rho in rhos])
+            ascent = list(torch._foreach_mul(ascent, [rho / norm if norm > 0 else 0. for rho in rhos]))
         return params, ascent, norm
 
     def zero_grad(self, set_to_none: bool = True) -> None:

@@ -1,6 +1,8 @@
 """Plots and a self-contained HTML page of a run, and of a study."""
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 __all__ = ['write_report', 'write_study_report']
 
@@ -31,7 +33,7 @@ def write_study_report(
         results: list[dict],
         verdicts: list[dict],
         settings: dict,
-        sweep: dict | None = None,
+        sweep: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write report.html into the folder of a study's results, and its figures as plots/*.png.
 

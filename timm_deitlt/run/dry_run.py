@@ -1,14 +1,17 @@
 """What a run would do, worked out before it touches an image or a device."""
 import argparse
 import logging
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
+from timm.models import PretrainedCfg
 from timm.models.deit import VisionTransformerDistilled
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.data import Dataset
 
 from ..benchmarks import BENCHMARKS
 from ..data.folds import split_fold
@@ -18,6 +21,7 @@ from ..data.readers import count_listed
 from ..data.sampling import class_counts
 from ..evaluation import Shots
 from ..loss import class_weights
+from ..models._timm import TimmModel
 from ..settings.images import DataSettings
 from ..settings.resolved import OptimizerSettings, ScheduleSettings, Settings
 from .advice import named_counts, too_few_updates
@@ -60,10 +64,10 @@ def dry_run(args: argparse.Namespace) -> dict[str, Any]:
         images, loader.batch_size, loader.micro_batches, world_size, repeats=loader.aug_repeats,
         even=settings.augment.mixes, global_batch_size=loader.update_images)
     updates = sampler.updates_per_epoch
-    num_classes = BENCHMARKS[data.dataset].num_classes if data.dataset in BENCHMARKS else len(counts)
+    num_classes = BENCHMARKS[data.dataset].num_classes if data.dataset in BENCHMARKS else len(counts or ())
     model = check_student(settings, num_classes, counts or [1] * num_classes)
     result = {
-        'recipe': next(x for x in reversed(settings.sources.values()) if x not in ('default', 'command line')),
+        'recipe': next(x for x in reversed([*settings.sources.values()]) if x not in ('default', 'command line')),
         'data': data.dataset or str(data.data_dir),
         'train_images': images,
         'class_counts': counts,
@@ -96,9 +100,10 @@ def dry_run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _training(settings: Settings, updates: int) -> dict[str, Any]:
     optimizer, schedule, augment = settings.optimizer, settings.schedule, settings.augment
+    sizes = size_schedule(settings)
     final_lr, epochs = _final_lr(schedule, optimizer.peak_lr, updates)
     return {
-        'train_img_sizes': size_schedule(settings).drawn if augment.train_img_sizes else None,
+        'train_img_sizes': None if sizes is None else sizes.drawn,
         'train_size_schedule': augment.train_size_schedule,
         'epochs': epochs,
         'peak_lr': optimizer.peak_lr,
@@ -131,7 +136,7 @@ def _stages(settings: Settings, counts: list[int] | None, updates: int) -> dict[
 
 def _training_set(
         settings: Settings,
-) -> tuple[int, list[int] | None, list[str] | None, tuple[int, int] | None, str | None]:
+) -> tuple[int, list[int] | None, Sequence[str] | None, tuple[int, int] | None, str | None]:
     """Training images, images and names of the classes, shot cuts, and the file that would tell the counts."""
     data = settings.data
     benchmark = BENCHMARKS.get(data.dataset)
@@ -141,8 +146,8 @@ def _training_set(
     natural = benchmark.imbalance_factor is None
     try:
         counts = count_listed(benchmark, data.data_dir, data.list_dir) if natural else class_counts(
-            benchmark.num_classes, data.n_max or benchmark.n_max, data.imbalance_factor or benchmark.imbalance_factor,
-            data.imbalance_profile)
+            benchmark.num_classes, data.n_max or benchmark.n_max,
+            data.imbalance_factor or benchmark.imbalance_factor or 1., data.imbalance_profile)
     except FileNotFoundError as error:
         if data.list_dir or data.imbalance_factor or data.held_out or data.folds:
             raise  # the published number of images would not be the answer
@@ -156,7 +161,7 @@ def _training_set(
 def _chosen(data: DataSettings, counts: list[int], natural: bool) -> ClassificationSet:
     """The training set of a benchmark without its images."""
     labels = range(len(counts))
-    chosen = ClassificationSet(None, np.repeat(labels, counts), labels, data.dataset)
+    chosen = ClassificationSet(Dataset(), np.repeat(labels, counts), [*map(str, labels)], data.dataset)
     if natural and data.imbalance_factor:
         chosen = long_tailed_subset(chosen, data.imbalance_factor, data.imbalance_profile, data.n_max)
     if data.held_out:
@@ -197,15 +202,15 @@ def _final_lr(schedule: ScheduleSettings, lr: float, updates: int) -> tuple[floa
     return optimizer.param_groups[0]['lr'], epochs
 
 
-def _memory(settings: Settings, model: nn.Module) -> int:
+def _memory(settings: Settings, model: TimmModel) -> int:
     """Bytes of weights, gradients, optimizer state and one micro-batch's activations, with mixed precision unless off.
 
     The activations are those that autograd keeps, found by a forward pass that computes nothing. The library's own
     workspace, the teacher and the images of the loader come on top.
     """
     channels, *size = model.pretrained_cfg['input_size']
-    if settings.augment.train_img_sizes:
-        size = [max(size_schedule(settings).drawn)] * 2
+    if (sizes := size_schedule(settings)) is not None:
+        size = [max(sizes.drawn)] * 2
     parameters = sum(p.numel() for p in model.parameters())
     total = parameters * (8 + _STATE_BYTES.get(settings.optimizer.opt.lower(), 8))
     kept = {}
@@ -247,7 +252,7 @@ def _teacher(student: Settings, images: int) -> dict[str, Any] | None:
         'name': asked.name,
         'checkpoint': asked.checkpoint or ('the Hub' if asked.source == 'hub' else None),
         'model': settings.model.name,
-        'img_size': settings.model.img_size or untrained_cfg(settings.model.name).input_size[-1],
+        'img_size': settings.model.img_size or cast(PretrainedCfg, untrained_cfg(settings.model.name)).input_size[-1],
         'loss': settings.flags['loss'],
         'epochs': settings.schedule.epochs,
         'batch_size': settings.loader.update_images,

@@ -66,7 +66,8 @@ def train_folds(args: argparse.Namespace) -> dict[str, Any]:
         _logger.info(f'Not finished are the folds {", ".join(map(str, missing))}: the table follows with the last one.')
         return results[args.fold]
     benchmark = BENCHMARKS.get(args.dataset)
-    summary = summarize_folds(results, benchmark.shot_boundaries if benchmark else None)
+    finished = [result for result in results if result is not None]
+    summary = summarize_folds(finished, benchmark.shot_boundaries if benchmark else None)
     summary['runs'] = [str(root / f'fold-{fold}') for fold in range(args.folds)]
     if world_info_from_env()[1] == 0:
         write_text(root / FOLDS, json.dumps(summary, indent=2) + '\n')

@@ -68,10 +68,9 @@ def expected_seconds(trainer: Trainer, settings: Settings, start_epoch: int = 0)
     if epochs <= 0:
         return 0.
     loader, optimizer = trainer.loader, trainer.optimizer
-    sam = isinstance(optimizer, SAM)
     batch = _batch_seconds(trainer, start_epoch)
-    step = _timed(optimizer.base_optimizer.step if sam else optimizer.step, trainer)
-    passes = 1 + sam / settings.optimizer.sam_every
+    step = _timed(optimizer.base_optimizer.step if isinstance(optimizer, SAM) else optimizer.step, trainer)
+    passes = 1 + isinstance(optimizer, SAM) / settings.optimizer.sam_every
     compute = loader.grad_accum_steps * batch * passes + step
     image = loader.seconds_per_image() / max(1, settings.loader.workers)
     load = image * loader.images_per_epoch / loader.updates_per_epoch / loader.world_size
@@ -104,7 +103,7 @@ def _batch_seconds(trainer: Trainer, epoch: int) -> float:
 
 def _timed(step: Callable[[], Any], trainer: Trainer) -> float:
     """Least seconds of a call: the first also allocates, and one that takes long is not repeated often."""
-    seconds = []
+    seconds: list[float] = []
     while len(seconds) < 2 or (len(seconds) < 5 and sum(seconds) < _LONG_ENOUGH):
         began = time.perf_counter()
         step()

@@ -104,7 +104,7 @@ def _check_writable(folder: Path) -> None:
 
 def report_changes(start: Start, settings: Settings) -> None:
     """Say how the settings differ from those of the run that is gone on from."""
-    theirs, now = start.checkpoint['args'], settings.flags
+    theirs, now = (start.checkpoint or {})['args'], settings.flags
     before = vars(theirs)
     changed = [
         f'{name} {before[name]} -> {now[name]}' for name in sorted(now)

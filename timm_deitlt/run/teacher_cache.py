@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 from timm.utils.distributed import world_info_from_env
 from torch import nn
 
+from ..models._timm import TimmModel
 from ..models.weights import WEIGHTS, load_safetensors, load_weights, weights_file
 from ..settings.resolved import TeacherSettings
 from ..utils.files import atomic_write, write_text
@@ -38,7 +39,7 @@ def is_cached(teacher: TeacherSettings, key: dict) -> bool:
 def cached_or_trained(
         teacher: TeacherSettings,
         key: dict,
-        create: Callable[[], nn.Module],
+        create: Callable[[], TimmModel],
         fetch: Callable[[], tuple[dict[str, torch.Tensor], str] | None],
         train: Callable[[Path], nn.Module],
         logit_scale: float = 1.,
@@ -54,7 +55,8 @@ def cached_or_trained(
         logit_scale: Factor that makes its outputs the logits of its loss.
     """
     folder = cache_folder(teacher, key)
-    source, path = 'cache', folder / WEIGHTS
+    source = 'cache'
+    path: Path | str = folder / WEIGHTS
     while world_info_from_env()[0] and not (folder / RECORD).is_file():
         time.sleep(.5)  # the first rank of a machine trains, and shows how far it is
     if not (folder / RECORD).is_file():

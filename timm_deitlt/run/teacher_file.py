@@ -7,11 +7,11 @@ from typing import Any
 
 import timm
 import torch
-from torch import nn
 
 from ..benchmarks import TAGS, hub_id, published_id
 from ..engine.checkpoint import load_checkpoint
 from ..models._hub import ask_config, model_folder
+from ..models._timm import TimmModel
 from ..models.weights import CONFIG, exported_settings, load_config, load_safetensors, load_weights, weights_sha256
 from ..settings.resolved import Settings
 from .build.data import Data
@@ -95,7 +95,7 @@ def from_file(settings: Settings, named: Settings, data: Data) -> Teacher:
     path = model_folder(name.removeprefix(HUB), quick=True) if name.startswith(HUB) else Path(name)
     weights, recorded, data_record = _read(path)
     if not recorded:
-        classifier = timm.get_pretrained_cfg(named.model.name).classifier
+        classifier = getattr(timm.get_pretrained_cfg(named.model.name), 'classifier', None)
         recorded = {'classifier': 'linear' if f'{classifier}.bias' in weights else 'cosine'}
     architecture = recorded.get('model', named.model.name)
     if architecture.split('.')[0] != named.model.name.split('.')[0]:
@@ -157,7 +157,7 @@ def _check_data(record: dict[str, Any], data: Data, path: str) -> None:
             'data, or leave --teacher-checkpoint out to have one trained.')
 
 
-def reorder_classes(model: nn.Module, theirs: Sequence[str], ours: Sequence[str], name: str) -> None:
+def reorder_classes(model: TimmModel, theirs: Sequence[str], ours: Sequence[str], name: str) -> None:
     """Put the rows of a model's classifiers, which number the classes as `theirs`, in the order of `ours`.
 
     Args:

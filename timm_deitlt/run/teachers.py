@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from torch import nn
 
 from ..benchmarks import tag_of
+from ..models._timm import TimmModel
 from ..settings.checks import validate_args
 from ..settings.images import DataSettings
 from ..settings.layers import TEACHER_RECIPES, recipes_for, resolve
@@ -85,7 +85,7 @@ class Teacher:
         path: Where its weights are, a file, a folder, or 'hf-hub:owner/name'.
         logit_scale: Factor that makes its outputs the logits of its loss.
     """
-    model: nn.Module
+    model: TimmModel
     name: str
     source: str
     path: Path | str

@@ -72,7 +72,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     device = torch.device(init_distributed_device_so(settings.machine.device)['device'])
     teacher_metrics = evaluate_teacher(settings, teacher, data, device) if teacher else None
     trainer = build_trainer(
-        settings, data, teacher and teacher.model, device, teacher.logit_scale if teacher else 1.)
+        settings, data, teacher.model if teacher else None, device, teacher.logit_scale if teacher else 1.)
     speed = _go_on(trainer, settings, start)
     folder = _open_folder(settings, start)
     trainer.image_folder = folder.path if settings.output.save_images and primary else None

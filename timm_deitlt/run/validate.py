@@ -15,6 +15,7 @@ from ..evaluation import ShotEvaluator
 from ..evaluation.confusion import describe_confusion
 from ..evaluation.fusion import choose_fusions
 from ..models._hub import model_folder
+from ..models._timm import TimmModel
 from ..models.weights import CONFIG, exported_settings, load_config, load_safetensors, load_weights, weights_sha256
 from ..settings.layers import model_kind, recipes_for, resolve, with_defaults
 from ..settings.resolved import Settings
@@ -103,7 +104,8 @@ def _validate_exported(folder: Path, overrides: dict[str, Any], fusion: str, sav
     settings = settings_of_export(folder, config, overrides)
     data = build_data(settings, evaluate_split=overrides.get('val_split'))
     model = build_model(settings.model, data.train.num_classes)
-    weights = {'experts': load_safetensors(folder, 'Convert or download it again.')}
+    weights: dict[str, dict[str, torch.Tensor] | None] = {
+        'experts': load_safetensors(folder, 'Convert or download it again.')}
     names = config['pretrained_cfg'].get('label_names')
     if names is None:
         _logger.warning(f'{folder} has no label_names: it is taken to number the classes as the data set does.')
@@ -118,7 +120,7 @@ def _validate_exported(folder: Path, overrides: dict[str, Any], fusion: str, sav
 def _evaluate(
         settings: Settings,
         data: Data,
-        model: torch.nn.Module,
+        model: TimmModel,
         weights: dict[str, dict[str, torch.Tensor] | None],
         class_names: list[str] | None,
         experts: tuple[str, ...],
@@ -159,7 +161,7 @@ def _evaluate(
         'epochs': settings.schedule.epochs,
         'seed': settings.seed,
         'eval_images_per_second': round(sum(evaluator.test_counts) * len(metrics) / seconds, 1),
-        'weights_sha256': weights_sha256(weights['experts']),
+        'weights_sha256': weights_sha256(weights['experts'] or {}),
         'versions': versions(),
         **trained,
     })

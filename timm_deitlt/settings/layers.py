@@ -198,7 +198,7 @@ def _checked_value(action: argparse.Action, value: Any) -> Any:
 
 
 def _checked_scalar(action: argparse.Action, value: Any) -> Any:
-    convert = action.type or str
+    convert: Any = action.type or str  # argparse's own hint allows a name too
     if isinstance(value, bool) and action.choices is not None and {'on', 'off'} <= set(action.choices):
         return 'on' if value else 'off'  # which YAML takes for true and false
     expected = {int: 'a whole number', float: 'a number', number_or_auto: 'a number or auto'}.get(convert, 'text')
@@ -229,7 +229,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str = 'train.py') -> arg
     given = _command_line(build_parser(prog), argv)
     config = given.pop('config', '')
     layers = [*([load_recipe(config)] if config else []), Layer('command line', given)]
-    base = layers[0].base
+    base: Sequence[str] | None = layers[0].base
     if base is None:
         chosen = _merge(layers)
         base = recipes_for(chosen.dataset, model_kind(chosen.model))

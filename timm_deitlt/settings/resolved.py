@@ -291,7 +291,7 @@ class Settings:
             **self.flags, world_size=machine.world_size, rank=machine.rank, distributed=machine.world_size > 1)
 
 
-def part(kind: type[Part], args: argparse.Namespace, prefix: str = '', **worked_out) -> Part:
+def part(kind: type[Part], args: argparse.Namespace, prefix: str = '', **worked_out: Any) -> Part:
     """One part of the settings: what was worked out, and the flags of the same names as its other fields.
 
     Args:
@@ -300,6 +300,7 @@ def part(kind: type[Part], args: argparse.Namespace, prefix: str = '', **worked_
         prefix: What their names begin with and the fields' do not.
         worked_out: Its other fields.
     """
-    given = {field.name: getattr(args, prefix + field.name) for field in fields(kind) if field.name not in worked_out}
+    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    given = {name: getattr(args, prefix + name) for name in names if name not in worked_out}
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()},
                 **worked_out)

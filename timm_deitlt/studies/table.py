@@ -64,7 +64,7 @@ def _judge(study: Study, claim: Claim, results: Mapping[Cell, Mapping[str, Any]]
         subset: statistics.fmean([d for (cell, *_), d in zip(pairs, differences, strict=True) if cell.subset == subset])
         for subset in subsets}
     verdict, limit = FEW, None
-    if len(differences) >= _LEAST_PAIRS:
+    if mean is not None and std is not None and len(differences) >= _LEAST_PAIRS:
         limit = _half_interval(std, len(differences))
         if mean > limit and min(by_subset.values()) > 0:
             verdict = HOLDS

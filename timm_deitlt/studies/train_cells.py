@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from ..engine.checkpoint import LAST, load_checkpoint
 from ..run.build.data import build_data
@@ -104,7 +104,7 @@ def check_cells(study: Study, cells: Sequence[Cell], places: Mapping[str, Any]) 
 
 def _end_with_parent() -> None:
     def wait() -> None:
-        multiprocessing.parent_process().join()
+        cast(Any, multiprocessing.parent_process()).join()
         os._exit(1)  # a worker that trained on would write into folders that the next start goes on with
 
     threading.Thread(target=wait, daemon=True).start()
@@ -165,7 +165,7 @@ def train_cell(study: Study, cell: Cell, root: Path, work: Path, places: Mapping
     return result
 
 
-def _locked(folder: Path) -> FileLock:
+def _locked(folder: Path) -> AcquireReturnProxy:
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / '.lock')
     try:

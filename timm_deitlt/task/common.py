@@ -1,7 +1,9 @@
 """What all tasks share."""
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
+from timm.task import TrainingTask
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -26,18 +28,21 @@ def hard_labels(target: Tensor) -> Tensor:
     return target if target.ndim == 1 else target.argmax(dim=-1)
 
 
-def set_epochs(modules: Sequence[nn.Module], epoch: int) -> None:
+def set_epochs(modules: Sequence[Any], epoch: int) -> None:
     for module in modules:
         if hasattr(module, 'set_epoch'):
             module.set_epoch(epoch)
 
 
-class ShotEvaluation:
+class ShotEvaluation(TrainingTask):
     # what all tasks share; `shots` and `experts` are set by the task
     shots: Shots | None
     experts: tuple[str, ...]
 
-    def create_evaluator(self, **kwargs) -> ShotEvaluator:
+    def set_epoch(self, epoch: int) -> None:
+        """Take the 0-based epoch."""
+
+    def create_evaluator(self, **kwargs: Any) -> ShotEvaluator:
         """Create a fresh evaluator of every expert, by shot."""
         if self.shots is None:
             raise ValueError('This task was made without shots: pass shots=Shots.from_counts(class_counts).')

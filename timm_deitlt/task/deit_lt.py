@@ -1,6 +1,6 @@
 """DeiT-LT: CLS learns the labels, DIST what a teacher says of the same image."""
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +55,8 @@ class DeiTLTTask(ShotEvaluation, TokenDistillationTask):
     """
 
     experts = ('mean', 'cls', 'dist')
+    student_mean: Tensor  # timm's buffers
+    student_std: Tensor
 
     def __init__(
             self,
@@ -67,7 +69,7 @@ class DeiTLTTask(ShotEvaluation, TokenDistillationTask):
             teacher_scale: float = 1.,
             guidance: Guidance | None = None,
             shots: Shots | None = None,
-            **kwargs,
+            **kwargs: Any,
     ):
         if teacher_normalize not in ('own', 'student'):
             raise ValueError(f"teacher_normalize={teacher_normalize!r} is unknown: use 'own' or 'student'.")
@@ -102,6 +104,9 @@ class DeiTLTTask(ShotEvaluation, TokenDistillationTask):
             blocks = guidance.blocks if guidance.weight else ()
             self.trainable_module = GuidedStudent(student, self.teacher.model.channels, blocks, bool(guidance.dense))
         self._epoch = 0
+
+    if TYPE_CHECKING:  # timm's is said to return a TokenDistillationTask, which has no `set_epoch`
+        def train(self, mode: bool = True) -> 'DeiTLTTask': ...
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the losses the 0-based epoch; the stage is a function of it alone."""
@@ -138,7 +143,8 @@ class DeiTLTTask(ShotEvaluation, TokenDistillationTask):
             'teacher_correct' (the teacher finds the dominant label), 'agreement' (DIST says what the teacher says) and
             'cosine' (of the CLS and DIST tokens after the final norm).
         """
-        guided = () if self.guidance is None else (self.guidance.guides(self._epoch),)
+        guidance = self.guidance
+        guided = () if guidance is None else (guidance.guides(self._epoch),)
         if guided and weak is not None:
             raise ValueError('Guidance compares places of one image: leave out the weak view (--teacher-view student).')
         with frozen_statistics(self.trainable_module) if second_pass else nullcontext():
@@ -147,13 +153,14 @@ class DeiTLTTask(ShotEvaluation, TokenDistillationTask):
         with torch.no_grad():
             shown = self.teacher(self.teacher_view(input if weak is None else weak).detach())
             teacher_logits, *teacher_places = shown if guided else (shown,)
-        extra = self._guidance_losses(*places, teacher_logits, *teacher_places) if guided else {}
+        extra = {} if guidance is None else self._guidance_losses(
+            guidance, places, teacher_logits, teacher_places)
         if self.teacher_scale != 1.:  # in full precision, in which different logits stay different
             teacher_logits = teacher_logits.float() * self.teacher_scale
         distill_loss = self.distillation_loss(dist_logits, teacher_logits)
         loss = self.task_loss_weight * task_loss + self.distill_loss_weight * distill_loss
-        if guided:
-            loss = loss + self.guidance.weight * extra['guidance_loss'] + self.guidance.dense * extra['dense_loss']
+        if guidance is not None:
+            loss = loss + guidance.weight * extra['guidance_loss'] + guidance.dense * extra['dense_loss']
         return {
             'loss': loss,
             'output': cls_logits,
@@ -165,18 +172,18 @@ class DeiTLTTask(ShotEvaluation, TokenDistillationTask):
 
     def _guidance_losses(
             self,
-            maps: list[Tensor],
-            patch_logits: Tensor | None,
+            guidance: Guidance,
+            places: list[Any],
             teacher_logits: Tensor,
-            teacher_maps: list[Tensor],
-            teacher_local: Tensor | None,
+            teacher_places: list[Any],
     ) -> dict[str, Tensor]:
+        (maps, patch_logits), (teacher_maps, teacher_local) = places, teacher_places
         zero = teacher_logits.new_zeros((), dtype=torch.float32)
         return {
             'guidance_loss': locality_guidance(maps, teacher_maps) if maps else zero,
             # in stage two DIST's head is re-weighted at each place too, or the places would pull it back
             'dense_loss': zero if patch_logits is None else dense_distillation(
-                patch_logits, teacher_local, teacher_logits, self.guidance.share_of_places(self._epoch),
+                patch_logits, teacher_local, teacher_logits, guidance.share_of_places(self._epoch),
                 self.distillation_loss.active_weight),
         }
 
@@ -190,10 +197,15 @@ class DeiTLTTask(ShotEvaluation, TokenDistillationTask):
             'cosine': F.cosine_similarity(cls_token, dist_token).sum(),
         }
 
-    def compile(self, backend: str = 'inductor', mode: str | None = None, **compile_kwargs) -> nn.Module:
+    def compile(  # type: ignore[override]
+            self,
+            backend: str = 'inductor',
+            mode: str | None = None,
+            **compile_kwargs: Any,
+    ) -> nn.Module:
         """As in timm; with guidance the plain student is compiled beside the one that shows its maps."""
-        options = dict(backend=backend, mode=mode, **compile_kwargs)
-        plain = None if self.guidance is None else torch.compile(self.get_eval_model(), **options)
+        options: dict[str, Any] = dict(backend=backend, mode=mode, **compile_kwargs)
+        plain: Any = None if self.guidance is None else torch.compile(self.get_eval_model(), **options)
         compiled = super().compile(**options)
         if plain is None:
             return compiled
@@ -245,9 +257,9 @@ def _watch_tokens(student: nn.Module) -> dict[str, Tensor]:
     tokens = {'cls_dist': torch.empty(0)}
 
     # a plain function: an EMA's deep copy of the student then shares it instead of copying the task
-    def keep(module: nn.Module, _, output: Tensor) -> None:
+    def keep(module: nn.Module, _: Any, output: Tensor) -> None:
         if module.training:
             tokens['cls_dist'] = output[:, :2].detach()
 
-    student.norm.register_forward_hook(keep)
+    cast(Any, student).norm.register_forward_hook(keep)
     return tokens

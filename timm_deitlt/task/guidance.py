@@ -4,6 +4,7 @@ What is added to the student is for training alone: checkpoints hold it as the t
 """
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from timm.layers import PatchDropout
@@ -70,18 +71,18 @@ class GuidingTeacher(nn.Module):
             raise ValueError(
                 f'The teacher {kind} shows no feature maps (it has no forward_intermediates and forward_head as models '
                 'of timm have): use a CNN such as resnet32_sam, or leave out --guidance and --dense-distill.')
-        self.network = network.eval()
+        self.network = cast(Any, network.eval())
         self.dense = dense
         self.stages = all_stages(network) if stages is None else list(stages)
         # one image of the network's own size; in eval mode it leaves no trace
-        image = next(network.parameters()).new_ones(1, *network.pretrained_cfg['input_size'])
+        image = next(network.parameters()).new_ones(1, *self.network.pretrained_cfg['input_size'])
         try:
             with torch.no_grad():
                 features, maps = self._features(image)
         except (AssertionError, IndexError, NotImplementedError) as error:
             raise ValueError(
                 f'The teacher {kind} does not show the features {self.stages}: --guidance-stages takes numbers from 0 '
-                f'to {len(network.feature_info) - 1}.') from error
+                f'to {len(self.network.feature_info) - 1}.') from error
         if any(x.ndim != 4 for x in maps):
             raise ValueError(
                 f'The features of the teacher {kind} are no maps, but of shape {[tuple(x.shape) for x in maps]}: use a '
@@ -108,7 +109,7 @@ class GuidingTeacher(nn.Module):
 
 
 @torch.no_grad()
-def _classifies_the_mean(network: nn.Module, features: Tensor) -> bool:
+def _classifies_the_mean(network: Any, features: Tensor) -> bool:
     """Whether the head of a network is a classifier of the mean of its features over all places."""
     if features.ndim != 4 or not isinstance(network.get_classifier(), nn.Linear | CosineLinear):
         return False
@@ -117,7 +118,7 @@ def _classifies_the_mean(network: nn.Module, features: Tensor) -> bool:
         pooled, features.mean(dim=(2, 3)), rtol=1e-2, atol=1e-3)
 
 
-def all_stages(network: nn.Module) -> list[int]:
+def all_stages(network: Any) -> list[int]:
     """Numbers of a network's features in `forward_intermediates` without that of the stem, where it has one."""
     info = network.feature_info
     names = [part['module'] for part in getattr(info, 'info', info)]
@@ -151,7 +152,7 @@ class GuidedStudent(nn.Module):
 
     def __init__(
             self,
-            model: nn.Module,
+            model: VisionTransformerDistilled,
             channels: Sequence[int] = (),
             blocks: Sequence[int] | None = None,
             dense: bool = False,
@@ -181,7 +182,8 @@ class GuidedStudent(nn.Module):
         """
         if not self.training:
             return self.model(x)
-        model, grid = self.model, self.model.patch_embed.dynamic_feat_size(x.shape[-2:])
+        model: Any = self.model
+        grid = model.patch_embed.dynamic_feat_size(x.shape[-2:])
         maps: list[Tensor] = []
         if guided and self.blocks:
             taken = sorted(set(self.blocks))

@@ -1,5 +1,6 @@
 """Training on labels alone: a CNN teacher, a plain ViT, or both tokens of a distilled ViT."""
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from timm.models.deit import VisionTransformerDistilled
@@ -30,17 +31,16 @@ class ClassifierTask(ShotEvaluation, ClassificationTask):
             criterion: nn.Module,
             experts: tuple[str, ...] = ('cls',),
             shots: Shots | None = None,
-            **kwargs,
+            **kwargs: Any,
     ):
         super().__init__(model, criterion, **kwargs)
         if experts not in (('cls',), ('cls', 'dist')):
             raise ValueError(f"experts={experts!r} is unknown: use ('cls',) or ('cls', 'dist').")
         self.experts = ('mean', *experts)
         self.shots = shots
-        distilled = isinstance(model, VisionTransformerDistilled)
-        if 'dist' in experts and not distilled:
+        if 'dist' in experts and not isinstance(model, VisionTransformerDistilled):
             raise ValueError(f'{type(model).__name__} has no DIST token to train on the labels: use a deit_lt model.')
-        if distilled:
+        if isinstance(model, VisionTransformerDistilled):
             model.set_distilled_training(True)
             if 'dist' not in experts:
                 freeze_dist(model)
@@ -69,7 +69,7 @@ class ClassifierTask(ShotEvaluation, ClassificationTask):
         return {'loss': loss, 'output': logits[0]}
 
 
-def freeze_dist(model: nn.Module) -> None:
+def freeze_dist(model: Any) -> None:
     """Make a distilled ViT a ViT of one expert: DIST token and head fixed, the head at zero."""
     nn.init.zeros_(model.head_dist.weight)
     nn.init.zeros_(model.head_dist.bias)

@@ -71,7 +71,7 @@ class PaCoTask(ShotEvaluation, ClassificationTask):
             dim: int = 32,
             momentum: float = .999,
             shots: Shots | None = None,
-            **kwargs,
+            **kwargs: Any,
     ):
         if not 0. <= momentum < 1.:
             raise ValueError(f'momentum={momentum} of the key encoder must be at least 0 and below 1.')
@@ -166,17 +166,22 @@ class PaCoTask(ShotEvaluation, ClassificationTask):
             _, keys, labels = zip(*sorted(batches, key=lambda batch: batch[0]), strict=True)
             self.queue.push(torch.cat(keys), torch.cat(labels))
 
-    def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs) -> 'PaCoTask':
+    def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs: Any) -> 'PaCoTask':
         """Wrap the trained network for this rank, as in timm, and start key encoder and queue as rank 0 has them."""
         super().prepare_distributed(device_ids=device_ids, **ddp_kwargs)
         for tensor in (*self.key_encoder.state_dict().values(), *self.queue.state_dict().values()):
             dist.broadcast(tensor, src=0)
         return self
 
-    def compile(self, backend: str = 'inductor', mode: str | None = None, **compile_kwargs) -> nn.Module:
+    def compile(  # type: ignore[override]
+            self,
+            backend: str = 'inductor',
+            mode: str | None = None,
+            **compile_kwargs: Any,
+    ) -> nn.Module:
         """Compile both encoders and the plain model before distributed wrapping."""
-        options = dict(backend=backend, mode=mode, **compile_kwargs)
-        eval_model = torch.compile(self.get_eval_model(), **options)
+        options: dict[str, Any] = dict(backend=backend, mode=mode, **compile_kwargs)
+        eval_model: Any = torch.compile(self.get_eval_model(), **options)
         super().compile(**options)
         self.eval_model = eval_model
         self.key_encoder.compile(**options)  # in place, so that its keys stay as they are
@@ -239,10 +244,11 @@ def _gather(plans: Sequence[MicroBatch], fresh: list[tuple[Tensor, Tensor]]) -> 
     sizes = _all_gather(torch.tensor(sizes, device=labels[0].device)).tolist()
     longest = max(size for _, size in sizes)
     # ranks exchange tensors of one shape: a short micro-batch is filled up, and cut again
-    keys = _all_gather(torch.stack([F.pad(x, (0, 0, 0, longest - len(x))) for x in keys]))
-    labels = _all_gather(torch.stack([F.pad(x, (0, longest - len(x))) for x in labels]))
+    all_keys = _all_gather(torch.stack([F.pad(x, (0, 0, 0, longest - len(x))) for x in keys]))
+    all_labels = _all_gather(torch.stack([F.pad(x, (0, longest - len(x))) for x in labels]))
     return [
-        (number, x[:size], y[:size]) for (number, size), x, y in zip(sizes, keys, labels, strict=True) if size]
+        (number, x[:size], y[:size])
+        for (number, size), x, y in zip(sizes, all_keys, all_labels, strict=True) if size]
 
 
 def _all_gather(tensor: Tensor) -> Tensor:

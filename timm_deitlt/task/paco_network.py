@@ -1,4 +1,6 @@
 """Network of PaCo, and the queue of its keys."""
+from typing import Any, cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -34,13 +36,13 @@ class PaCoNet(nn.Module):
             raise ValueError(
                 f'PaCo needs a classifier of timm, but {kind} has no {(lacks or ["num_features"])[0]}: use one such as '
                 'resnet32_cifar or resnet50.')
-        heads = model.get_classifier()
+        heads = cast(Any, model).get_classifier()
         if not isinstance(heads, nn.Module) or isinstance(heads, nn.Identity | nn.ModuleList | nn.ModuleDict):
             found = 'no head' if heads is None or isinstance(heads, nn.Identity) else f'{len(heads)} heads'
             raise ValueError(
                 f'PaCo trains a classifier with one head, but {kind} has {found}: use one such as resnet32_cifar or '
                 'resnet50, with num_classes above 0.')
-        self.model = model
+        self.model: Any = model
         self.projection = nn.Sequential(
             nn.Linear(width, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, dim),
         ).to(next(model.parameters()))
@@ -64,6 +66,10 @@ class KeyQueue(nn.Module):
         size: Places K.
         dim: Width D of a key.
     """
+
+    keys: Tensor
+    labels: Tensor
+    pointer: Tensor
 
     def __init__(self, size: int, dim: int, device: torch.device | None = None):
         super().__init__()

@@ -2,6 +2,7 @@
 import errno
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 MAKE_ROOM = 'Make room and start again; a run goes on with --resume auto and its --experiment name.'
@@ -9,7 +10,7 @@ MAKE_ROOM = 'Make room and start again; a run goes on with --resume auto and its
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def no_space(error: BaseException) -> str | None:
+def no_space(error: BaseException | None) -> str | None:
     """The operating system's words for a lack of space that led to an error; None for any other error."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _NO_SPACE:
@@ -18,7 +19,7 @@ def no_space(error: BaseException) -> str | None:
     return None
 
 
-def atomic_write(path: Path, write, size: int | None = None) -> None:
+def atomic_write(path: Path, write: Callable[[Path], object], size: int | None = None) -> None:
     """Call `write(temporary path)` and move the result to `path`: a crash leaves the old file or the new one.
 
     Args:

@@ -41,7 +41,7 @@ def versions() -> dict[str, str]:
 
 
 def _machine() -> str:
-    known = getattr(torch.cpu, 'get_capabilities', dict)()  # younger than torch 2.6
+    known: dict[str, Any] = getattr(torch.cpu, 'get_capabilities', dict)()  # younger than torch 2.6
     words = [platform.machine(), f'{os.cpu_count()} cores']
     # what bfloat16 gains on a CPU depends on these
     words += [word for name, word in (('amx_bf16', 'AMX'), ('avx512_bf16', 'AVX-512 BF16')) if known.get(name)]

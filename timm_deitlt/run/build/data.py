@@ -57,7 +57,7 @@ class Data:
             return
         left = gib * 2 ** 30
         for part, words in ((self.train, 'training'), (self.evaluation, 'evaluation')):
-            if isinstance(part, ClassificationSet) and part.hold(left):
+            if isinstance(part, ClassificationSet) and part.hold(left) and part.held is not None:
                 left -= part.held.nbytes
                 _logger.info(f'{len(part.held)} decoded {words} images are in memory, {part.held.nbytes / 1e6:.3g} MB.')
 
@@ -89,7 +89,7 @@ def build_data(settings: Settings, evaluate_split: str | None = None) -> Data:
     chosen = settings.data
     _check_channels(chosen)
     benchmark = BENCHMARKS.get(chosen.dataset)
-    common = dict(
+    common: dict[str, Any] = dict(
         root=chosen.data_dir,
         split_seed=chosen.split_seed,
         list_dir=chosen.list_dir,
@@ -104,7 +104,7 @@ def build_data(settings: Settings, evaluate_split: str | None = None) -> Data:
         seed=settings.seed,
         batch_size=settings.loader.batch_size,
     )
-    long_tail = dict(
+    long_tail: dict[str, Any] = dict(
         imbalance_factor=chosen.imbalance_factor, profile=chosen.imbalance_profile, n_max=chosen.n_max)
     train = create_dataset(
         chosen.dataset,

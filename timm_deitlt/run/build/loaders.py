@@ -147,7 +147,7 @@ def build_train_loader(
 def _views(settings: Settings, config: dict[str, Any], second_view: str) -> list[Callable]:
     augment = settings.augment
     views = [build_train_transform(augment, config, settings.data.image_mode)]
-    flips = dict(hflip=augment.hflip, vflip=augment.vflip)
+    flips: dict[str, Any] = dict(hflip=augment.hflip, vflip=augment.vflip)
     if second_view == 'weak':
         views.append(weak_transform(config['input_size'], config['interpolation'], **flips))
     elif second_view == 'key':

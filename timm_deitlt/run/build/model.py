@@ -18,11 +18,13 @@ from ...benchmarks import CATALOGUE
 from ...engine.device import has_bfloat16
 from ...loss import LabelLoss, create_distillation_loss
 from ...models._initial import load_initial, say_new_heads
+from ...models._timm import TimmModel
 from ...models.cosine import set_cosine_classifier
 from ...models.initialization import initialize
 from ...optim.muon import left_to_adamw, orthogonalize_in_float32
 from ...settings.resolved import ModelSettings, OptimizerSettings, Settings
 from ...task import ClassifierTask, DeiTLTTask
+from ...task.common import ShotEvaluation
 from ...task.guidance import Guidance, check_guidable
 from ...task.paco import PaCoTask
 from ...task.paco_network import PaCoNet
@@ -35,7 +37,7 @@ _logger = logging.getLogger(__name__)
 FUSED_OPTIMIZERS = ('adam', 'adamw', 'sgd', 'momentum', 'samsgd', 'samadamw')
 
 
-def build_model(settings: ModelSettings, num_classes: int, train_sizes: Sequence[int] = ()) -> nn.Module:
+def build_model(settings: ModelSettings, num_classes: int, train_sizes: Sequence[int] = ()) -> TimmModel:
     """Create the model and write the resolved data configuration into its `pretrained_cfg`.
 
     Args:
@@ -76,7 +78,7 @@ def build_model(settings: ModelSettings, num_classes: int, train_sizes: Sequence
     return model
 
 
-def check_student(settings: Settings, num_classes: int, class_counts: Sequence[int]) -> nn.Module:
+def check_student(settings: Settings, num_classes: int, class_counts: Sequence[int]) -> TimmModel:
     """Make once what else is made only after the teacher was trained.
 
     Returns:
@@ -139,7 +141,7 @@ def untrained_cfg(name: str) -> PretrainedCfg | None:
     return timm.get_pretrained_cfg(name, allow_unregistered=True)
 
 
-def _create(settings: ModelSettings, num_classes: int, any_size: bool) -> nn.Module:
+def _create(settings: ModelSettings, num_classes: int, any_size: bool) -> TimmModel:
     cfg = untrained_cfg(settings.name)
     kwargs = dict(settings.model_kwargs)
     if cfg is not None and '.' not in settings.name and not settings.pretrained:
@@ -153,7 +155,7 @@ def _create(settings: ModelSettings, num_classes: int, any_size: bool) -> nn.Mod
     overlay.update(settings.pretrained_cfg_overlay)
     if overlay:
         kwargs['pretrained_cfg_overlay'] = overlay
-    model = timm.create_model(
+    model: Any = timm.create_model(
         settings.name,
         pretrained=settings.pretrained or bool(settings.pretrained_path),
         in_chans=settings.channels,
@@ -174,7 +176,7 @@ def _create(settings: ModelSettings, num_classes: int, any_size: bool) -> nn.Mod
     return model
 
 
-def _scale_head(model: nn.Module, scale: float | None, bias: float | None) -> None:
+def _scale_head(model: TimmModel, scale: float | None, bias: float | None) -> None:
     heads = model.get_classifier()
     for head in heads if isinstance(heads, tuple) else (heads,):
         with torch.no_grad():
@@ -222,11 +224,11 @@ def build_task(
         device: torch.device,
         dtype: torch.dtype | None,
         teacher_scale: float = 1.,
-) -> nn.Module:
+) -> ShotEvaluation:
     """The task of a run: distillation, or label training without a teacher network."""
     loss, stage_two = settings.loss, settings.stage_two
     counts = list(data.train.class_counts)
-    common = dict(shots=data.shots, device=device, dtype=dtype, verbose=False)
+    common: dict[str, Any] = dict(shots=data.shots, device=device, dtype=dtype, verbose=False)
     if loss.label_loss == 'paco':
         return PaCoTask(
             model,
@@ -285,7 +287,7 @@ def build_optimizer(settings: OptimizerSettings, model: nn.Module, fused: bool) 
     """Optimizer by timm's name; `fused` where torch has one kernel for a whole step of it."""
     name = settings.opt.lower()
     if name not in list_optimizers():
-        near = get_close_matches(name, list_optimizers(), n=3)
+        near = get_close_matches(name, map(str, list_optimizers()), n=3)
         raise ValueError(
             f'Unknown optimizer {settings.opt!r}{"; did you mean " + " or ".join(near) + "?" if near else "."} '
             'timm.optim.list_optimizers() lists what there is; SAM is samsgd or samadamw.')

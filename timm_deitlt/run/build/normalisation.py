@@ -2,6 +2,7 @@
 import logging
 from dataclasses import replace
 from types import MappingProxyType
+from typing import Any
 
 from ...data.long_tail import ClassificationSet
 from ...data.statistics import channel_statistics
@@ -42,5 +43,6 @@ def to_be_measured(settings: Settings) -> list[str]:
 
 
 def _with(settings: Settings, values: dict[str, list[float]]) -> Settings:
-    model = replace(settings.model, **{name: tuple(numbers) for name, numbers in values.items()})
+    measured: dict[str, Any] = {name: tuple(numbers) for name, numbers in values.items()}
+    model = replace(settings.model, **measured)
     return replace(settings, model=model, flags=MappingProxyType({**settings.flags, **values}))

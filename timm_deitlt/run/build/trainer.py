@@ -5,6 +5,7 @@ from bisect import bisect_right
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache, partial
+from typing import cast
 
 import torch
 from timm.data import resolve_data_config
@@ -84,7 +85,7 @@ def build_trainer(
     if machine.world_size > 1 and machine.sync_bn:
         model = convert_sync_batchnorm(model)
     task = build_task(settings, model, teacher, data, device, dtype, teacher_scale)
-    built = build_optimizer(optimizer, task.get_trainable_module(), fused=machine.auto_speed == 'on')
+    built = build_optimizer(optimizer, cast(nn.Module, task.get_trainable_module()), fused=machine.auto_speed == 'on')
     _logger.info(f'Precision: {machine.precision.words_on(device)}')
     autocast = autocast_of(machine.precision, device)
     weak = teacher is not None and settings.teacher.view == 'weak'
@@ -98,7 +99,7 @@ def build_trainer(
         task.setup_ema(
             decay=machine.model_ema_decay,
             use_warmup=machine.model_ema_warmup,
-            device='cpu' if machine.model_ema_force_cpu else None,
+            device=torch.device('cpu') if machine.model_ema_force_cpu else None,
         )
         _warn_of_slow_ema(machine, loader.updates_per_epoch * epochs)
     batches = BatchAugment(

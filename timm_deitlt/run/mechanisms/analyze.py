@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Subset
 
 from ...analysis import (
@@ -25,6 +25,7 @@ from ...analysis import (
     uniform_attention_distance,
     watched_attention,
 )
+from ...models._timm import TimmModel
 from ...utils.files import atomic_write, write_text
 from ...utils.versions import plain_json, versions
 from .subject import Subject, choose, evaluation_images, open_subject
@@ -104,10 +105,12 @@ def _measure_tokens(subject: Subject, images: Any) -> dict[str, Any]:
         grid, patch_px = _grid(model), tuple(model.patch_embed.patch_size)
         for batch, _ in subject.batches(images):
             with subject.autocast():
-                features.append(TokenFeatures(*(x if x is None else x.cpu() for x in token_features(model, batch))))
+                tokens: list[Any] = [x if x is None else x.cpu() for x in token_features(model, batch)]
+                features.append(TokenFeatures(*tokens))
     has_dist = subject.has_dist
-    cls, dist, cls_norm, dist_norm = (
-        torch.cat(parts, dim=-2) if parts[0] is not None else None for parts in zip(*features, strict=True))
+    joined: list[Any] = [
+        torch.cat(parts, dim=-2) if parts[0] is not None else None for parts in zip(*features, strict=True)]
+    cls, dist, cls_norm, dist_norm = joined
     if len(images) < cls.shape[-1]:
         _logger.info(
             f'{len(images)} images span at most {len(images)} of the {cls.shape[-1]} dimensions: ranks are comparable '
@@ -124,13 +127,13 @@ def _measure_tokens(subject: Subject, images: Any) -> dict[str, Any]:
         'effective_rank_cls': effective_rank(cls).tolist(),
         'effective_rank_dist': effective_rank(dist).tolist() if has_dist else None,
         'rank_energy': RANK_ENERGY,
-        'cos': [1 - value for value in apart] if has_dist else None,
+        'cos': None if apart is None else [1 - value for value in apart],
         'divergence': apart,
         'cos_norm': 1 - divergence(cls_norm, dist_norm).item() if has_dist else None,
     }
 
 
-def _grid(model: nn.Module) -> tuple[int, int]:
+def _grid(model: TimmModel) -> tuple[int, int]:
     return tuple(model.patch_embed.dynamic_feat_size(model.pretrained_cfg['input_size'][-2:]))
 
 
@@ -161,7 +164,7 @@ def _picture_maps(subject: Subject, images: Any, labels: Sequence[int]) -> dict[
     }
 
 
-def _save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def _save_arrays(path: Path, arrays: dict[str, Any]) -> None:
     with open(path, 'wb') as file:  # given a name, numpy would add its own ending
         np.savez_compressed(file, **arrays)
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from timm.models.deit import VisionTransformerDistilled
-from torch import nn
 from torch.utils.data import IterableDataset, Subset
 
 from ...engine.checkpoint import LAST, check_checkpoint, load_checkpoint
 from ...models._hub import model_folder
+from ...models._timm import TimmModel
 from ...models.weights import CONFIG, load_config, load_safetensors, load_weights
 from ...settings.resolved import Settings
 from ..build.data import Data, build_data
@@ -46,7 +46,7 @@ class Subject:
     """
     settings: Settings
     data: Data
-    model: nn.Module
+    model: TimmModel
     experts: Sequence[str]
     teacher: str | None
     history: list[tuple[int, float]]

@@ -46,8 +46,8 @@ def measure_teacher(subject: Subject, images: Any, max_views: int) -> dict[str, 
         return None
     settings, augment_as = subject.settings, subject.settings.augment
     data, model, device = subject.data, subject.model, subject.device
-    task = build_task(settings, model, teacher.model.to(device), data, device, torch.float32)
-    seen, clean = (TeacherView(data.shots.groups['tail'], teacher.logit_scale) for _ in range(2))
+    task: Any = build_task(settings, model, teacher.model.to(device), data, device, torch.float32)
+    in_training, on_clean = (TeacherView(data.shots.groups['tail'], teacher.logit_scale) for _ in range(2))
     loader = build_train_loader(settings, data, model.pretrained_cfg, device, '', torch.float32)
     augment = BatchAugment(
         build_mixup(augment_as, data.train.num_classes), augment_as.erasing, augment_as.remode, augment_as.recount,
@@ -60,13 +60,13 @@ def measure_teacher(subject: Subject, images: Any, max_views: int) -> dict[str, 
             batch, _, target = augment(batch, target)
             with subject.autocast():
                 dist_logits = expert_logits(model, batch, ('cls', 'dist'))['dist']
-                seen.update(task.teacher(task.teacher_view(batch)), target, dist_logits)
-            if seen.num_views >= max_views:
+                in_training.update(task.teacher(task.teacher_view(batch)), target, dist_logits)
+            if in_training.num_views >= max_views:
                 break
         for batch, target in subject.batches(images):
             with subject.autocast():
-                clean.update(task.teacher(task.teacher_view(batch)), target)
-    seen, clean = seen.compute(), clean.compute()
+                on_clean.update(task.teacher(task.teacher_view(batch)), target)
+    seen, clean = in_training.compute(), on_clean.compute()
     return {
         'teacher_top1_clean': clean['top1'],
         'teacher_top1_train_view': seen['top1'],

@@ -11,7 +11,7 @@ class KeyValues(argparse.Action):
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         from timm.utils import ParseKwargs
-        ParseKwargs.__call__(self, *args, **kwargs)
+        ParseKwargs.__call__(self, *args, **kwargs)  # type: ignore[arg-type]
 
 
 MAPPING: dict[str, Any] = {'nargs': '*', 'default': {}, 'action': KeyValues, 'metavar': 'K=V'}
