@@ -192,7 +192,7 @@ def test_output_that_cannot_be_written_to_is_refused_before_the_teacher_is_train
     (tmp_path / 'file').write_text('')
     for resume in ([], ['--resume', 'auto', '--experiment', 'x']):
         message = refused('--output', tmp_path / 'file' / 'runs', '--teacher', 'resnet20_sam', *resume)
-        assert f'as {tmp_path / "file"} is no folder that can be written to: give another --output' in message
+        assert f'{tmp_path / "file"} is not a folder that can be written to: give another --output' in message
 
 
 # Room on the disk
@@ -214,11 +214,11 @@ def test_checkpoints_that_do_not_fit_are_refused_before_anything_is_trained(refu
     left(tmp_path, 1000)
     message = refused('--epochs', '100', *flags.split())
     found = re.fullmatch(
-        rf'The checkpoints do not fit into {tmp_path}/output/\S+: (\S+ .B) are needed for (\d) file\(s\) of about '
-        rf'(\S+ .B) at a time, {milestones} of them milestone\(s\), and 1.0 kB are left there. Make room, or give '
-        r'another --output( or fewer --save-epochs)?\.', message)
+        rf'The checkpoints do not fit into {tmp_path}/output/\S+: (\d) file\(s\) of about (\S+ .B) each, {milestones} '
+        r'of them milestone\(s\), need (\S+ .B), but only 1.0 kB are left. Free some space, or give another '
+        r'--output( or fewer --save-epochs)?\.', message)
     assert found, message
-    needed, files, size, fewer = found.groups()
+    files, size, needed, fewer = found.groups()
     assert int(files) == milestones + 2 and bool(fewer) == ('--save-epochs' in flags)
     needed, size = (float(x.split()[0]) * {'kB': 1e3, 'MB': 1e6}[x.split()[1]] for x in (needed, size))
     assert int(files) * size == pytest.approx(needed, rel=.01)
@@ -232,7 +232,7 @@ def test_teacher_that_does_not_fit_into_its_cache_is_refused(refused, left, tmp_
     left(tmp_path / 'teachers', 4_000_000)
     message = refused('--teacher', 'resnet20_sam')
     assert message.startswith(f'The checkpoints do not fit into {tmp_path}/teachers/teachers/resnet20_sam-')
-    assert '4.00 MB are left there. Make room, or give another --teacher-cache.' in message
+    assert 'only 4.00 MB are left. Free some space, or give another --teacher-cache.' in message
 
 
 def test_what_lies_in_the_folder_of_a_run_already_is_not_needed_again(checkpoint, left, tmp_path, monkeypatch):
@@ -249,7 +249,7 @@ def test_what_lies_in_the_folder_of_a_run_already_is_not_needed_again(checkpoint
     common = [*TINY, '--output', str(tmp_path), '--experiment', 'run', '--resume', 'auto', '--drw-start-epoch', '0']
     run.train(parse_args([*common, '--epochs', '2']))
     assert len(trained) == 1
-    with pytest.raises(ValueError, match='2 file.s. of about .* kB at a time, 1 of them'):
+    with pytest.raises(ValueError, match='2 file.s. of about .* kB each, 1 of them'):
         run.train(parse_args([*common, '--epochs', '3', '--save-epochs', '2']))
     left(tmp_path, 0)
     run.train(parse_args([*common, '--epochs', '1']))
