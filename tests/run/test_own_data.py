@@ -137,7 +137,7 @@ def test_bands_need_a_mean_and_a_filter_that_fits(bands, tmp_path):
         run(*command, '--mean', 'auto', '--std', 'auto', '--train-interpolation', 'lanczos')
     with pytest.raises(ValueError, match='--augment-backend opencv augments grey or RGB'):
         run(*command, '--mean', .1, '--std', .1, '--augment-backend', 'opencv')
-    with pytest.raises(ValueError, match='the one word auto'):
+    with pytest.raises(ValueError, match='only the word auto'):
         run(*command, '--mean', 'auto', '.5')
 
 

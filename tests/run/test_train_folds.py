@@ -70,12 +70,12 @@ def test_the_plan_of_a_fold_needs_no_training(images, tmp_path, caplog):
 
 
 @pytest.mark.parametrize('argv, words', [
-    (['--fold', 3], '--fold 3 is one of --folds, from 0 to 2'),
-    (['--fold', 1, '--experiment', ''], '--fold needs the name of the folder'),
+    (['--fold', 3], '--fold 3 must be from 0 to K - 1 with --folds K, got --folds 3'),
+    (['--fold', 1, '--experiment', ''], '--fold needs --experiment'),
     (['--val-fraction', .2], 'leave --val-fraction out'),
-    (['--teacher-checkpoint', 'hf-hub:x/y'], 'another has seen'),
-    (['--teacher-source', 'hub'], 'another has seen'),
-    (['--branch-from', 'x'], 'goes on by itself'),
+    (['--teacher-checkpoint', 'hf-hub:x/y'], 'another one has seen'),
+    (['--teacher-source', 'hub'], 'another one has seen'),
+    (['--branch-from', 'x'], 'leave --resume and --branch-from out'),
     (['--folds', 1], 'at least 2'), (['--folds', 100], 'at most the number of images'),
 ])
 def test_what_does_not_go_with_folds_is_refused(images, tmp_path, argv, words):
