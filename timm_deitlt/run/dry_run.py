@@ -284,7 +284,7 @@ def _report(result: dict[str, Any]) -> str:
         f"{result['updates_per_epoch']} updates an epoch of {result['images_per_epoch']:,} images"
         f"{' (' + result['left_out'] + ')' if result['left_out'] else ''}, {result['epochs']} epochs",
         *_sizes(result),
-        *(['mean and std are measured on the training images when the run starts'] if result['measured'] else []),
+        *(['mean and std are measured from the training images when the run starts'] if result['measured'] else []),
         f"learning rate up to {result['peak_lr']:.3g} after {result['warmup_epochs']} epochs of warm-up, "
         f"{result['final_lr']:.3g} at the end",
         f"loss {result['loss']}, {result['opt']}{_sam(result)}; {_stage_two(result)}",

@@ -155,7 +155,7 @@ def _add_trackers(folder: RunFolder, settings: Settings) -> None:
 
 
 def distribute(trainer: Trainer, settings: Settings, device: torch.device) -> None:
-    """Distribute the trainable module of a trainer over the ranks, where there are several."""
+    """Distribute the trainable module of a trainer over the ranks, if there are several."""
     if settings.machine.world_size > 1:
         trainer.task.prepare_distributed(
             device_ids=[device] if device.type == 'cuda' else None,

@@ -237,7 +237,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str = 'train.py') -> arg
         args.sources['amp'] = 'command line'
     for name in layers[0].needs:
         if not getattr(args, name):
-            raise ValueError(f'{config} needs {flag_of(name)}: give it beside -c {config}')
+            raise ValueError(f'{config} needs {flag_of(name)}: give it together with -c {config}')
     return args
 
 

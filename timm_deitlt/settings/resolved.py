@@ -95,7 +95,7 @@ class StageTwoSettings:
         start_epoch: 0-based epoch it begins with.
         targets: Experts whose loss is re-weighted: 'cls', 'dist', 'both' or 'none'.
         beta: beta of the effective number of images.
-        keep_mixup: Whether mixing goes on.
+        keep_mixup: Whether mixing continues.
     """
     start_epoch: int
     targets: str

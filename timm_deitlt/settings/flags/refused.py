@@ -20,7 +20,7 @@ _REFUSED_BY_REASON = {
         '--checkpoint-hist --eval-metric',
     'every sample is seeded by (seed, epoch, position), so that a resumed run is the same run; use --seed':
         '--worker-seeding',
-    'the workers are seeded anew in every epoch, so that a resumed run is the same run; use --workers':
+    'the workers are seeded again in every epoch, so that a resumed run is the same run; use --workers':
         '--use-multi-epochs-loader',
     'there is only one loader; use --workers 0 to load in the training process': '--no-prefetcher',
     _MULTI_LABEL: '--task --target-format --multilabel-threshold',
