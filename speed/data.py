@@ -1,9 +1,9 @@
-"""Images/s per core of what feeds the training step: images of 32 px augmented by the recipe, erased, normalised.
+"""Images/s per core of the data pipeline: images of 32 px are augmented by the recipe, erased and normalised.
 
     python speed/data.py
     python speed/data.py --img-size 32
 
-Each variant loads in one process with one thread. Beside ours: timm's create_loader.
+Each variant loads in one process with one thread. timm's create_loader is measured too.
 """
 import argparse
 from functools import partial

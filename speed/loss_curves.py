@@ -1,11 +1,11 @@
-"""Loss of the first updates under every choice of speed: what they change is rounding.
+"""Loss of the first updates with every speed option. The options should change it only by rounding.
 
     python speed/loss_curves.py loss_curves.png
     python speed/loss_curves.py teacher_curves.png --model resnet32_cifar --img-size 32 --opt samsgd
 
-Prints how far each curve lies from that of plain PyTorch in bf16, next to how far plain PyTorch in fp32 does. On a CPU
-without instructions for bf16 both are in fp32. The student learns from soft labels: rounding would turn some of the
-hard ones of an untrained teacher.
+Prints the distance of each curve from plain PyTorch in bf16, and for comparison the distance of plain PyTorch in fp32.
+On a CPU without instructions for bf16 both are in fp32. The student learns from soft labels, because rounding would
+change some of the hard labels that an untrained teacher gives.
 """
 import argparse
 from itertools import chain, count, islice

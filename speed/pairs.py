@@ -1,7 +1,7 @@
-"""Measures variants of a step side by side: each in a process of its own, one step of each in turn.
+"""Measure variants of a step side by side: each has its own process, and they take turns, one step each.
 
-So the variants share whatever else the machine does at that time, and none sees the other's allocator, threads or
-compiled code.
+So other work on the machine slows all variants alike, and no variant uses the allocator, threads or compiled code of
+another.
 """
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""Seconds that a user waits: for the imports, for the help, for the first update of the quick start.
+"""Seconds that a user waits for the imports, for the help, and for the first update of the quick start.
 
     python speed/start.py
 """

@@ -1,8 +1,8 @@
-"""Images/s of a teacher's training step, by SGD and by SAM.
+"""Images/s of a teacher's training step, with SGD and with SAM.
 
     python speed/teacher.py
 
-Beside ours: a plain PyTorch loop in fp32 with SGD.
+A plain PyTorch loop in fp32 with SGD is measured too.
 """
 import argparse
 

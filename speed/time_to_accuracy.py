@@ -1,9 +1,9 @@
-"""Seconds of training until the mean of both experts is as good as the quick start's is at its end.
+"""Seconds of training until the mean of both experts is as good as at the end of the quick start.
 
     python speed/time_to_accuracy.py FOLDER
 
-Runs the quick start as it is and with small images first, seed by seed; teachers and runs are kept in FOLDER, and what
-is there is not trained again.
+Runs the quick start as it is, and with small images first, for each seed. Teachers and runs are kept in FOLDER; what is
+finished there is not trained again.
 """
 import argparse
 import csv

@@ -1,4 +1,4 @@
-r"""Images/s of a training step: student, teacher, Mixup, loss, clipping and optimizer, on images that are there.
+r"""Images/s of a training step: student, teacher, Mixup, loss, clipping and optimizer, on images that are in memory.
 
     python speed/train_step.py --model deit_lt_small --batch-size 32
     python speed/train_step.py --model deit_lt_base --batch-size 16
@@ -7,12 +7,13 @@ r"""Images/s of a training step: student, teacher, Mixup, loss, clipping and opt
         "ours, --auto-speed off, guided" "ours, --auto-speed off, guided and dense"
     python speed/train_step.py --model deit_lt_base --batch-size 16 --profile "ours, --auto-speed off, both"
 
-The variants that are guided show what --guidance and --dense-distill cost in time and memory; the aim is at most 1.15
-times. On a machine that others use too, more --rounds help.
+The guided variants show what --guidance and --dense-distill cost in time and memory; the aim is at most 1.15 times. If
+other people use the machine too, give more --rounds.
 
-All variants are in memory at once, about 3 GiB each. Beside ours: timm's TokenDistillationTask in a plain
-loop, as it is (its teacher gets the student's images unresized), and given a teacher that gets them at its own size,
-as ours does. Where the CPU has no instructions for bf16, all are in fp32 unless named: an emulated step takes minutes.
+All variants are in memory at once, about 3 GiB each. timm's TokenDistillationTask is measured too, in a plain loop:
+once as it is (its teacher gets the student's images without resizing), and once with a teacher that gets them at its
+own size, as ours does. On a CPU without instructions for bf16 all variants are in fp32, unless one in bf16 is named:
+there such a step takes minutes.
 """
 import argparse
 from collections.abc import Sequence

@@ -68,7 +68,7 @@ def test_quick_start_trains_a_teacher_and_a_student_that_know_the_digits(quick_s
 @pytest.mark.slow
 def test_quick_start_says_first_what_it_will_take_and_then_what_each_epoch_was(quick_start):
     lines = quick_start.stderr.splitlines()
-    first = next(place for place, line in enumerate(lines) if line.startswith('By a step timed just now'))
+    first = next(place for place, line in enumerate(lines) if line.startswith('Training will take about'))
     assert lines[first + 1].startswith('Training the teacher')
     for title in ('teacher', 'train'):
         epochs = [line for line in lines if line.startswith(f'{title} epoch') and '  loss' in line]

@@ -88,11 +88,11 @@ def refused(tmp_path, capsys, monkeypatch):
     ('--opt-kwargs fooo=1 --teacher resnet20_sam', "timm cannot make the optimizer .*'fooo'.*--opt-kwargs"),
     ('--aa rnad-m9 --teacher resnet20_sam', 'timm cannot make the training transform .*--aa rnad-m9'),
     ('--train-img-sizes 16 20 --teacher resnet20_sam', '20 x 20 do not divide .*multiple of 8 as --train-img-sizes'),
-    ('--train-img-sizes 8 16 --train-size-probs 1', r'--train-size-probs has a weight for each .*\[1.0\] for '),
-    ('--train-img-sizes 8 16 --train-size-probs 0 0', '--train-size-probs has a weight .*a finite sum above 0'),
-    ('--train-size-probs 1 2', '--train-size-probs has a weight for each'),
+    ('--train-img-sizes 8 16 --train-size-probs 1', r'--train-size-probs needs a weight for each .*\[1.0\] for '),
+    ('--train-img-sizes 8 16 --train-size-probs 0 0', '--train-size-probs needs a weight .*a finite sum above 0'),
+    ('--train-size-probs 1 2', '--train-size-probs needs a weight for each'),
     ('--train-size-schedule progressive', 'progressive needs two or more --train-img-sizes'),
-    ('--train-img-sizes 8 16 --train-size-probs 1e308 1e308', '--train-size-probs has a weight .*a finite sum'),
+    ('--train-img-sizes 8 16 --train-size-probs 1e308 1e308', '--train-size-probs needs a weight .*a finite sum'),
     ('--train-img-sizes 8 16 --train-size-random-mix .2', 'belong to --train-size-schedule progressive'),
     ('--train-img-sizes 8 16 --input-size 3 16 24', '--train-img-sizes are squares'),
     ('--model cait_xxs24_224 --model-kwargs depth=1 --teacher none --train-img-sizes 8 16',
@@ -117,7 +117,7 @@ def refused(tmp_path, capsys, monkeypatch):
     ('--in-chans 2 --input-img-mode LA', '--mean has 3 values .*2 channels'),
     ('--val-split train', 'would evaluate lt/digits on its training images'),
     ('--teacher resnet20 --bce-loss --drw-on both', 'bce'),
-    ('--drw-start-epoch 9 --epochs 8', '--drw-start-epoch 9 lies beyond --epochs 8; 8 itself means never'),
+    ('--drw-start-epoch 9 --epochs 8', '--drw-start-epoch 9 lies beyond --epochs 8; give at most 8, which means never'),
     # the data
     ('--imbalance-factor .5', '--imbalance-factor must be at least 1, got 0.5'),
     ('--imbalance-factor 41', 'imbalance factor of 41 leaves 1 of 10 classes .*the largest allowed is 40'),
@@ -192,7 +192,7 @@ def test_output_that_cannot_be_written_to_is_refused_before_the_teacher_is_train
     (tmp_path / 'file').write_text('')
     for resume in ([], ['--resume', 'auto', '--experiment', 'x']):
         message = refused('--output', tmp_path / 'file' / 'runs', '--teacher', 'resnet20_sam', *resume)
-        assert f'as {tmp_path / "file"} is no folder that can be written to: give another --output' in message
+        assert f'{tmp_path / "file"} is not a folder that can be written to: give another --output' in message
 
 
 # Room on the disk
@@ -214,11 +214,11 @@ def test_checkpoints_that_do_not_fit_are_refused_before_anything_is_trained(refu
     left(tmp_path, 1000)
     message = refused('--epochs', '100', *flags.split())
     found = re.fullmatch(
-        rf'The checkpoints do not fit into {tmp_path}/output/\S+: (\S+ .B) are needed for (\d) file\(s\) of about '
-        rf'(\S+ .B) at a time, {milestones} of them milestone\(s\), and 1.0 kB are left there. Make room, or give '
-        r'another --output( or fewer --save-epochs)?\.', message)
+        rf'The checkpoints do not fit into {tmp_path}/output/\S+: (\d) file\(s\) of about (\S+ .B) each, {milestones} '
+        r'of them milestone\(s\), need (\S+ .B), but only 1.0 kB are left. Free some space, or give another '
+        r'--output( or fewer --save-epochs)?\.', message)
     assert found, message
-    needed, files, size, fewer = found.groups()
+    files, size, needed, fewer = found.groups()
     assert int(files) == milestones + 2 and bool(fewer) == ('--save-epochs' in flags)
     needed, size = (float(x.split()[0]) * {'kB': 1e3, 'MB': 1e6}[x.split()[1]] for x in (needed, size))
     assert int(files) * size == pytest.approx(needed, rel=.01)
@@ -232,7 +232,7 @@ def test_teacher_that_does_not_fit_into_its_cache_is_refused(refused, left, tmp_
     left(tmp_path / 'teachers', 4_000_000)
     message = refused('--teacher', 'resnet20_sam')
     assert message.startswith(f'The checkpoints do not fit into {tmp_path}/teachers/teachers/resnet20_sam-')
-    assert '4.00 MB are left there. Make room, or give another --teacher-cache.' in message
+    assert 'only 4.00 MB are left. Free some space, or give another --teacher-cache.' in message
 
 
 def test_what_lies_in_the_folder_of_a_run_already_is_not_needed_again(checkpoint, left, tmp_path, monkeypatch):
@@ -249,7 +249,7 @@ def test_what_lies_in_the_folder_of_a_run_already_is_not_needed_again(checkpoint
     common = [*TINY, '--output', str(tmp_path), '--experiment', 'run', '--resume', 'auto', '--drw-start-epoch', '0']
     run.train(parse_args([*common, '--epochs', '2']))
     assert len(trained) == 1
-    with pytest.raises(ValueError, match='2 file.s. of about .* kB at a time, 1 of them'):
+    with pytest.raises(ValueError, match='2 file.s. of about .* kB each, 1 of them'):
         run.train(parse_args([*common, '--epochs', '3', '--save-epochs', '2']))
     left(tmp_path, 0)
     run.train(parse_args([*common, '--epochs', '1']))

@@ -34,7 +34,7 @@ def test_silence_ends_with_what_is_being_done(info):
             assert '... timing a step' in (wait_for_a_message(info), wait_for_a_message(info))
         with Progress('train', 3, 0, 10, 32., log_interval=50) as bar:
             info.clear()
-            assert 'the first update is not over yet' in (wait_for_a_message(info) and wait_for_a_message(info))
+            assert 'the first update is still running' in (wait_for_a_message(info) and wait_for_a_message(info))
             bar.begin(1)
             bar.update(0, METER, 1e-3)
             wait_for_a_message(info)

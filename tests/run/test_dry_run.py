@@ -142,8 +142,8 @@ def test_devices_that_do_not_divide_the_global_batch_idle_and_the_updates_stay(w
 
 
 @pytest.mark.parametrize('flags, world, words', [
-    ('--global-batch-size 1000 --batch-size 128', 1, 'is no whole number of micro-batches of 128'),
-    ('--global-batch-size 64 --batch-size 128', 1, 'is no whole number of micro-batches of 128'),
+    ('--global-batch-size 1000 --batch-size 128', 1, 'is not a multiple of --batch-size 128'),
+    ('--global-batch-size 64 --batch-size 128', 1, 'is not a multiple of --batch-size 128'),
     ('--global-batch-size 512 --batch-size 128 --grad-accum-steps 3', 1, 'leave one of them out'),
 ])
 def test_global_batch_that_does_not_fit_is_one_clear_error(flags, world, words):
@@ -179,7 +179,7 @@ def test_without_the_list_no_answer_is_made_up(flags, tmp_path, monkeypatch):
 
 
 def test_more_images_of_a_class_than_there_are_is_an_error():
-    with pytest.raises(ValueError, match='lt/cifar10 has 5000 images of a class, --n-max asks for 9000'):
+    with pytest.raises(ValueError, match='lt/cifar10 has 5000 images of a class, but --n-max asks for 9000'):
         dry_run(parse_args(['--dataset', 'lt/cifar10', '--model', 'deit_lt_tiny', '--n-max', '9000']))
 
 

@@ -92,7 +92,7 @@ def test_a_run_says_what_it_will_take_before_its_teacher_is_trained_and_does_not
     flags = [*TINY, '--epochs', '1', '--teacher', 'resnet20', '--teacher-epochs', '1', '--output', str(tmp_path)]
     asked = parse_args([*flags, '--teacher-cache', str(tmp_path / 'cache')])
     first = run.train(asked)
-    found = [line for line in caplog.messages if line.startswith('By a step timed just now, training will take about')]
+    found = [line for line in caplog.messages if line.startswith('Training will take about')]
     assert len(found) == 1 and ' for the teacher, ' in found[0] and ' for the student.' in found[0]
     trained = next(place for place, line in enumerate(caplog.messages) if line.startswith('Training the teacher'))
     assert caplog.messages.index(found[0]) < trained

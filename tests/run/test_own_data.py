@@ -48,7 +48,7 @@ def test_own_data_of_250_images_says_that_it_is_too_little_and_what_to_type(tmp_
     assert plan['updates_per_epoch'] == 1 and plan['train_images'] == 225
     words = (
         '224 images in updates of 512 make 1 update an epoch, 300 in all: too few to learn from scratch. Give '
-        '--global-batch-size 16 --batch-size 16: 14 an epoch, 4,200 in all.')
+        '--global-batch-size 16 --batch-size 16: 14 updates an epoch, 4,200 in all.')
     assert plan['warning'] == words and words in caplog.messages
     assert 'classes: cat 135, dog 63, wren 27' in caplog.text
     again = planned(
@@ -58,8 +58,9 @@ def test_own_data_of_250_images_says_that_it_is_too_little_and_what_to_type(tmp_
 
 
 @pytest.mark.parametrize('images, update, epochs, advice', [
-    (30, 512, 300, '--global-batch-size 8 --batch-size 8: 4 an epoch, 1,200 in all; and --epochs 900 or more'),
-    (30, 8, 300, '--epochs 900 or more'), (5000, 512, 300, '--global-batch-size 256 --batch-size 256: 20 an epoch'),
+    (30, 512, 300, '--batch-size 8: 4 updates an epoch, 1,200 in all. Also give --epochs 900 or more'),
+    (30, 8, 300, '--epochs 900 or more'),
+    (5000, 512, 300, '--global-batch-size 256 --batch-size 256: 20 updates an epoch'),
     (42, 8, 2, '42 images make 6 updates an epoch, 12 in all: too few to learn from scratch. Give --epochs 600'),
     (6144, 512, 300, None), (10 ** 6, 512, 90, None), (30, 8, 900, None),
 ])
@@ -136,7 +137,7 @@ def test_bands_need_a_mean_and_a_filter_that_fits(bands, tmp_path):
         run(*command, '--mean', 'auto', '--std', 'auto', '--train-interpolation', 'lanczos')
     with pytest.raises(ValueError, match='--augment-backend opencv augments grey or RGB'):
         run(*command, '--mean', .1, '--std', .1, '--augment-backend', 'opencv')
-    with pytest.raises(ValueError, match='the one word auto'):
+    with pytest.raises(ValueError, match='only the word auto'):
         run(*command, '--mean', 'auto', '.5')
 
 

@@ -90,7 +90,7 @@ def test_settings_can_be_chosen_on_images_that_neither_training_nor_test_has(tmp
     (['--init', 'mimetic', '--model-kwargs', 'embed_dim=42'], 'multiple of 4'),
     (['--guidance', '1', '--teacher', 'none'], "--guidance needs a teacher's feature maps, got --teacher none"),
     (['--dense-distill', '1', '--teacher', 'labels'], '--dense-distill needs .* got --teacher labels'),
-    (['--guidance', '1', '--teacher-view', 'weak'], 'leave it out'),
+    (['--guidance', '1', '--teacher-view', 'weak'], 'leave --teacher-view out'),
     (['--guidance', '1', '--layer-decay', '.7'], '--layer-decay'),
     (['--guidance-blocks', '0'], 'belong to --guidance'),
     (['--guidance', '1', '--guidance-blocks', '0', '1', '--guidance-stages', '1'], 'a block for each'),

@@ -77,9 +77,9 @@ def test_a_cached_teacher_of_another_class_order_is_put_in_order(tmp_path, caplo
 
 
 @pytest.mark.parametrize('names, words', [
-    (CLASSES[:9], 'knows 9 classes, the data set has 10'),
-    (['zero', *CLASSES[1:]], "its class 0 is 'zero', in the data set it is '0'"),
-    (['1', '1', *CLASSES[2:]], "its class 0 is '1', in the data set it is '0'"),
+    (CLASSES[:9], 'knows 9 classes, but the data set has 10'),
+    (['zero', *CLASSES[1:]], "its class 0 is 'zero', but in the data set it is '0'"),
+    (['1', '1', *CLASSES[2:]], "its class 0 is '1', but in the data set it is '0'"),
 ])
 def test_exported_teacher_of_other_classes_is_refused(tmp_path, names, words):
     export(tmp_path / 'out', 'resnet20_cifar', names)
@@ -102,7 +102,7 @@ def test_folder_without_its_config_is_not_taken_for_whole(tmp_path):
 
 def test_global_batch_that_does_not_fit_is_an_error_before_the_teacher_is_trained(tmp_path):
     args = asked('--teacher-cache', tmp_path / 'cache', '--global-batch-size', '40')
-    with pytest.raises(ValueError, match='is no whole number of micro-batches'):
+    with pytest.raises(ValueError, match='is not a multiple of --batch-size'):
         run.train(args)
     assert not (tmp_path / 'cache').exists()
 

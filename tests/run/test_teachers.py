@@ -305,7 +305,7 @@ def tamper(folder):
 
 
 @pytest.mark.parametrize('damage, words', [
-    (tamper, 'trained otherwise (settings differ)'),
+    (tamper, 'trained with other settings or data (settings differ)'),
     (lambda folder: (folder / 'teacher.json').write_text('{"format": 1'), 'is damaged'),
     (lambda folder: (folder / 'teacher.json').write_text('[]'), 'is damaged'),
     (lambda folder: os.truncate(folder / 'model.safetensors', 60), 'truncated'),
@@ -464,9 +464,9 @@ def edit_record(folder, copy, **changes):
 
 
 @pytest.mark.parametrize('changes, words', [
-    ({'class_names': [str(i) for i in range(9)]}, 'knows 9 classes, the data set has 10'),
-    ({'class_names': ['0', 'II', '1', *map(str, range(3, 10))]}, "its class 1 is 'II', in the data set it is '1'"),
-    ({'class_names': ['0', '1', '1', *map(str, range(3, 10))]}, "its class 2 is '1', in the data set it is '2'"),
+    ({'class_names': [str(i) for i in range(9)]}, 'knows 9 classes, but the data set has 10'),
+    ({'class_names': ['0', 'II', '1', *map(str, range(3, 10))]}, "its class 1 is 'II', but in the data set it is '1'"),
+    ({'class_names': ['0', '1', '1', *map(str, range(3, 10))]}, "its class 2 is '1', but in the data set it is '2'"),
     ({'data': 'others'}, 'was trained on other images'),
 ])
 def test_teacher_of_other_data_is_refused(teacher_folder, tmp_path, changes, words):

@@ -31,7 +31,7 @@ def asked(tmp_path, *argv):
 def test_folds_are_trained_once_and_end_in_one_table(images, tmp_path, caplog, monkeypatch):
     caplog.set_level(logging.INFO)
     first = train_folds(asked(tmp_path, '--fold', 1))
-    assert first['data']['evaluated_on'] == 'fold 1 (from 0) of 3' and 'Not finished are the folds 0, 2' in caplog.text
+    assert first['data']['evaluated_on'] == 'fold 1 (from 0) of 3' and 'Folds not finished yet: 0, 2' in caplog.text
     written = (tmp_path / 'run' / 'fold-1' / 'last.pth.tar').stat().st_mtime_ns
     # stopped in the middle of fold 0
     stopped = asked(tmp_path, '--fold', 0, '--stop-epoch', 1)
@@ -50,9 +50,9 @@ def test_folds_are_trained_once_and_end_in_one_table(images, tmp_path, caplog, m
     top1 = [result['mean']['top1'] for result in runs]
     assert summary['experts']['mean']['top1'] == pytest.approx({
         'mean': statistics.fmean(top1), 'std': statistics.stdev(top1), 'n': 3, 'pooled': statistics.fmean(top1)})
-    assert 'mean and standard deviation over 3 folds; below, all 18 images together' in caplog.text
-    assert 'Of 1 class(es) there is one image, never evaluated: wren' in caplog.text
-    with pytest.raises(ValueError, match=r'fold-0 was trained otherwise \(lr\)'):
+    assert 'over 3 folds; in the rows below, accuracy over all 18 images together' in caplog.text
+    assert '1 class(es) have only one image, which is never evaluated: wren' in caplog.text
+    with pytest.raises(ValueError, match=r'fold-0 was trained with other settings \(lr\)'):
         train_folds(asked(tmp_path, '--lr', '1e-3'))
     Image.new('RGB', (16, 16)).save(images / 'cat' / 'new.png')
     (tmp_path / 'run' / 'fold-2' / 'metrics.json').unlink()
@@ -70,12 +70,12 @@ def test_the_plan_of_a_fold_needs_no_training(images, tmp_path, caplog):
 
 
 @pytest.mark.parametrize('argv, words', [
-    (['--fold', 3], '--fold 3 is one of --folds, from 0 to 2'),
-    (['--fold', 1, '--experiment', ''], '--fold needs the name of the folder'),
+    (['--fold', 3], '--fold 3 must be from 0 to K - 1 with --folds K, got --folds 3'),
+    (['--fold', 1, '--experiment', ''], '--fold needs --experiment'),
     (['--val-fraction', .2], 'leave --val-fraction out'),
-    (['--teacher-checkpoint', 'hf-hub:x/y'], 'another has seen'),
-    (['--teacher-source', 'hub'], 'another has seen'),
-    (['--branch-from', 'x'], 'goes on by itself'),
+    (['--teacher-checkpoint', 'hf-hub:x/y'], 'another one has seen'),
+    (['--teacher-source', 'hub'], 'another one has seen'),
+    (['--branch-from', 'x'], 'leave --resume and --branch-from out'),
     (['--folds', 1], 'at least 2'), (['--folds', 100], 'at most the number of images'),
 ])
 def test_what_does_not_go_with_folds_is_refused(images, tmp_path, argv, words):

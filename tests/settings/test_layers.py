@@ -208,8 +208,8 @@ def test_base_of_a_file_stands_in_place_of_the_recipes_that_data_and_model_choos
 
 @pytest.mark.parametrize('text, words', [
     ('base: default/teacher', 'base is a list of recipes'), ('base: [1]', 'base is a list of recipes'),
-    ('base: [teachers/paca]', "base names the recipe 'teachers/paca', which there is not; did you mean teachers/paco"),
-    ('needs: [data_dirr]', "needs names the setting 'data_dirr', which there is not; did you mean data_dir"),
+    ('base: [teachers/paca]', "'teachers/paca', which does not exist; did you mean teachers/paco"),
+    ('needs: [data_dirr]', "needs names the setting 'data_dirr', which does not exist; did you mean data_dir"),
 ])
 def test_bad_base_is_an_error_that_names_the_file(config, text, words):
     path = config(text)
@@ -269,7 +269,7 @@ def test_missing_config_names_near_recipes():
     ({'opt': 'samsgd', 'amp_dtype': 'float16'}, '--opt samsgd cannot scale float16 .*--amp-dtype bfloat16'),
     ({'opt': 'samadamw', 'amp_dtype': 'float16', 'amp': True}, '--opt samadamw cannot scale float16'),
     ({'amp': True, 'model_dtype': 'bfloat16'}, '--amp needs --model-dtype float32'),
-    ({'resume': 'auto', 'experiment': 'x', 'branch_from': 'y'}, '--resume goes on .* --branch-from'),
+    ({'resume': 'auto', 'experiment': 'x', 'branch_from': 'y'}, '--resume continues .* --branch-from'),
     ({'resume': 'auto'}, '--resume auto needs .*--experiment'),
     ({'wandb_resume_id': 'x'}, '--wandb-resume-id needs --resume'),
     ({'drw_on': 'dist'}, '--drw-on dist needs a DIST expert'),
@@ -283,13 +283,13 @@ def test_missing_config_names_near_recipes():
     ({'paco_momentum': 1}, '--paco-momentum must be at least 0 and below 1'),
     ({'cls_loss': 'balanced_softmax', 'bce_loss': True}, '--cls-loss balanced_softmax adds the class prior'),
     ({'cls_loss': 'logit_adjust', 'drw_on': 'cls'}, '--cls-loss logit_adjust re-balances CLS already'),
-    ({'rho_milestones': [3, 5], 'rho_values': [.1]}, r'--rho-values has a value for each .*got \[0.1\] for \[3, 5\]'),
+    ({'rho_milestones': [3, 5], 'rho_values': [.1]}, r'--rho-values needs a value for each .*got \[0.1\] for \[3, 5\]'),
     ({'rho_milestones': [5, 3], 'rho_values': [.1, .2]}, 'ascending --rho-milestones'),
     ({'dry_run_world_size': 4}, '--world-size belongs to --dry-run'),
     ({'global_batch_size': 0}, '--global-batch-size must be at least 1'),
     ({'cutout': -1}, '--cutout must be at least 0'),
     ({'rho_values': [float('inf')], 'rho_milestones': [1]}, '--rho-values must be at least 0 and finite'),
-    ({**PACO, 'layer_decay': .7}, '--loss paco goes with neither --layer-decay'),
+    ({**PACO, 'layer_decay': .7}, '--loss paco trains a projection .*--layer-decay'),
     ({'opt': 'samsgd', 'grad_checkpointing': True}, '--opt samsgd freezes BatchNorm statistics'),
     ({**PACO, 'batch_size': 1}, 'give a --batch-size of at least 2'),
     ({'key_scale': [.9, .2]}, '--key-scale is the smallest and the largest share'),

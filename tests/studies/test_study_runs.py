@@ -86,11 +86,11 @@ def test_a_branch_whose_parents_run_is_gone_trains_it_again_to_the_same_weights(
 @pytest.mark.parametrize('arm', ['plain', 'weighted'])
 def test_a_run_of_other_settings_is_not_gone_on_with(copy, arm):
     cell_path(copy / 'results', study(copy), Cell(0, 1, arm)).unlink()
-    with pytest.raises(ValueError, match=r'other settings than the study now has \(lr\): remove .*-subset0-seed1'):
+    with pytest.raises(ValueError, match=r'other settings than the study now has \(lr\): delete .*-subset0-seed1'):
         run(copy, arm, lr=5e-2)
     if arm == 'weighted':
         shutil.rmtree(folder_of(copy, 'weighted'))
-        with pytest.raises(ValueError, match=r'milestone-1.pth.tar is of other settings'):
+        with pytest.raises(ValueError, match=r'milestone-1.pth.tar was trained with other settings'):
             run(copy, arm, lr=5e-2)
     assert not cell_path(copy / 'results', study(copy), Cell(0, 1, arm)).is_file()
 

@@ -1,4 +1,4 @@
-"""The training loop: updates, epochs, progress, checkpoints, the folder of a run, and what is fastest on the machine.
+"""The training loop: updates, epochs, progress, checkpoints, the folder of a run, and the fastest options of a machine.
 
-Imports tasks and what they are made of; knows nothing of recipes.
+It may import tasks and the rooms below them. It does not know recipes.
 """

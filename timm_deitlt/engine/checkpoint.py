@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, in timm's key layout, and models in timm's form for the hub."""
+"""Save and load checkpoints with timm's keys. A file is written completely or not at all."""
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
             'arch', 'args', and 'state_dict_ema' or the loss scaler's where used. 'version' 2 is added.
     """
     def write(temporary: Path) -> None:
-        # of a file that it opens itself torch does not say why it could not be written
+        # if torch opens the file itself, it does not say why writing failed
         with open(temporary, 'wb') as file:
             torch.save({'version': 2, **state}, file)
 
@@ -63,7 +63,7 @@ def check_checkpoint(
     """Refuse a checkpoint of another architecture, trained on other images, or with another order of classes if given.
 
     Raises:
-        ValueError: Naming the difference.
+        ValueError: If it does not fit; the message names the difference.
     """
     if checkpoint.get('arch') != architecture:
         raise ValueError(
@@ -77,7 +77,7 @@ def check_checkpoint(
             'and --val-fraction.')
     if class_names is not None and list(data['class_names']) != list(class_names):
         raise ValueError(
-            f'The checkpoint {source} numbers the classes otherwise than the data set does now, so that it cannot go '
-            'on: give list files, --class-map and data as they were in training.')
+            f'The checkpoint {source} numbers the classes differently from the data set now, so training cannot '
+            'continue: give list files, --class-map and data as they were in training.')
 
 

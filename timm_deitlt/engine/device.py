@@ -10,14 +10,14 @@ from timm.layers import set_fused_attn
 
 
 def choose_device(name: str | None, plain: bool = False) -> str:
-    """Settle on a device, and on what is usually fastest there unless `plain`.
+    """Choose the device, and the options that are usually fastest on it unless `plain`.
 
     Args:
-        name: Its name, or None for a GPU where there is one.
+        name: Name of the device, or None for a GPU if there is one.
         plain: Whether attention and memory stay as PyTorch has them.
 
     Returns:
-        Its name.
+        Name of the device.
 
     Raises:
         ValueError: If it cannot be used.
@@ -41,49 +41,49 @@ def choose_device(name: str | None, plain: bool = False) -> str:
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc keep freed memory for the next step, where it would return it to the system and ask for it again.
+    """Let glibc keep freed memory for the next step, instead of returning it to the system and asking for it again.
 
     Returns:
-        Whether it does; another C library does not.
+        Whether that worked; it does not with another C library.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return False
     trim_threshold, mmap_threshold = -1, -3  # of malloc.h
-    # older ones take no more than 32 MiB for the second
+    # older versions of glibc accept at most 32 MiB for the second
     large = mallopt(mmap_threshold, 2 ** 31 - 1) or mallopt(mmap_threshold, 2 ** 25)
     return bool(mallopt(trim_threshold, 2 ** 31 - 1) and large)
 
 
 def return_freed_memory() -> None:
-    """Give the system what glibc keeps: of use once, after what needs more memory than the steps that follow."""
+    """Return to the system the freed memory that glibc keeps. Call it once, after work that needed more than a step."""
     with suppress(AttributeError, OSError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether PyTorch computes matrix products of bfloat16 with instructions of the device.
+    """Whether the device has instructions that PyTorch uses for matrix products of bfloat16.
 
-    Where it does not, it emulates them: on a CPU with AVX2 alone at about a fiftieth of the speed of float32.
+    Without them PyTorch emulates these products, on a CPU with only AVX2 at about a fiftieth of the speed of float32.
     """
     if device.type == 'cuda':
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != 'cpu' or not torch.backends.mkldnn.is_available():
         return False
-    # oneDNN is what computes them, and it can be told to leave instructions unused (ONEDNN_MAX_CPU_ISA). On x86 it also
-    # says yes to AVX-512 alone, which only converts.
+    # Ask oneDNN: it computes the products, and ONEDNN_MAX_CPU_ISA may forbid it some instructions. On x86 it also says
+    # yes if the CPU has plain AVX-512, which can only convert to bfloat16.
     x86 = torch.backends.cpu.get_cpu_capability().startswith('AVX')
     return torch.ops.mkldnn._is_mkldnn_bf16_supported() and (not x86 or torch.cpu._is_avx512_bf16_supported())
 
 
 @functools.cache
 def price_of_bfloat16() -> float:
-    """How many times as long as in float32 a matrix product takes in bfloat16 on this CPU, timed once."""
+    """Time of a matrix product in bfloat16 on this CPU, divided by its time in float32; measured once."""
     seconds = []
     for dtype in (torch.float32, torch.bfloat16):
         matrix = torch.ones(256, 256, dtype=dtype)
-        matrix @ matrix  # kernels are chosen in the first
+        matrix @ matrix  # not timed, because the first product also chooses a kernel
         began = time.perf_counter()
         matrix @ matrix
         seconds.append(time.perf_counter() - began)
@@ -91,7 +91,7 @@ def price_of_bfloat16() -> float:
 
 
 def local_device(name: str) -> torch.device:
-    """The device of this process: of several GPUs that a launcher shares out, its own."""
+    """The device of this process; with a launcher such as torchrun the GPU that this process was given."""
     if name.startswith('cuda') and 'LOCAL_RANK' in os.environ:
         return torch.device('cuda', int(os.environ['LOCAL_RANK']))
     return torch.device(name)

@@ -15,12 +15,12 @@ from .trainer import Trainer
 
 _logger = logging.getLogger(__name__)
 
-# Options of parameter groups that flags decide; the learning rate is the schedule's, if there is one
+# Options of parameter groups that flags set. The learning rate is set by the schedule, if there is one
 FLAG_OPTIONS = ('weight_decay', 'momentum', 'betas', 'eps', 'rho', 'adaptive', 'lr_scale', 'fused', 'foreach')
 
 
 def checkpoint_state(trainer: Trainer, epoch: int, settings: Settings, record: dict[str, Any]) -> dict[str, Any]:
-    """State after a finished epoch in timm's key layout, with `record` (data, experts) beside."""
+    """State after a finished epoch with timm's keys, and the entries of `record` (data, experts)."""
     state = {
         'epoch': epoch,
         'arch': settings.model.name,
@@ -37,12 +37,12 @@ def checkpoint_state(trainer: Trainer, epoch: int, settings: Settings, record: d
 
 
 def restore(trainer: Trainer, checkpoint: dict[str, Any], source: str, with_optimizer: bool = True) -> int:
-    """Load a checkpoint into a trainer before it is wrapped for its ranks.
+    """Load a checkpoint into a trainer, before DDP wraps its task.
 
-    Options of the optimizer stay as the trainer's: a run that branches off may change --weight-decay or --rho.
+    The optimizer keeps the options of the trainer, because a run that branches off may change --weight-decay or --rho.
 
     Returns:
-        The 0-based epoch to go on with.
+        The 0-based epoch to continue with.
 
     Raises:
         ValueError: If the checkpoint is of another architecture or optimizer.
@@ -54,7 +54,7 @@ def restore(trainer: Trainer, checkpoint: dict[str, Any], source: str, with_opti
         ema: Any = task.get_trainable_module(ema=True)
         weights = checkpoint.get('state_dict_ema')
         if weights is None:
-            _logger.info(f'{source} holds no EMA: it starts from the weights.')
+            _logger.info(f'{source} holds no EMA: the EMA starts from the weights.')
             ema.set(unwrap_model(task.get_trainable_module()))
         else:
             load_weights(unwrap_model(task.get_eval_model(ema=True)), weights, f'the EMA of {source}')
@@ -65,13 +65,13 @@ def restore(trainer: Trainer, checkpoint: dict[str, Any], source: str, with_opti
             {name: group[name] for name in names if name in group} for group in trainer.optimizer.param_groups]
         try:
             saved = checkpoint['optimizer']
-            # before it is loaded: by `fused` torch decides where the counts of steps lie
+            # set before loading, because `fused` decides on which device torch puts the step counts
             groups = [{**group, **own} for group, own in zip(saved['param_groups'], options, strict=True)]
             trainer.optimizer.load_state_dict({**saved, 'param_groups': groups})
         except (KeyError, ValueError) as error:
             raise ValueError(
                 f'The optimizer state of {source} does not fit {type(trainer.optimizer).__name__}: give --opt and its '
-                'options as they were, or --no-resume-opt to start it anew.') from error
+                'options as they were, or --no-resume-opt to start with a new optimizer state.') from error
         match_layout(trainer.optimizer)
         if trainer.scaler is not None and 'amp_scaler' in checkpoint:
             trainer.scaler.load_state_dict(checkpoint['amp_scaler'])
@@ -94,8 +94,9 @@ def fit(
 ) -> dict[str, Any] | None:
     """Train from `start_epoch` to the end of the schedule, or to `--stop-epoch`.
 
-    Each epoch is trained, evaluated every `--val-interval` epochs and after the last, written to summary.csv and saved
-    as last.pth.tar. The state at the DRW start and after each of `--save-epochs` is kept as a milestone.
+    After each epoch a row is added to summary.csv, and last.pth.tar is saved. The evaluation runs every
+    `--val-interval` epochs and after the last. The state at the DRW start and after each of `--save-epochs` is kept as
+    a milestone.
 
     Returns:
         Metrics of the last epoch under 'experts' and, with an EMA, 'ema'; None without evaluation images.
@@ -154,7 +155,7 @@ def epoch_report(
         trained: dict[str, float],
         metrics: dict[str, Any] | None,
 ) -> str:
-    """What an epoch leaves on the screen: a line about training, a short table of the experts."""
+    """The text to log after an epoch: a line about training, and a short table of the experts."""
     line = (
         f'{title} epoch {epoch + 1}/{trainer.epochs}  loss {trained["loss"]:.3f}  '
         f'{trained["train_images_per_second"]:.0f} img/s')
@@ -168,5 +169,5 @@ def epoch_report(
         return line
     rows = {**metrics['experts'], **{f'ema {expert}': values for expert, values in metrics.get('ema', {}).items()}}
     if 'dist' not in rows:
-        rows.pop('mean')  # of a single expert it is the same
+        rows.pop('mean')  # the same as the only expert
     return f'{line}\n{format_table(rows, cast(Shots, trainer.task.shots), trainer.test_counts, header=False)}'

@@ -1,4 +1,4 @@
-"""The folder of a run: args.yaml, summary.csv, metrics.json, checkpoints, and the trackers fed with the same rows."""
+"""The folder of a run: args.yaml, summary.csv, metrics.json, checkpoints; and trackers that get the same rows."""
 import csv
 import io
 import json
@@ -14,7 +14,7 @@ _logger = logging.getLogger(__name__)
 
 
 class RunFolder:
-    """Files of one run; every one is written whole or not at all, by the primary rank only.
+    """Files of one run. Only the primary rank writes, and it writes a file completely or not at all.
 
     Args:
         path: Folder, made if missing.
@@ -61,10 +61,10 @@ class RunFolder:
             tracker(row)
 
     def save(self, state: dict[str, Any], milestone: bool = False) -> None:
-        """Save the newest checkpoint, and the same as `milestone-N` after N epochs where asked for."""
+        """Save the newest checkpoint, and if `milestone` also as milestone-N.pth.tar, where N epochs are finished."""
         if not self.primary:
             return
-        # the milestone first: a run killed in between redoes the epoch and with it the milestone
+        # the milestone first: a run that is killed in between repeats the epoch and saves the milestone again
         if milestone:
             save_checkpoint(self.path / f'milestone-{state["epoch"] + 1}.pth.tar', state)
         save_checkpoint(self.last, state)

@@ -1,4 +1,4 @@
-"""What is measured while an epoch trains."""
+"""Means of the losses and other measures while an epoch trains."""
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -21,17 +21,18 @@ class Meter:
         self.checked = 0
 
     def add(self, result: dict[str, Tensor], images: int) -> None:
-        """Add what the task returned for a micro-batch; 0 images for one that only fills up an update."""
+        """Add what the task returned for a micro-batch; `images` is 0 if it only fills up an update."""
         self.images += images
         for name, value in result.items():
             if name == 'output':
                 continue
-            # losses are means over the batch, measurements are sums; without images the names still count, on all ranks
+            # losses are means over the batch, other measures are sums; with 0 images only the names count: all ranks
+            # must have the same ones
             value = value.detach().double() * (images if 'loss' in name else bool(images))
             self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def check_finite(self, epoch: int, updates_per_epoch: int) -> None:
-        """Raise NonFiniteLossError on all ranks if an update since the last check had no finite loss on any."""
+        """Raise NonFiniteLossError on all ranks if any rank had a loss that is not finite since the last check."""
         fresh = self.updates[self.checked:]
         if not fresh:
             return
@@ -51,6 +52,7 @@ class Meter:
         return (self.sums['loss'] / self.images).item() if self.images else float('nan')
 
     def compute(self) -> dict[str, float]:
+        """Means over the images of all ranks, by name."""
         names = sorted(self.sums)
         images = torch.tensor(self.images, dtype=torch.float64, device=self.device)
         packed = torch.stack([images, *(self.sums[name] for name in names)])

@@ -1,7 +1,7 @@
-"""What a person sees while a run goes on: a bar where there is a terminal, a line whenever nothing was said for long.
+"""Progress of a run for the person who waits: a bar on a terminal, log lines elsewhere.
 
-Where output is piped, someone who waits must be able to tell a slow run from a dead one. So `heartbeat` logs what is
-being done whenever `LONGEST_SILENCE` seconds went by without a line.
+If the output is piped, that person must be able to tell a slow run from a dead one. So `heartbeat` logs what is being
+done after every `LONGEST_SILENCE` seconds without a log line.
 """
 import logging
 import math
@@ -20,13 +20,13 @@ from .meter import Meter
 _logger = logging.getLogger(__name__)
 
 LONGEST_SILENCE = 15.  # seconds
-# What is being done, the innermost last; None where a bar shows it
+# What is being done, the innermost last; None if a bar shows it
 _doing: list[str | Callable[[], str] | None] = []
 
 
 @contextmanager
 def doing(what: str | Callable[[], str] | None) -> Iterator[None]:
-    """Say what is being done inside, for `heartbeat`: words, a function that returns them, or None to be silent."""
+    """Tell `heartbeat` what is being done inside: words, a function that returns them, or None to log nothing."""
     _doing.append(what)
     try:
         yield
@@ -125,14 +125,14 @@ class Progress:
         self.epoch, self.index = epoch, 0
 
     def update(self, index: int, meter: Meter, lr: float) -> None:
-        """Count one update; print when it is time to."""
+        """Count one update, and print if it is due."""
         if not self.enabled:
             return
         self.done += 1
         last = index + 1 == self.updates
         interval = self.log_interval if self.bar is None else max(1, self.log_interval // 10)
         due = (index + 1) % interval == 0 or (last and self.bar is not None)
-        if due or meter.pending_on_host:  # elsewhere reading the loss would make the device wait
+        if due or meter.pending_on_host:  # on other devices, reading the loss would make the device wait
             self.loss = meter.loss()
         self.index, self.lr = index + 1, lr
         if self.bar is not None:
@@ -146,7 +146,7 @@ class Progress:
         """How far the run is, in a line."""
         where = f'{self.title} epoch {self.epoch + 1}/{self.epochs} [{self.index}/{self.updates}]'
         if not self.done:
-            return f'{where} the first update is not over yet'
+            return f'{where} the first update is still running'
         seconds = (time.perf_counter() - self.started) / self.done
         left = (self.epochs - self.start_epoch) * self.updates - self.done
         loss = '' if math.isnan(self.loss) else f' loss {self.loss:.3f}'  # not read yet

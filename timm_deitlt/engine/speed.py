@@ -1,6 +1,6 @@
-"""What is fastest on this machine, found by timing the training step itself.
+"""Find the fastest options on this machine by timing the training step itself.
 
-Nothing that is chosen here changes a result by more than rounding. A run that goes on keeps what it began with.
+The options change a result only by rounding. A run that is resumed keeps the options that it began with.
 """
 import logging
 import math
@@ -26,14 +26,15 @@ from .trainer import Trainer
 
 _logger = logging.getLogger(__name__)
 
-# Runs of fewer micro-batches end before a choice pays: they take what is usual on their device
+# A run with fewer micro-batches is too short to gain from timing; it uses the usual options of its device
 FEWEST_STEPS = 200
-# Compiling takes seconds for each layer, measured on a slow CPU: 95 s for the 98 of a ResNet-32, forward and back
+# Measured on a slow CPU: 95 s for the 98 layers of a ResNet-32, forward and backward
 SECONDS_TO_COMPILE_A_LAYER = 1.
-# The largest part of a step that compiling was seen to save, and how often over it must earn what trying it costs
+# Largest share of a step that compiling was seen to save. It is tried only if that share, over the whole run, is this
+# many times the cost of trying
 MOST_GAIN_OF_COMPILING = {'cpu': .2, 'cuda': .4}
 LEAST_RETURN_OF_COMPILING = 3
-# Less may be noise, and then two runs of the same settings would differ in rounding
+# A smaller gain may be noise. Then two runs with the same settings could choose differently, and differ by rounding
 LEAST_GAIN = .1
 _TIMED_STEPS = 4
 
@@ -52,7 +53,7 @@ class Speed:
     compile: str
 
     def words(self, attention: bool) -> str:
-        """In words, those of a network with `attention` or without."""
+        """In words, for a network with or without `attention`."""
         words = []
         if attention:
             words.append('fused attention' if self.fused_attention else 'attention by matrix products')
@@ -69,16 +70,16 @@ def choose_speed(
         start_epoch: int = 0,
         before: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Choose and apply what makes the training step fastest, and log why; to be called before DDP wraps the task.
+    """Choose and apply the options that make the training step fastest, and log why. Call it before DDP wraps the task.
 
     Args:
-        trainer: Weights, statistics and optimizer stay as they are.
-        settings: --auto-speed off takes what PyTorch takes; --channels-last and --torchcompile are done in any case.
-        start_epoch: Epoch to be trained first.
-        before: What was chosen for the run that goes on, see `speed_before`.
+        trainer: Its weights, statistics and optimizer state do not change.
+        settings: With --auto-speed off PyTorch's own options are used. --channels-last and --torchcompile always hold.
+        start_epoch: 0-based epoch to be trained first.
+        before: Options of the run that is resumed, see `speed_before`.
 
     Returns:
-        The choices, for checkpoints.
+        The options, to be saved in checkpoints.
     """
     machine = settings.machine
     on_cpu = torch.device(machine.device).type == 'cpu'
@@ -90,7 +91,7 @@ def choose_speed(
     elif before is not None:
         speed, reason = Speed(**before), ', as before'
         if speed.compile != usual.compile and math.isinf(_seconds(trainer, machine, speed, start_epoch)):
-            speed = replace(speed, compile=usual.compile)  # a machine without a compiler
+            speed = replace(speed, compile=usual.compile)  # this machine has no compiler
     elif steps >= FEWEST_STEPS:
         speed, reason = _fastest(trainer, settings, usual, start_epoch, steps)
         return_freed_memory()
@@ -103,7 +104,7 @@ def choose_speed(
 
 
 def speed_before(checkpoint: dict[str, Any] | None, machine: MachineSettings) -> dict[str, Any] | None:
-    """What was chosen for the run of a checkpoint, or None if it was asked for something else, or on another device."""
+    """Options chosen in the run of a checkpoint; None if its flags for speed or its device were others."""
     if checkpoint is None or 'speed' not in checkpoint:
         return None
     then = vars(checkpoint['args'])
@@ -120,11 +121,11 @@ def _fastest(
         epoch: int,
         steps: int,
 ) -> tuple[Speed, str]:
-    """The fastest choices, each tried on top of those before, and words for what they gain."""
+    """The fastest options, and their gain in words. Each option is tried on top of those chosen before it."""
     passes = 1 + isinstance(trainer.optimizer, SAM) / settings.optimizer.sam_every
     first = seconds = _seconds(trainer, settings.machine, speed, epoch)
     if math.isinf(first):
-        return speed, ''  # training will say why
+        return speed, ''  # training fails in the same way, and says why
     for name, value in _alternatives(trainer, speed):
         if name == 'compile' and not _compiling_can_pay(trainer, seconds * steps * passes):
             continue
@@ -133,13 +134,13 @@ def _fastest(
         if other < seconds * (1 - LEAST_GAIN):
             speed, seconds = candidate, other
         elif name == 'compile':
-            torch.compiler.reset()  # graphs that were only tried
-    gain = f', {1e3 * first:.0f} otherwise' if seconds < first else ''
-    return speed, f' ({1e3 * seconds:.0f} ms for a batch forward and back{gain})'
+            torch.compiler.reset()  # removes the graphs of the trial
+    gain = f', {1e3 * first:.0f} ms without' if seconds < first else ''
+    return speed, f' ({1e3 * seconds:.0f} ms for forward and backward of a batch{gain})'
 
 
 def _compiling_can_pay(trainer: Trainer, seconds: float) -> bool:
-    """Whether so many seconds of steps are enough to try to compile them: most trials gain nothing."""
+    """Whether a run whose steps take so many seconds is long enough to try compiling: most trials gain nothing."""
     layers = sum(not list(module.children()) for module in trainer.task.modules())
     gain = seconds * MOST_GAIN_OF_COMPILING.get(trainer.task.device.type, .2)
     return gain > LEAST_RETURN_OF_COMPILING * layers * SECONDS_TO_COMPILE_A_LAYER
@@ -153,7 +154,7 @@ def _alternatives(trainer: Trainer, speed: Speed) -> Iterator[tuple[str, Any]]:
     if normalises and not speed.channels_last:
         yield 'channels_last', True
     sizes = trainer.loader.sizes
-    if not speed.compile and (sizes is None or len(set(sizes.drawn)) == 1):  # each further one is compiled anew
+    if not speed.compile and (sizes is None or len(set(sizes.drawn)) == 1):  # every size is compiled by itself
         yield 'compile', 'inductor'
 
 
@@ -163,9 +164,10 @@ def _attends(trainer: Trainer) -> bool:
 
 
 def _seconds(trainer: Trainer, machine: MachineSettings, speed: Speed, epoch: int) -> float:
-    """Least time of a micro-batch forward and back under these choices, the slowest rank's; infinite if it fails.
+    """Shortest time of forward and backward of a micro-batch with these options, on the slowest rank; infinite if it
+    fails.
 
-    It leaves no trace in weights, statistics, gradients and queues.
+    Weights, statistics, gradients and queues are the same afterwards.
     """
     task, device = trainer.task, trainer.task.device
     images, target = noise(trainer, trainer.loader.batch_size)
@@ -176,7 +178,7 @@ def _seconds(trainer: Trainer, machine: MachineSettings, speed: Speed, epoch: in
         task.train()
         task.set_epoch(epoch)
         trainer.augment.mixup_enabled = trainer.mixing(epoch)
-        with _restored_buffers(task):  # frozen statistics would compile a graph that training does not use
+        with _restored_buffers(task):  # freezing them instead would compile a graph that training does not use
             for _ in range(1 + _TIMED_STEPS):
                 began = time.perf_counter()
                 trainer.forward_backward(epoch, batch, images, target)
@@ -214,7 +216,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def noise(trainer: Trainer, batch_size: int) -> tuple[Tensor, Tensor]:
-    """A micro-batch as the loader gives it: starting its workers for one batch would take longer than the step."""
+    """Random images and labels as the loader gives them; starting its workers would take longer than a step."""
     model, loader, device = unwrap_model(trainer.task.get_eval_model()), trainer.loader, trainer.task.device
     generator = torch.Generator().manual_seed(0)
     channels, *size = model.pretrained_cfg['input_size']
@@ -236,7 +238,7 @@ def _apply(trainer: Trainer, machine: MachineSettings, speed: Speed) -> None:
         match_layout(trainer.optimizer)
         trainer.channels_last = speed.channels_last
     if speed.compile:
-        torch._inductor.config.fallback_random = True  # the random numbers of the plain network
+        torch._inductor.config.fallback_random = True  # the same random numbers as without compiling
         task.compile(backend=speed.compile, mode=machine.torchcompile_mode)
 
 

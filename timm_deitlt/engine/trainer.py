@@ -1,4 +1,4 @@
-"""The loop: updates, evaluation, epochs. What it does in which order is meant to be read in one sitting."""
+"""The training loop: updates, evaluation, epochs. It is meant to be read in one sitting."""
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -29,9 +29,9 @@ from .progress import Progress, doing
 class Trainer:
     """Everything a run trains with, built once.
 
-    BatchNorm normalises each micro-batch by itself, so that ranks and accumulation steps change the weights by rounding
-    only. Its running statistics are those of rank 0's micro-batches, which replace the others' at the start of each
-    pass over an update, until `end_epoch` averages them ('reduce') or copies rank 0's ('broadcast').
+    BatchNorm normalises each micro-batch by itself, so the number of ranks and accumulation steps changes the weights
+    only by rounding. At the start of each pass over an update, all ranks take over the running statistics of rank 0.
+    `end_epoch` averages them over the ranks ('reduce') or copies those of rank 0 ('broadcast').
 
     Attributes:
         task: Task with `set_epoch`, `forward(input, target, ..., second_pass=False)` and `end_update(plans)`.
@@ -40,8 +40,8 @@ class Trainer:
         augment: Batch augmentation on the device.
         eval_loader: Evaluation images, or None for none.
         scheduler: timm's scheduler, or None.
-        rho: SAM's radius by epoch and update of the run, both from 0, or None where it does not change; an update with
-            radius 0 is the base optimizer's, in one pass.
+        rho: SAM's radius by epoch and update of the run, both counted from 0, or None if it does not change. With
+            radius 0 the base optimizer makes the update, in one pass.
         ramp: Lets the augmentation grow stronger over the first epochs, or None.
         epochs: Epochs of the schedule.
         seed: Seed of the run.
@@ -50,9 +50,9 @@ class Trainer:
         clip_grad: Largest gradient norm (or value, see `clip_mode`), or None.
         clip_mode: 'norm', 'value' or 'agc'.
         channels_last: Memory format of the images.
-        drw_start_epoch: 0-based epoch at which the last stage begins: the EMA starts anew, mixing ends.
-        keep_mixup: Whether mixing goes on in the last stage.
-        mixup_off_epoch: timm's own switch: mixing ends at this epoch, 0 for never.
+        drw_start_epoch: 0-based epoch at which stage two begins: the EMA restarts from the weights, and mixing ends.
+        keep_mixup: Whether mixing continues in stage two.
+        mixup_off_epoch: timm's own switch: mixing ends at this epoch; 0 for never.
         world_size: Number of ranks.
         dist_bn: What to do with BatchNorm statistics across ranks after an epoch, 'reduce', 'broadcast' or ''.
         log_interval: Updates between two log lines.
@@ -100,7 +100,7 @@ class Trainer:
             `--train-img-sizes` 'image_size', the mean side in pixels.
 
         Raises:
-            NonFiniteLossError: Naming the update at which the loss was no number.
+            NonFiniteLossError: If the loss is not finite; the message names the update.
         """
         self.task.train()
         self.task.set_epoch(epoch)
@@ -147,7 +147,7 @@ class Trainer:
             meter: Meter,
             picture: Path | None = None,
     ) -> None:
-        """Make an update, the `number`th of the run from 0, of micro-batches as the loader groups them."""
+        """Make one update from the micro-batches of `group`; `number` counts the updates of the run from 0."""
         optimizer = self.optimizer
         sam = optimizer if isinstance(optimizer, SAM) else None
         if self.rho is not None:
@@ -159,7 +159,7 @@ class Trainer:
             optimizer.zero_grad()
             total: Any = None
             for batch, images, target in group:
-                # all but the last backward of a pass stay on this rank
+                # the ranks exchange gradients only in the last backward of a pass
                 with nullcontext() if batch.last else self.task.no_sync():
                     result, loss = self.forward_backward(epoch, batch, images, target, second_pass, picture)
                 if not second_pass:
@@ -190,8 +190,12 @@ class Trainer:
             second_pass: bool = False,
             picture: Path | None = None,
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Augment a micro-batch and add its gradients: what the task returned, and its share of the update's loss."""
-        # seeded per micro-batch: erasing (in place), mixing, drop path repeat in SAM's second pass and when resumed
+        """Augment a micro-batch and add its gradients.
+
+        Returns:
+            What the task returned, and the micro-batch's share of the update's loss.
+        """
+        # seeded for each micro-batch: erasing, mixing and drop path repeat in SAM's second pass and in a resumed run
         seed_everything(self.seed, epoch, batch.number)
         images, weak, target = self.augment(images, target, self.loader.num_views)
         if self.channels_last:
@@ -201,7 +205,7 @@ class Trainer:
         views = {} if weak is None else {'weak': weak}
         with self.autocast():
             result = self.task(images, target, second_pass=second_pass, **views)
-        # DDP averages gradients over the ranks, an update sums the shares of its micro-batches
+        # DDP averages gradients over the ranks, but an update is the sum of the shares of its micro-batches
         loss = result['loss'] * (batch.weight * self.world_size)
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         return result, loss.detach()
@@ -214,7 +218,7 @@ class Trainer:
 
     def evaluate(self, ema: bool = False) -> dict[str, Any]:
         """Evaluate every expert of the student (or of its EMA) on the evaluation images; exact across ranks."""
-        self.optimizer.zero_grad()  # of no more use, and the memory is
+        self.optimizer.zero_grad()  # frees the memory of gradients that are not needed any more
         model = unwrap_model(self.task.get_eval_model(ema=ema))
         evaluator = self.task.create_evaluator(max_samples=evaluation_sample_limit(self.eval_loader))
         metrics = evaluate(
@@ -225,10 +229,10 @@ class Trainer:
         return metrics
 
     def end_epoch(self, epoch: int) -> None:
-        """What follows the last update of an epoch: BatchNorm across ranks, the schedule."""
+        """After the last update of an epoch: share the BatchNorm statistics over the ranks, and step the schedule."""
         if self.world_size > 1 and self.dist_bn in ('broadcast', 'reduce'):
             for module in map(self.task.get_trainable_module, (False, True)):
-                # NCCL does not reach an EMA kept on the CPU, which is not evaluated either
+                # NCCL cannot reduce an EMA that is kept on the CPU, and that EMA is not evaluated either
                 if module is not None and next(module.parameters()).device.type == self.task.device.type:
                     distribute_bn(module, self.world_size, self.dist_bn == 'reduce')
         if self.scheduler is not None:
@@ -258,7 +262,7 @@ def evaluate(
         distributed: bool = False,
         fusions: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Metrics in percent of every expert of the evaluator, fusions included, over a loader: `ShotEvaluator.compute`."""
+    """Evaluate a model over a loader: metrics in percent of every expert and fusion, as `ShotEvaluator.compute`."""
     training = model.training
     model.eval()
     batch = 0

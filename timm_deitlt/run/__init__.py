@@ -1,4 +1,4 @@
-"""The verbs as functions: train, validate, analyze, dry run; and how their parts are built from the settings.
+"""The commands as functions: train, validate, analyze and dry run. `build` makes their parts from the settings.
 
-Imports every room but `hub`, `studies` and `cli`.
+It may import every room except `hub`, `studies` and `cli`.
 """

@@ -35,25 +35,26 @@ from .teachers import teacher_settings
 
 _logger = logging.getLogger(__name__)
 
-# Bytes of optimizer state per parameter, beside weight and gradient of 4 bytes each
+# Bytes of optimizer state per parameter, on top of 4 bytes each for weight and gradient
 _STATE_BYTES = {'sgd': 4, 'momentum': 4, 'samsgd': 8, 'adamw': 8, 'adam': 8, 'samadamw': 12, 'muon': 4, 'lion': 4}
 
 
 def dry_run(args: argparse.Namespace) -> dict[str, Any]:
     """Work out sizes, updates, learning rates, class weights and memory of a run, and log them.
 
-    The counts of the synthetic benchmarks follow from their protocol; those of 'lt/imagenet' and 'lt/inat18' from their
-    list file, without which the published number of images is used and counts stay None; any other data set is opened.
+    The class counts of the synthetic benchmarks follow from their protocol. Those of 'lt/imagenet' and 'lt/inat18' are
+    read from their list file; without it the published number of images is used and the counts are None. Any other data
+    set is opened.
 
     Args:
-        args: Settings as `settings.layers.parse_args` gives them, checked.
+        args: Flags as `settings.layers.parse_args` returns them, checked.
 
     Returns:
-        What is logged, for the JSON object at the end.
+        What was logged, as plain values; the command prints it as one JSON object.
 
     Raises:
         ValueError: If a setting is not usable.
-        FileNotFoundError: If the data are missing, where they have to be opened.
+        FileNotFoundError: If data that have to be opened are missing.
     """
     asked = resolve_settings(args, args.dry_run_world_size or 1, planned=True)
     settings = assumed_settings(asked)
@@ -137,7 +138,7 @@ def _stages(settings: Settings, counts: list[int] | None, updates: int) -> dict[
 def _training_set(
         settings: Settings,
 ) -> tuple[int, list[int] | None, Sequence[str] | None, tuple[int, int] | None, str | None]:
-    """Training images, images and names of the classes, shot cuts, and the file that would tell the counts."""
+    """Number of training images, class counts, class names, shot boundaries, and what is missing to know the counts."""
     data = settings.data
     benchmark = BENCHMARKS.get(data.dataset)
     if benchmark is None:
@@ -150,16 +151,18 @@ def _training_set(
             data.imbalance_factor or benchmark.imbalance_factor or 1., data.imbalance_profile)
     except FileNotFoundError as error:
         if data.list_dir or data.imbalance_factor or data.held_out or data.folds:
-            raise  # the published number of images would not be the answer
+            raise  # these settings choose other images, so the published number would be wrong
         return benchmark.train_images, None, None, benchmark.shot_boundaries, str(error)
     if not natural and benchmark.name != 'lt/digits' and counts[0] > benchmark.n_max:
-        raise ValueError(f'{benchmark.name} has {benchmark.n_max} images of a class, --n-max asks for {data.n_max}.')
+        raise ValueError(
+            f'{benchmark.name} has {benchmark.n_max} images of a class, but --n-max asks for {data.n_max}: give at '
+            f'most {benchmark.n_max}.')
     chosen = _chosen(data, counts, natural)
     return len(chosen), chosen.class_counts, benchmark.class_names, benchmark.shot_boundaries, None
 
 
 def _chosen(data: DataSettings, counts: list[int], natural: bool) -> ClassificationSet:
-    """The training set of a benchmark without its images."""
+    """The training set of a benchmark, with labels and without images."""
     labels = range(len(counts))
     chosen = ClassificationSet(Dataset(), np.repeat(labels, counts), [*map(str, labels)], data.dataset)
     if natural and data.imbalance_factor:
@@ -174,8 +177,8 @@ def _chosen(data: DataSettings, counts: list[int], natural: bool) -> Classificat
 def _left_out(repeats: float, images: int) -> str | None:
     if not images:
         return None
-    odd = 'Mixup pairs the images of a micro-batch, and no batch is of one image'
-    rounded = 'repeated augmentation takes a multiple of 256, as published'
+    odd = 'Mixup needs pairs of images, and a micro-batch needs at least two images'
+    rounded = 'repeated augmentation rounds down to a multiple of 256, as in the published code'
     return f'{images} left out: {rounded if repeats > 1 and images > 1 else odd}'
 
 
@@ -193,7 +196,7 @@ def _shots(counts: list[int], boundaries: tuple[int, int] | None) -> dict[str, A
 
 
 def _final_lr(schedule: ScheduleSettings, lr: float, updates: int) -> tuple[float, int]:
-    """Learning rate of the last update, by the scheduler itself; and the epochs, cool-down included."""
+    """Learning rate of the last update, as the scheduler gives it, and the number of epochs with cool-down."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
     scheduler, epochs = create_scheduler_v2(optimizer, **scheduler_kwargs(schedule), updates_per_epoch=updates)
     if scheduler is not None:
@@ -205,8 +208,8 @@ def _final_lr(schedule: ScheduleSettings, lr: float, updates: int) -> tuple[floa
 def _memory(settings: Settings, model: TimmModel) -> int:
     """Bytes of weights, gradients, optimizer state and one micro-batch's activations, with mixed precision unless off.
 
-    The activations are those that autograd keeps, found by a forward pass that computes nothing. The library's own
-    workspace, the teacher and the images of the loader come on top.
+    The activations are the tensors that autograd keeps. A forward pass on fake tensors finds them and computes nothing.
+    Not included are the workspace of the libraries, the teacher, and the images of the loader.
     """
     channels, *size = model.pretrained_cfg['input_size']
     if (sizes := size_schedule(settings)) is not None:
@@ -218,7 +221,7 @@ def _memory(settings: Settings, model: TimmModel) -> int:
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage  # held, or its place would be given to another
+        kept[storage._cdata] = storage  # a reference, so that no other storage gets the same address
         return tensor
 
     if isinstance(model, VisionTransformerDistilled):
@@ -234,7 +237,7 @@ def _memory(settings: Settings, model: TimmModel) -> int:
 
 
 def _radii(optimizer: OptimizerSettings) -> dict[int, float] | None:
-    """SAM's radius from each 0-based epoch on."""
+    """SAM's radius, by the 0-based epoch from which it holds."""
     if not optimizer.is_sam:
         return None
     rho = rho_schedule(optimizer)
@@ -269,10 +272,10 @@ def _teacher(student: Settings, images: int) -> dict[str, Any] | None:
 def _report(result: dict[str, Any]) -> str:
     lines = [f"{result['recipe']}: {result['model']}, {result['parameters']:,} parameters, on {result['data']}"]
     if result['class_counts'] is None:
-        lines.append(f"{result['train_images']:,} training images as published. Counts: {result['needs']}")
+        lines.append(f"{result['train_images']:,} training images as published, counts unknown. {result['needs']}")
     else:
         groups = ', '.join(
-            f"{group} {part['classes']} classes of {part['largest']} ... {part['smallest']}"
+            f"{group} {part['classes']} classes ({part['largest']} to {part['smallest']} images each)"
             for group, part in result['shots'].items() if part['classes'])
         lines += [
             f"{result['train_images']:,} training images{_of_fold(result)}: {groups}",
@@ -282,29 +285,29 @@ def _report(result: dict[str, Any]) -> str:
         ]
     lines += [
         f"{result['global_batch_size']} images an update, on {result['world_size']} device(s): "
-        f"{result['grad_accum_steps']} x {result['batch_size']} on each{', at most' * result['idle']}",
+        f"{result['grad_accum_steps']} x {result['batch_size']} on each{' at most' * result['idle']}",
         f"{result['updates_per_epoch']} updates an epoch of {result['images_per_epoch']:,} images"
         f"{' (' + result['left_out'] + ')' if result['left_out'] else ''}, {result['epochs']} epochs",
         *_sizes(result),
-        *(['mean and std are measured from the training images when it trains'] if result['measured'] else []),
-        f"learning rate up to {result['peak_lr']:.3g} after {result['warmup_epochs']} epochs of warm-up, at the end "
-        f"{result['final_lr']:.3g}",
+        *(['mean and std are measured from the training images when the run starts'] if result['measured'] else []),
+        f"learning rate up to {result['peak_lr']:.3g} after {result['warmup_epochs']} epochs of warm-up, "
+        f"{result['final_lr']:.3g} at the end",
         f"loss {result['loss']}, {result['opt']}{_sam(result)}; {_stage_two(result)}",
-        f"memory of a device, estimated: {result['memory_gib']} GiB for weights, gradients, optimizer and activations",
+        f"estimated memory of a device: {result['memory_gib']} GiB for weights, gradients, optimizer and activations",
     ]
     return '\n'.join([*lines, *_report_teacher(result['teacher'])])
 
 
 def _of_fold(result: dict[str, Any]) -> str:
-    return f" of fold {result['fold']}, of which each is trained" if result['fold'] else ''
+    return f" of fold {result['fold']} (counted from 0; each fold has its own run)" if result['fold'] else ''
 
 
 def _sizes(result: dict[str, Any]) -> list[str]:
     if not result['train_img_sizes']:
         return []
     sizes = ', '.join(map(str, result['train_img_sizes']))
-    order = 'from the first to the last' if result['train_size_schedule'] == 'progressive' else 'in every epoch'
-    return [f'images of {sizes} px, {order}']
+    order = 'moving from first to last' if result['train_size_schedule'] == 'progressive' else 'all in every epoch'
+    return [f'training image sizes {sizes} px, {order}']
 
 
 def _sam(result: dict[str, Any]) -> str:
@@ -330,11 +333,12 @@ def _report_teacher(teacher: dict[str, Any] | None) -> list[str]:
     if teacher is None:
         return []
     source = f"read from {teacher['checkpoint']}" if teacher['checkpoint'] else (
-        f"from the cache, or trained by {teacher['loss']}, {teacher['opt']}, lr {teacher['lr']:g}"
-        f"{_sam(teacher)}, {teacher['epochs']} epochs of batch "
+        f"from the cache, or trained with loss {teacher['loss']}, {teacher['opt']}, lr {teacher['lr']:g}"
+        f"{_sam(teacher)}, {teacher['epochs']} epochs, batch size "
         f"{teacher['batch_size']}")
     whose = {'own': 'its own', 'student': "the student's"}[teacher['normalize']]
     return [
         f"teacher {teacher['name']}: {teacher['model']} at {teacher['img_size']} px, {source}",
-        f"teacher's view: normalised by {whose} mean and std, {'' if teacher['antialias'] else 'not '}antialiased",
+        f"the teacher's images: normalised by {whose} mean and std, resized with"
+        f"{'' if teacher['antialias'] else 'out'} antialiasing",
     ]

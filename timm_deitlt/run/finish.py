@@ -1,4 +1,4 @@
-"""What follows the last epoch: the mechanisms are measured, known failures looked for, the page is written."""
+"""After the last epoch: measure the mechanisms, look for known failures, and write the report."""
 import csv
 import json
 import logging
@@ -14,30 +14,30 @@ from .mechanisms import analyze
 
 _logger = logging.getLogger(__name__)
 
-# What is measured of the last weights and made of it, beside metrics.json
+# Files that are made from the last weights, beside metrics.json
 FINDINGS = ('analysis.json', 'attention.npz', 'tail_images.npz', 'signatures.json', 'report.html')
 PLOTS = 'plots'
 
 
 def discard_findings(folder: Path) -> None:
-    """Remove what was found of the weights that a run goes on from."""
+    """Remove the findings of an earlier part of the run: they describe weights that training will change."""
     for name in FINDINGS:
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / PLOTS, ignore_errors=True)
 
 
 def has_mechanisms(folder: Path) -> bool:
-    """Whether there is something to measure in a run: a ViT, and images that it was evaluated on."""
+    """Whether the mechanisms of a run can be measured: it trained a ViT and evaluated it."""
     metrics = _read_json(folder / 'metrics.json')
     return bool(metrics.get('mean')) and model_kind(metrics['model']) == 'student'
 
 
 def finish_run(folder: Path, device: str | None = None) -> None:
-    """Measure, check and describe a finished run; whatever fails here is a warning, and the run stays as it is.
+    """Measure, check and describe a finished run. A failure here is only a warning; the run stays as it is.
 
     Args:
         folder: Folder of the run.
-        device: Where to measure.
+        device: Device to measure on.
     """
     if has_mechanisms(folder):
         try:
@@ -49,7 +49,7 @@ def finish_run(folder: Path, device: str | None = None) -> None:
 
 
 def check_run(folder: Path) -> None:
-    """Look for known failures, print them, and keep them as signatures.json."""
+    """Look for known failures, log them, and save them as signatures.json."""
     try:
         signatures = failure_signatures(
             _read_json(folder / 'metrics.json'), _read_rows(folder / 'summary.csv'),

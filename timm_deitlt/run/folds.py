@@ -27,23 +27,23 @@ _logger = logging.getLogger(__name__)
 
 FOLDS = 'folds.json'
 _COLUMNS = {'top1': 'overall', 'head': 'head', 'mid': 'mid', 'tail': 'tail', 'balanced': 'balanced'}
-# What a run finds out by itself, or what says which fold it is
+# Settings that a run works out by itself, and the one that tells the folds apart
 _FOUND = {'val_fraction', 'mean', 'std', 'fold'}
 
 
 def train_folds(args: argparse.Namespace) -> dict[str, Any]:
     """Train and evaluate the folds of `--folds`, or the one of `--fold`, in OUTPUT/EXPERIMENT/fold-0 and so on.
 
-    A finished fold is kept and one that was stopped goes on, so that the same command may be given again. Each teacher
-    is trained on the training images of its fold alone.
+    A finished fold is kept and an interrupted one is resumed, so the same command can be given again. Each fold has its
+    own teacher, trained only on the training images of that fold.
 
     Returns:
-        With `--dry-run` that of `train`. With all folds finished the content of folds.json, see `summarize_folds`, and
-        their folders; else the metrics of the one that was asked for.
+        With `--dry-run`, what `train` returns. If all folds are finished, the content of folds.json: the result of
+        `summarize_folds`, and the folders of the folds under 'runs'. Otherwise the metrics of the fold of `--fold`.
 
     Raises:
-        ValueError: As `train`, and if a finished fold was trained otherwise or on other images, or several devices are
-            to train all folds.
+        ValueError: As `train`. Also if a finished fold was trained with other settings or on other images, or if
+            several devices are to train all folds.
     """
     validate_args(args)
     if args.dry_run:
@@ -56,14 +56,14 @@ def train_folds(args: argparse.Namespace) -> dict[str, Any]:
     root = Path(args.output) / name
     for fold in range(args.folds) if args.fold is None else (args.fold,):
         if _finished(root / f'fold-{fold}', args) is None:
-            _logger.info(f'Fold {fold} (from 0) of {args.folds}, in {root / f"fold-{fold}"}')
-            torch.compiler.reset()  # each has a model of its own: else the later ones would run uncompiled
+            _logger.info(f'Fold {fold} (counted from 0) of {args.folds}, in {root / f"fold-{fold}"}')
+            torch.compiler.reset()  # each fold has a new model; without this the later ones would run uncompiled
             gc.collect()
             train(_of_fold(args, fold, root))
     results = [_finished(root / f'fold-{fold}', args) for fold in range(args.folds)]
     missing = [fold for fold, result in enumerate(results) if result is None]
     if missing:
-        _logger.info(f'Not finished are the folds {", ".join(map(str, missing))}: the table follows with the last one.')
+        _logger.info(f'Folds not finished yet: {", ".join(map(str, missing))}. The table follows with the last one.')
         return results[args.fold]
     benchmark = BENCHMARKS.get(args.dataset)
     finished = [result for result in results if result is not None]
@@ -82,7 +82,7 @@ def _of_fold(args: argparse.Namespace, fold: int, root: Path) -> argparse.Namesp
 
 
 def _finished(folder: Path, args: argparse.Namespace) -> dict[str, Any] | None:
-    """Metrics of a fold that was trained to the end, by these settings."""
+    """Metrics of a fold that was trained to the end with these settings, or None if it was not finished."""
     if not (folder / 'metrics.json').is_file():
         return None
     metrics = json.loads((folder / 'metrics.json').read_text())
@@ -93,10 +93,10 @@ def _finished(folder: Path, args: argparse.Namespace) -> dict[str, Any] | None:
     changed = [name for name in now if name in before and before[name] != now[name]]
     if changed := sorted(set(changed) - NOT_OF_THE_RUN - _FOUND):
         raise ValueError(
-            f'{folder} was trained otherwise ({", ".join(changed)}): give the settings as they were, or another '
+            f'{folder} was trained with other settings ({", ".join(changed)}): give them as they were, or another '
             '--experiment.')
     if not metrics.get('mean'):
-        raise ValueError(f'{folder} was not evaluated: remove it.')
+        raise ValueError(f'{folder} was not evaluated: delete it to train this fold again.')
     return metrics
 
 
@@ -104,26 +104,27 @@ def summarize_folds(
         results: Sequence[Mapping[str, Any]],
         boundaries: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
-    """Accuracies over the folds, each of all experts.
+    """Accuracies of every expert over the folds.
 
     Args:
         results: metrics.json of each fold.
-        boundaries: Cuts of head and tail, see `Shots`; the groups are those of all images, the same in every fold.
+        boundaries: First mid and first tail class, see `Shots`. The groups follow from the counts of all images, so
+            they are the same in every fold.
 
     Returns:
-        Under 'experts', of each and of every column: 'mean' and 'std' over the folds where it is defined, their number
-        'n', and 'pooled', over the images of all folds together; the standard deviation is that of a sample, None of
-        one fold. Under 'per_class' the pooled accuracy by class name.
+        Under 'experts', for each expert and column: 'mean' and 'std' over the 'n' folds that have a value, and
+        'pooled', the accuracy over the images of all folds together. 'std' is the sample standard deviation, or None
+        for one fold. Under 'per_class', for each expert the pooled accuracy by class name.
 
     Raises:
-        ValueError: If the folds are not of the same images.
+        ValueError: If the folds do not split the same images.
     """
     names = results[0]['data']['class_names']
     counts = [
         [a + b for a, b in zip(result['data']['train_counts'], result['data']['test_counts'], strict=True)]
         for result in results]
     if any(result['data']['class_names'] != names for result in results) or any(x != counts[0] for x in counts):
-        raise ValueError('The images changed between the folds: train all of them anew, in another --experiment.')
+        raise ValueError('The images changed between the folds: train all folds again, in another --experiment.')
     shots = Shots.from_counts(counts[0], boundaries)
     tests = [r['data']['test_counts'] for r in results]
     total = [sum(column) for column in zip(*tests, strict=True)]
@@ -176,11 +177,12 @@ def folds_table(summary: Mapping[str, Any]) -> str:
     lines = [
         '  '.join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in table]
     lines += [
-        f'mean and standard deviation over {summary["folds"]} folds; below, all {summary["images"]:,} images together',
+        f'mean and standard deviation over {summary["folds"]} folds; in the rows below, accuracy over all '
+        f'{summary["images"]:,} images together',
         f'groups: {summary["rule"]}']
     if missing := summary['not_evaluated']:
         more = f' and {len(missing) - 10} more' if len(missing) > 10 else ''
-        lines.append(f'never evaluated, as there is one image: {", ".join(missing[:10])}{more}')
+        lines.append(f'never evaluated, because the class has only one image: {", ".join(missing[:10])}{more}')
     return '\n'.join(lines)
 
 

@@ -1,4 +1,4 @@
-"""What a run will take, in time and on the disk, found out before anything is trained."""
+"""How much time and disk space a run will take, found out before anything is trained."""
 import gc
 import logging
 import time
@@ -21,14 +21,14 @@ from .space import check_space
 from .teacher_cache import cache_folder, is_cached
 from .teachers import teacher_key, teacher_settings
 
-# A step of so many seconds is long enough to be timed; a larger batch is in proportion
+# Seconds. A step this long is timed well enough; the time of a larger batch is scaled up from it
 _LONG_ENOUGH = .5
 
 
 def look_ahead(settings: Settings, data: Data, folder: Path, start_epoch: int) -> str:
-    """How long a run will train, in words; the teacher's training is included where there is none yet.
+    """A sentence on how long a run will train, with the teacher's training if there is no teacher yet.
 
-    A step of student and of teacher is timed with networks that are thrown away.
+    One step of each is timed, on networks that are thrown away afterwards.
 
     Raises:
         ValueError: If the checkpoints do not fit on the disk.
@@ -50,18 +50,18 @@ def look_ahead(settings: Settings, data: Data, folder: Path, start_epoch: int) -
                 check_space(teacher, cache_folder(settings.teacher, key), trainer, 0, '--teacher-cache')
                 seconds['teacher'] = expected_seconds(trainer, teacher)
     del trainer, network
-    gc.collect()  # an optimizer may hold itself
+    gc.collect()  # an optimizer may be part of a reference cycle
     return_freed_memory()
     parts = ', '.join(f'{duration(part)} for the {name}' for name, part in sorted(seconds.items(), reverse=True))
-    return f'By a step timed just now, training will take about {duration(sum(seconds.values()))}: {parts}.'
+    return f'Training will take about {duration(sum(seconds.values()))}, estimated from one timed step: {parts}.'
 
 
 def expected_seconds(trainer: Trainer, settings: Settings, start_epoch: int = 0) -> float:
-    """Seconds that a training will take from an epoch on, its evaluations included.
+    """Seconds that training and evaluation will take, from `start_epoch` to the end.
 
     Args:
-        trainer: One to be thrown away: its weights and its optimizer's state are changed.
-        settings: Its settings.
+        trainer: A trainer that is thrown away afterwards, because its weights and optimizer state change.
+        settings: Settings of the training.
         start_epoch: 0-based epoch to begin with.
     """
     epochs = min(trainer.epochs, settings.schedule.stop_epoch or trainer.epochs) - start_epoch
@@ -77,7 +77,7 @@ def expected_seconds(trainer: Trainer, settings: Settings, start_epoch: int = 0)
     update = max(compute, load) if settings.loader.workers else compute + load
     seconds = epochs * loader.updates_per_epoch * update
     if trainer.eval_loader is not None:
-        # a forward pass is a third of a step
+        # a forward pass takes about a third of the time of forward and backward
         evaluated = len(trainer.eval_loader) * trainer.eval_loader.loader.batch_size
         models = 1 + (settings.machine.model_ema and not settings.machine.model_ema_force_cpu)
         evaluations = models * epochs / settings.schedule.val_interval
@@ -86,7 +86,7 @@ def expected_seconds(trainer: Trainer, settings: Settings, start_epoch: int = 0)
 
 
 def _batch_seconds(trainer: Trainer, epoch: int) -> float:
-    """Seconds of a micro-batch forward and back, found with a smaller one where that takes long."""
+    """Seconds of forward and backward of a micro-batch; if that takes long, scaled up from a smaller one."""
     trainer.task.train()
     trainer.task.set_epoch(epoch)
     trainer.augment.mixup_enabled = trainer.mixing(epoch)
@@ -102,7 +102,7 @@ def _batch_seconds(trainer: Trainer, epoch: int) -> float:
 
 
 def _timed(step: Callable[[], Any], trainer: Trainer) -> float:
-    """Least seconds of a call: the first also allocates, and one that takes long is not repeated often."""
+    """Shortest time of a call in seconds, over a few calls. The first is not counted, because it also allocates."""
     seconds: list[float] = []
     while len(seconds) < 2 or (len(seconds) < 5 and sum(seconds) < _LONG_ENOUGH):
         began = time.perf_counter()
@@ -114,7 +114,7 @@ def _timed(step: Callable[[], Any], trainer: Trainer) -> float:
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Let nothing below an error be logged of what is built: it is thrown away, built again, and says the same then."""
+    """Log only errors inside: what is built there is thrown away, and logs the same when it is built again."""
     logger = logging.getLogger(__package__)
     before = logger.level
     logger.setLevel(logging.ERROR)

@@ -17,8 +17,8 @@ EXPERTS = ('mean', 'cls', 'dist')
 
 
 def run_record(trainer: Trainer, settings: Settings, data: Data, speed: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint says beside the state of training."""
-    counts = getattr(data.evaluation, 'class_counts', None) or []  # of a stream they are not known
+    """What a checkpoint holds besides the state of training."""
+    counts = getattr(data.evaluation, 'class_counts', None) or []  # unknown for a stream
     return {
         'experts': list(trainer.task.experts),
         'data': data.describe(list(counts)),
@@ -64,7 +64,7 @@ def run_result(
 
 
 def final_table(result: dict[str, Any], shots: Any) -> str:
-    """The table that a run ends with: experts, EMA and teacher by shot."""
+    """The table at the end of a run: accuracy of experts, EMA and teacher by class group."""
     rows = {expert: result[expert] for expert in EXPERTS if result.get(expert)}
     rows.update({f'ema {expert}': values for expert, values in result.get('ema', {}).items()})
     rows.update(result.get('fusion', {}))

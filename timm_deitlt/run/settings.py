@@ -1,4 +1,4 @@
-"""The door: what was asked for becomes settings that hold on this machine, and is not seen below."""
+"""From the flags to the settings of a run on this machine. The code below this module never sees the flags."""
 import argparse
 import logging
 import math
@@ -42,16 +42,16 @@ def resolve_settings(
         rank: int = 0,
         planned: bool = False,
 ) -> Settings:
-    """Work out what follows from what was asked for on this machine; `validate_args` has checked it before.
+    """Work out the settings of a run on this machine from the flags, which `validate_args` has checked before.
 
     Args:
-        args: Settings as `settings.layers.parse_args` gives them; they stay as they are.
+        args: Flags as `settings.layers.parse_args` returns them; they are not changed.
         world_size: Number of processes that train together.
-        rank: Which of them this is.
-        planned: Whether nothing is to be computed here, so that it need not be possible on this machine.
+        rank: Rank of this process among them.
+        planned: Whether the run is only planned. Nothing is computed then, so this machine need not have the device.
 
     Raises:
-        ValueError: If the device cannot be used, or the images of an update are not whole micro-batches.
+        ValueError: If the device cannot be used, or an update is not a whole number of micro-batches.
     """
     device = args.device if planned else choose_device(args.device, plain=args.auto_speed == 'off')
     held_out = fraction_to_hold_out(args)
@@ -86,18 +86,18 @@ def resolve_settings(
 
 
 def model_settings(args: argparse.Namespace) -> ModelSettings:
-    """What network was asked for."""
+    """Settings of the network that was asked for."""
     return part(ModelSettings, args, name=args.model, channels=input_channels(args))
 
 
 def settings_of_this_process(args: argparse.Namespace) -> Settings:
-    """Settings of one of the processes that a launcher such as torchrun started, or of the only one."""
+    """Settings of this process, which may be one of several that a launcher such as torchrun started."""
     _, rank, world_size = world_info_from_env()
     return resolve_settings(args, world_size, rank)
 
 
 def choose_precision(args: argparse.Namespace, device: torch.device | None) -> Precision:
-    """bfloat16 is chosen where the device has instructions for it, and obeyed elsewhere if it is asked for."""
+    """Precision of a run: what was asked for, else bfloat16 if the device has instructions for it."""
     mixed, weights = args.amp, args.model_dtype or 'float32'
     if mixed is None and weights == 'float32' and device is not None:
         mixed = has_bfloat16(device) if args.amp_dtype == 'bfloat16' else device.type == 'cuda'
@@ -109,11 +109,11 @@ def choose_precision(args: argparse.Namespace, device: torch.device | None) -> P
 def update_size(args: argparse.Namespace, world_size: int = 1) -> tuple[int, int]:
     """Micro-batches of each device in an update, and images in an update over all devices.
 
-    Where `--global-batch-size` has fewer micro-batches than there are devices, or not a whole number for each, some
-    devices idle: the update stays the same.
+    If the micro-batches of `--global-batch-size` cannot be shared evenly by the devices, some devices idle; the update
+    stays the same.
 
     Raises:
-        ValueError: If the global batch is not a whole number of micro-batches, or contradicts the accumulation.
+        ValueError: If the global batch is not a whole number of micro-batches, or contradicts `--grad-accum-steps`.
     """
     size = args.global_batch_size
     if size is None:
@@ -121,8 +121,7 @@ def update_size(args: argparse.Namespace, world_size: int = 1) -> tuple[int, int
     batches, rest = divmod(size, args.batch_size)
     if rest or not batches:
         raise ValueError(
-            f'An update of {size} images (--global-batch-size) is no whole number of micro-batches of '
-            f'{args.batch_size} (--batch-size): give a multiple of it, or another --batch-size.')
+            f'--global-batch-size {size} is not a multiple of --batch-size {args.batch_size}: change one of them.')
     steps = math.ceil(batches / world_size)
     if args.grad_accum_steps not in (1, steps):
         raise ValueError(
@@ -142,12 +141,12 @@ def learning_rate(args: argparse.Namespace, update_images: int) -> float:
 
 
 def drw_start(args: argparse.Namespace) -> int:
-    """0-based epoch at which the last stage begins: as given, else the paper's ratio of 11/12."""
+    """0-based epoch at which stage two begins: as given, else after 11/12 of the epochs, as in the paper."""
     return round(args.epochs * 11 / 12) if args.drw_start_epoch is None else args.drw_start_epoch
 
 
 def drw_targets(args: argparse.Namespace) -> str:
-    """What the last stage re-weights: as given, else DIST with a teacher, the labels of LDAM, or nothing."""
+    """Experts that stage two re-weights: as given, else 'dist' with a teacher, 'cls' with LDAM, or 'none'."""
     if args.drw_on == 'both' and args.teacher == 'none':
         return 'cls'  # the only expert
     if args.drw_on:
@@ -163,11 +162,11 @@ def input_channels(args: argparse.Namespace) -> int:
 
 
 def fraction_to_hold_out(args: argparse.Namespace) -> float | None:
-    """Part of the training images to evaluate on: as given, else a tenth of a folder without the evaluation split."""
+    """Part of the training images to hold out: as given, else a tenth if a folder lacks the evaluation split."""
     if args.dataset in BENCHMARKS and args.val_split in ('train', 'training'):
         raise ValueError(
-            f'--val-split {args.val_split} would evaluate {args.dataset} on its training images: leave it out for '
-            'the test images, or give --val-fraction to hold a part of the training images out.')
+            f'--val-split {args.val_split} would evaluate {args.dataset} on its training images: leave it out to '
+            'evaluate on the test images, or give --val-fraction to hold out a part of the training images.')
     if (
             args.val_split and not args.val_fraction and not args.folds and args.dataset in FOLDER_DATASETS
             and args.data_dir and not has_split(args.data_dir, args.val_split)

@@ -1,4 +1,4 @@
-"""Room on the disk for the checkpoints of a run, before it trains."""
+"""Check that the checkpoints of a run fit on the disk, before it trains."""
 import copy
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -26,12 +26,12 @@ def check_space(
     Args:
         settings: Settings of the training.
         folder: Its folder, which need not exist yet.
-        trainer: Everything that a checkpoint holds.
-        start_epoch: Epoch that it begins with, 0-based.
-        flag: What gives another folder.
+        trainer: Trainer whose state the checkpoints hold.
+        start_epoch: 0-based epoch that it begins with.
+        flag: Flag that chooses the folder, for the message.
 
     Raises:
-        ValueError: With the folder, what is needed and what is left.
+        ValueError: If they do not fit. The message says how much space is needed and how much is left.
     """
     states = [trainer.task.get_checkpoint_state(ema=ema) for ema in (False, True)]
     size = tensor_bytes(states) + optimizer_bytes(trainer.optimizer)
@@ -39,19 +39,19 @@ def check_space(
     milestones = sum(
         start_epoch < epoch <= end and not (folder / f'milestone-{epoch}.pth.tar').is_file()
         for epoch in {settings.stage_two.start_epoch, *(settings.schedule.save_epochs or ())})
-    # the newest checkpoint lies there until the one that is to replace it is whole
+    # the newest checkpoint is removed only when the file that replaces it is complete
     files = milestones + (1 if (folder / LAST).is_file() else 2)
     free = free_bytes(folder)
     if start_epoch < end and files * size > free:
         raise ValueError(
-            f'The checkpoints do not fit into {folder}: {amount(files * size)} are needed for {files} file(s) of about '
-            f'{amount(size)} at a time, {milestones} of them milestone(s), and {amount(free)} are left there. Make '
-            f'room, or give another {flag}{" or fewer --save-epochs" if settings.schedule.save_epochs else ""}.')
+            f'The checkpoints do not fit into {folder}: {files} file(s) of about {amount(size)} each, {milestones} of '
+            f'them milestone(s), need {amount(files * size)}, but only {amount(free)} are left. Free some space, or '
+            f'give another {flag}{" or fewer --save-epochs" if settings.schedule.save_epochs else ""}.')
 
 
 def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Bytes that the state of an optimizer will take, found by a step without data; it stays as it is."""
-    base = getattr(optimizer, 'base_optimizer', optimizer)  # SAM keeps no state beside it
+    """Bytes that the state of an optimizer will take, found by a step of a copy that has no data."""
+    base = getattr(optimizer, 'base_optimizer', optimizer)  # SAM has no state of its own
     trial = copy.copy(base)
     trial.state = defaultdict(dict)
     trial.param_groups = [{**group, 'params': list(_without_data(group['params']))} for group in base.param_groups]
@@ -59,7 +59,7 @@ def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
         group.update({name: False for name in ('fused', 'foreach') if name in group})
     try:
         trial.step()
-    except Exception:  # some look at values, and each fails in its own way: as momentum
+    except Exception:  # some read values, and each fails in its own way: assume as much state as with momentum
         return sum(tensor_bytes(group['params']) for group in base.param_groups)
     return tensor_bytes(list(trial.state.values()))
 

@@ -1,4 +1,4 @@
-"""Where a run begins: its folder, and the checkpoint that it goes on from."""
+"""Where a run begins: its folder, and the checkpoint that it continues from."""
 import logging
 import os
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from .settings import drw_start, update_size
 
 _logger = logging.getLogger(__name__)
 
-# Settings that may differ when a run goes on, without a word
+# Settings that may change when a run is resumed, without a warning
 NOT_OF_THE_RUN = {
     'experiment', 'branch_from', 'output', 'resume', 'device', 'workers', 'teacher_cache', 'data_dir', 'stop_epoch',
     'log_interval', 'validation_batch_size', 'log_tensorboard', 'log_wandb', 'log_trackio', 'save_images', 'pin_mem',
@@ -28,10 +28,10 @@ class Start:
 
     Attributes:
         path: Its folder.
-        checkpoint: What it goes on from, or None.
-        source: Name of that for messages.
+        checkpoint: Checkpoint that it continues from, or None.
+        source: Name of the checkpoint in messages.
         epoch: 0-based epoch that it begins with.
-        resumes: Whether it is the run of the checkpoint, not one that branches off.
+        resumes: Whether it continues the run of the checkpoint; False if it branches off from it.
     """
     path: Path
     checkpoint: dict[str, Any] | None = None
@@ -41,7 +41,7 @@ class Start:
 
 
 def find_start(settings: Settings) -> Start:
-    """Find the folder of a run and what it goes on from.
+    """Find the folder of a run and the checkpoint that it continues from.
 
     Raises:
         ValueError: If the folder cannot be written to, or holds another run.
@@ -61,7 +61,7 @@ def find_start(settings: Settings) -> Start:
     _check_writable(path)
     if (path / LAST).exists() and not output.resume:
         raise ValueError(
-            f'{path} holds a run already: go on with it by --resume auto, or give another --experiment.')
+            f'{path} holds a run already: continue it with --resume auto, or give another --experiment.')
     if output.resume:
         return _going_on(path, output.resume)
     if output.branch_from:
@@ -83,7 +83,7 @@ def _dated_name(settings: Settings) -> str:
 
 
 def claim(path: Path) -> Path:
-    """Make the folder of a dated run; another run of the same second has another one."""
+    """Make the folder of a dated run; its name gets a number if another run of the same second has the folder."""
     for number in range(1, 1000):
         folder = path if number == 1 else path.with_name(f'{path.name}-{number}')
         try:
@@ -91,19 +91,19 @@ def claim(path: Path) -> Path:
             return folder
         except FileExistsError:
             continue
-    raise ValueError(f'{path} and 998 more exist: give an --experiment name.')
+    raise ValueError(f'{path} exists, and so do 998 folders of that name with a number: give a name by --experiment.')
 
 
 def _check_writable(folder: Path) -> None:
     existing = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
     if not os.path.isdir(existing) or not os.access(existing, os.W_OK):
         raise ValueError(
-            f'The run cannot be written to {folder}, as {existing} is no folder that can be written to: give another '
-            '--output.')
+            f'The run cannot be written to {folder}, because {existing} is not a folder that can be written to: give '
+            'another --output.')
 
 
 def report_changes(start: Start, settings: Settings) -> None:
-    """Say how the settings differ from those of the run that is gone on from."""
+    """Log how the settings differ from those in the checkpoint that the run continues from."""
     theirs, now = (start.checkpoint or {})['args'], settings.flags
     before = vars(theirs)
     changed = [
@@ -120,4 +120,4 @@ def report_changes(start: Start, settings: Settings) -> None:
         _logger.info(
             f'Branching from {start.source} after epoch {start.epoch - 1}; changed: {"; ".join(changed) or "-"}')
     elif changed:
-        _logger.warning(f'Not the run that {start.source} was: changed: {"; ".join(changed)}')
+        _logger.warning(f'The settings are not those of {start.source}; changed: {"; ".join(changed)}')

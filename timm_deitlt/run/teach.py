@@ -1,4 +1,4 @@
-"""The teacher of a run: found, or trained; and how good it is."""
+"""Find or train the teacher of a run, and evaluate it."""
 import logging
 import time
 from pathlib import Path
@@ -33,7 +33,7 @@ _logger = logging.getLogger(__name__)
 
 
 def resolve_teacher(settings: Settings, data: Data) -> Teacher | None:
-    """The teacher network of `--teacher`: file, cache, Hub, or trained now; None for 'none' and 'labels'."""
+    """The teacher network of `--teacher` from a file, the cache or the Hub, or trained now; None without a network."""
     asked = settings.teacher
     if not asked.is_network:
         return None
@@ -52,7 +52,7 @@ def resolve_teacher(settings: Settings, data: Data) -> Teacher | None:
 
 
 def train_teacher(settings: Settings, data: Data, path: Path) -> nn.Module:
-    """Train a teacher in one process, going on with the checkpoint in its folder."""
+    """Train a teacher in one process, continuing from the checkpoint in its folder if there is one."""
     start = time.perf_counter()
     device = local_device(settings.machine.device)
     _logger.info(
@@ -78,7 +78,7 @@ def train_teacher(settings: Settings, data: Data, path: Path) -> nn.Module:
 
 
 def evaluate_teacher(settings: Settings, teacher: Teacher, data: Data, device: torch.device) -> dict[str, Any]:
-    """The teacher's own accuracy on the evaluation images as it was trained to see them."""
+    """Accuracy of the teacher on the evaluation images, prepared as in its own training."""
     if data.evaluation is None:
         return {}
     model = teacher.model.to(device)

@@ -1,4 +1,4 @@
-"""Teachers that are kept: each by a hash of everything that decides its weights, trained once by one process."""
+"""The cache of teachers: a hash of everything that decides a teacher's weights names it; one process trains it once."""
 import json
 import logging
 import time
@@ -24,7 +24,7 @@ RECORD = 'teacher.json'
 
 
 def cache_folder(teacher: TeacherSettings, key: dict) -> Path:
-    """Where the teacher of a key lies."""
+    """Folder of the teacher with this key."""
     root = Path(teacher.cache).expanduser() if teacher.cache else Path.home() / '.cache' / 'timm_deitlt'
     architecture, kind = split_name(teacher.name)
     name = architecture.removesuffix('_cifar') + ('' if kind == 'plain' else f'_{kind}')
@@ -32,7 +32,7 @@ def cache_folder(teacher: TeacherSettings, key: dict) -> Path:
 
 
 def is_cached(teacher: TeacherSettings, key: dict) -> bool:
-    """Whether the teacher of a key is in the cache."""
+    """Whether the teacher with this key is in the cache."""
     return (cache_folder(teacher, key) / RECORD).is_file()
 
 
@@ -44,21 +44,21 @@ def cached_or_trained(
         train: Callable[[Path], nn.Module],
         logit_scale: float = 1.,
 ) -> Teacher:
-    """The teacher of a key from the cache, else fetched or trained now by one process under a lock.
+    """The teacher with this key: from the cache, else downloaded or trained now, by one process that holds a lock.
 
     Args:
         teacher: What was asked for.
         key: Its key, see `cache_key`.
         create: Makes the untrained network.
-        fetch: Gets its weights and their id from where they are published, or None.
-        train: Trains it in a folder, going on with a checkpoint that lies there, and returns the network.
+        fetch: Downloads its published weights and returns them with their id, or None if there are none.
+        train: Trains it in a folder, from the checkpoint there if there is one, and returns the network.
         logit_scale: Factor that makes its outputs the logits of its loss.
     """
     folder = cache_folder(teacher, key)
     source = 'cache'
     path: Path | str = folder / WEIGHTS
     while world_info_from_env()[0] and not (folder / RECORD).is_file():
-        time.sleep(.5)  # the first rank of a machine trains, and shows how far it is
+        time.sleep(.5)  # the first rank of each machine trains it and shows the progress
     if not (folder / RECORD).is_file():
         with _one_process(folder, teacher.name):
             if not (folder / RECORD).is_file():
@@ -70,12 +70,13 @@ def cached_or_trained(
                     weights = weights_file(fetched[0])
                 atomic_write(folder / WEIGHTS, lambda path: path.write_bytes(weights), len(weights))
                 write_text(folder / RECORD, json.dumps(key, indent=2) + '\n')
-    mend = f'Delete the folder {folder} to have the teacher trained anew, or give another --teacher-cache.'
+    mend = f'Delete the folder {folder} to have the teacher trained again, or give another --teacher-cache.'
     stored = read_record(folder / RECORD, mend)
     if stored != key:
         differing = ', '.join(sorted(name for name in {**key, **stored} if stored.get(name) != key.get(name)))
-        raise ValueError(f'The cached teacher in {folder} was trained otherwise ({differing} differ). {mend}')
-    # read back even if trained just now, so that a teacher is the same, memory layout included, wherever it comes from
+        raise ValueError(
+            f'The cached teacher in {folder} was trained with other settings or data ({differing} differ). {mend}')
+    # Read the file even if the teacher was trained just now: so it is the same, memory layout included, in every case
     model = create()
     load_weights(model, load_safetensors(folder / WEIGHTS, mend), str(folder / WEIGHTS))
     return Teacher(model.eval(), teacher.name, source, path, logit_scale)
@@ -94,8 +95,8 @@ def _one_process(folder: Path, name: str) -> Iterator[None]:
             lock.acquire()
     except OSError as error:
         raise ValueError(
-            f'The teacher {name} cannot be kept in {folder} ({error.strerror}): give a folder that can be written to '
-            'by --teacher-cache.') from error
+            f'The teacher {name} cannot be kept in {folder} ({error.strerror}): give --teacher-cache a folder that can '
+            'be written to.') from error
     try:
         yield
     finally:
@@ -103,7 +104,11 @@ def _one_process(folder: Path, name: str) -> Iterator[None]:
 
 
 def read_record(path: Path, mend: str) -> dict[str, Any]:
-    """The key that a cached teacher was trained by."""
+    """The key that was saved with a cached teacher.
+
+    Raises:
+        ValueError: If the file is damaged; the message ends with `mend`.
+    """
     try:
         record = json.loads(path.read_text())
     except ValueError:

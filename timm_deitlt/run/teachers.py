@@ -1,8 +1,7 @@
-"""Teachers by name: from the cache, or trained now; `teacher_file` reads those of a file or of the Hub.
+"""Teachers by name: the settings of their training, and the key under which they are cached.
 
-A name is an architecture and a recipe: 'resnet32_sam' is a ResNet-32 trained by recipes/teachers/sam.yaml. The cache is
-keyed by a hash of everything that decides the weights but for rounding, so a cached teacher is the one that would be
-trained.
+A name is an architecture and a recipe: 'resnet32_sam' is a ResNet-32 trained by recipes/teachers/sam.yaml. The key is
+made of everything that decides the weights, except for rounding. So a cached teacher is the one that would be trained.
 """
 import argparse
 import hashlib
@@ -28,13 +27,13 @@ from .settings import NO_NETWORK, resolve_settings
 
 _logger = logging.getLogger(__name__)
 
-# Raised when training code changes what the same settings give
+# Increase it when the training code changes so that the same settings give other weights
 FORMAT = 2
 KINDS = tuple(kind for kind in TEACHER_RECIPES if kind != 'plain')
-# Longer names of the same, which say LDAM beside PaCo
+# Other names of the same recipes; they name the loss, LDAM, as those of PaCo do
 ALIASES = {'ldam': 'plain', 'ldam_sam': 'sam'}
 
-# What a teacher takes over from the student's settings: its data and how often it is evaluated, ...
+# Settings that a teacher takes over from its student: the data, and how it is loaded and evaluated
 DATA_SETTINGS = (
     'dataset', 'data_dir', 'train_split', 'val_split', 'dataset_download', 'class_map', 'input_img_mode', 'input_key',
     'target_key', 'dataset_trust_remote_code', 'train_num_samples', 'val_num_samples', 'imbalance_factor',
@@ -42,16 +41,17 @@ DATA_SETTINGS = (
     'in_chans', 'seed', 'device', 'amp', 'amp_dtype', 'pin_mem', 'workers', 'log_interval', 'val_interval',
     'validation_batch_size', 'auto_speed',
 )
-# ... and for an in-distribution teacher its augmentation
+# An in-distribution teacher also takes over the augmentation
 AUGMENTATION_SETTINGS = (
     'no_aug', 'train_crop_mode', 'scale', 'ratio', 'hflip', 'vflip', 'color_jitter', 'color_jitter_prob', 'aa',
     'grayscale_prob', 'gaussian_blur_prob', 'aug_repeats', 'reprob', 'remode', 'recount', 'mixup', 'cutmix',
     'cutmix_minmax', 'mixup_prob', 'mixup_switch_prob', 'mixup_mode', 'mixup_off_epoch', 'smoothing',
     'train_interpolation', 'cutout', 'force_color_jitter', 'augment_backend', 'aug_ramp',
 )
-# A network whose weights are read from a file starts from no others
+# For a network whose weights are read from a file: load no other weights before
 NO_WEIGHTS = dict(pretrained=False, pretrained_path=None, initial_checkpoint='')
-# Settings that cannot change the weights, or only through the images chosen, of which the key holds a fingerprint
+# Settings that the key leaves out. They cannot change the weights, except by choosing the images, and the key holds a
+# fingerprint of the images
 IRRELEVANT_SETTINGS = {
     'output', 'experiment', 'resume', 'no_resume_opt', 'branch_from', 'log_interval', 'log_wandb', 'log_trackio',
     'log_tensorboard', 'wandb_project', 'wandb_tags', 'wandb_resume_id', 'val_interval', 'validation_batch_size',
@@ -65,7 +65,8 @@ IRRELEVANT_SETTINGS = {
 }
 
 
-# Settings younger than the format: with these values they are not in the key, which stays as it was
+# Settings that were added after FORMAT was last increased. With these values the key leaves them out, so that teachers
+# that were cached before are still found
 YOUNGER_SETTINGS = {
     'sam_every': 1, 'augment_backend': 'pillow', 'train_img_sizes': None, 'train_size_probs': None,
     'train_size_schedule': 'constant', 'train_size_schedule_spread': .65, 'train_size_random_mix': .1,
@@ -82,7 +83,7 @@ class Teacher:
         model: The network in eval mode, its data configuration in `pretrained_cfg`.
         name: Name asked for.
         source: 'file', 'cache', 'hub' or 'trained'.
-        path: Where its weights are, a file, a folder, or 'hf-hub:owner/name'.
+        path: Where its weights are: a file, a folder, or 'hf-hub:owner/name'.
         logit_scale: Factor that makes its outputs the logits of its loss.
     """
     model: TimmModel
@@ -96,7 +97,7 @@ def split_name(name: str) -> tuple[str, str]:
     """Architecture and recipe of a teacher's name.
 
     Raises:
-        ValueError: If no model has that name; near matches are named.
+        ValueError: If no model has that name; the message suggests similar names.
     """
     base = name
     kind = 'plain'
@@ -106,7 +107,7 @@ def split_name(name: str) -> tuple[str, str]:
             break
     for architecture in (f'{base}_cifar', base):
         if '.' in base and architecture != base:
-            continue  # timm overlooks what follows a tag
+            continue  # timm ignores what follows a tag, so it would accept this name
         if timm.is_model(architecture):
             return architecture, kind
     ours = [model.removesuffix('_cifar') for model in timm.list_models('*_cifar')]
@@ -120,7 +121,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def benchmark_tag(data: DataSettings) -> str | None:
-    """Key of `benchmarks.TAGS` for the images that the settings choose; None if they are not just that benchmark's."""
+    """Key of `benchmarks.TAGS` for the images that the settings choose; None if they are no benchmark, or not all."""
     whole = not (data.split_seed or data.held_out or data.folds)
     usual = whole and data.n_max is None and data.imbalance_profile == 'exp'
     return tag_of(data.dataset, data.imbalance_factor) if usual else None
@@ -132,13 +133,13 @@ def teacher_settings(
         measured: Mapping[str, list[float]] | None = None,
         planned: bool = False,
 ) -> Settings:
-    """Settings of the teacher's own training, by one process: its recipe, on the student's data.
+    """Settings of the teacher's own training in one process: its recipe, on the student's data.
 
     Args:
         student: Settings of the student.
         num_images: Number of training images.
-        measured: Mean and std of the training images, as far as they were measured.
-        planned: Whether nothing is to be computed on this machine.
+        measured: Mean and std of the training images, if they were measured.
+        planned: Whether the run is only planned, see `resolve_settings`.
 
     Raises:
         ValueError: If the teacher's name is unknown, or a setting does not fit its recipe.
@@ -150,15 +151,15 @@ def teacher_settings(
 
 
 def teacher_args(args: argparse.Namespace, num_images: int) -> argparse.Namespace:
-    """What a teacher's own training is asked for, from what its student's is."""
+    """Flags of a teacher's own training, made from the flags of its student."""
     architecture, kind = split_name(args.teacher)
     overrides = {name: getattr(args, name) for name in DATA_SETTINGS if getattr(args, name) is not None}
     overrides.update(model=architecture, teacher='none')
     if args.in_chans is None and args.input_size:
         overrides['in_chans'] = args.input_size[0]
-    if overrides.get('in_chans', 3) not in (1, 3):  # no recipe knows such images
+    if overrides.get('in_chans', 3) not in (1, 3):  # the recipes have mean and std for 1 or 3 channels only
         overrides.update((name, getattr(args, name)) for name in ('mean', 'std') if getattr(args, name))
-    if kind.startswith('strong'):  # what the student leaves out too
+    if kind.startswith('strong'):  # None as well: the teacher leaves out what the student leaves out
         overrides.update((name, getattr(args, name)) for name in AUGMENTATION_SETTINGS)
     if args.teacher_epochs:
         overrides['epochs'] = args.teacher_epochs
@@ -170,19 +171,20 @@ def teacher_args(args: argparse.Namespace, num_images: int) -> argparse.Namespac
     elif args.sam_every > 1 and not args.opt.startswith('sam'):
         raise ValueError(
             f'--sam-every belongs to SAM, but {args.teacher} is trained by {settings.opt} and the student by '
-            f'{args.opt}: give --teacher {split_name(args.teacher)[0].removesuffix("_cifar")}_sam, or leave it out.')
+            f'{args.opt}: give --teacher {split_name(args.teacher)[0].removesuffix("_cifar")}_sam, or leave '
+            '--sam-every out.')
     if args.teacher_rho is not None and not settings.opt.startswith('sam'):
         raise ValueError(
             f'--teacher-rho is the radius of SAM, but {args.teacher} is trained by {settings.opt}: give --teacher '
-            f'{split_name(args.teacher)[0].removesuffix("_cifar")}_sam, or leave it out.')
+            f'{split_name(args.teacher)[0].removesuffix("_cifar")}_sam, or leave --teacher-rho out.')
     if settings.sources['batch_size'].startswith('default'):
         _scale_batch(settings, num_images)
     return settings
 
 
 def _scale_batch(settings: argparse.Namespace, num_images: int) -> None:
-    # The published 128 images and learning rate are for some hundred updates an epoch; a small set still gets about
-    # 16, at a learning rate linear in the batch
+    # The published batch of 128 and its learning rate are for about a hundred updates an epoch. For a small set the
+    # batch is halved until an epoch has 16 updates, and the learning rate is halved with it
     batch_size = settings.batch_size
     while batch_size > 16 and num_images / batch_size < 16:
         batch_size //= 2
@@ -203,9 +205,9 @@ def cache_key(
 
     Args:
         flags: Flags of its training, see `Settings`.
-        data_fingerprint: Says which images it is trained on, and their labels.
+        data_fingerprint: Fingerprint of its training images and their labels.
         class_names: Class names in order.
-        images: Its data configuration: size, mean and std, where the settings leave them to the model.
+        images: Its data configuration, for the sizes, mean and std that the settings leave to the model.
         precision: Words for the precision of its training.
     """
     return json.loads(json.dumps({
@@ -221,12 +223,12 @@ def cache_key(
 
 
 def teacher_key(teacher: Settings, data: Data) -> dict[str, Any]:
-    """What a teacher of these settings is kept by, see `cache_key`."""
+    """Key of a teacher with these settings, see `cache_key`."""
     images = build_model(teacher.model, data.train.num_classes).pretrained_cfg
     return cache_key(
         teacher.flags, data.train.fingerprint, data.train.class_names, images, teacher.machine.precision.words)
 
 
 def key_sha256(key: dict) -> str:
-    """Digest of a key of `cache_key`."""
+    """SHA-256 of a key of `cache_key`."""
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()

@@ -38,13 +38,13 @@ _logger = logging.getLogger(__name__)
 
 
 def train(args: argparse.Namespace) -> dict[str, Any]:
-    """Train by the settings of `settings.layers.parse_args`: the teacher where there is none yet, then the model.
+    """Train as the flags of `settings.layers.parse_args` say: first the teacher if there is none yet, then the model.
 
     Returns:
         The content of metrics.json; with `--dry-run` that of `dry_run`.
 
     Raises:
-        ValueError: If a setting, a file or the data is not usable; before anything is trained.
+        ValueError: If a setting, a file or the data is not usable; raised before anything is trained.
         FileNotFoundError: If a file or folder is missing.
         NonFiniteLossError: If training diverges.
     """
@@ -67,7 +67,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         with doing('timing a step'):
             _logger.info(look_ahead(settings, data, start.path, start.epoch))
         _warn_of_few_updates(settings, data)
-    with doing('waiting for the teacher that another process makes'):
+    with doing('waiting for the teacher that another process trains'):
         teacher = resolve_teacher(settings, data)
     device = torch.device(init_distributed_device_so(settings.machine.device)['device'])
     teacher_metrics = evaluate_teacher(settings, teacher, data, device) if teacher else None
@@ -121,7 +121,7 @@ def _check(settings: Settings, start: Start, data: Data) -> None:
 
 
 def _go_on(trainer: Trainer, settings: Settings, start: Start) -> dict[str, Any]:
-    """Load what the run goes on from, and choose what is fastest."""
+    """Load the checkpoint that the run continues from, and choose the fastest options."""
     if start.checkpoint is not None:
         restore(trainer, start.checkpoint, start.source, with_optimizer=not settings.output.no_resume_opt)
     before = speed_before(start.checkpoint, settings.machine) if start.resumes else None
@@ -157,7 +157,7 @@ def _add_trackers(folder: RunFolder, settings: Settings) -> None:
 
 
 def distribute(trainer: Trainer, settings: Settings, device: torch.device) -> None:
-    """Distribute the trainable module of a trainer over the ranks, where there are several."""
+    """Distribute the trainable module of a trainer over the ranks, if there are several."""
     if settings.machine.world_size > 1:
         trainer.task.prepare_distributed(
             device_ids=[device] if device.type == 'cuda' else None,
@@ -171,8 +171,8 @@ def _describe_stages(settings: Settings) -> str:
         return 'One stage: PaCo re-balances by its class prior from the first epoch on.'
     if stage_two.start_epoch >= epochs:
         return (
-            f'Stage two, which ends mixing and re-weights classes, would begin after {stage_two.start_epoch} epochs: '
-            f'this run of {epochs} never reaches it. Give --drw-start-epoch.')
+            f'There is no stage two, which ends mixing and re-weights classes: it would begin after '
+            f'{stage_two.start_epoch} epochs, and this run has {epochs}. To have one, lower --drw-start-epoch.')
     mixing = 'mixing goes on' if stage_two.keep_mixup else 'mixing and label smoothing end'
     prior = '' if settings.loss.cls_loss == 'ce' else f', {settings.loss.cls_loss} on CLS'
     words = (

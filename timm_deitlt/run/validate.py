@@ -1,4 +1,4 @@
-"""Evaluation of a finished run, or of a model in timm's form for the hub."""
+"""Evaluate a finished run, or an exported model."""
 import argparse
 import json
 import logging
@@ -39,14 +39,14 @@ def validate(path: str, overrides: dict[str, Any], fusion: str = 'mean') -> dict
     Args:
         path: Folder of a run, one of its checkpoints, a folder with model.safetensors and config.json, or
             'hf-hub:owner/name'.
-        overrides: Settings that differ from the run's, such as `data_dir`, `val_split` or `device`; a converted model
-            does not say on what data it is to be evaluated, so `dataset` is needed.
-        fusion: Further ways to join the experts, see `fusion.choose_fusions`.
+        overrides: Settings that differ from the run's, such as `data_dir`, `val_split` or `device`. A converted model
+            does not name its data, so it needs `dataset`.
+        fusion: More ways to combine the experts, see `fusion.choose_fusions`.
 
     Returns:
-        As metrics.json, with the metrics of each further fusion under 'fusion'; what belongs to training is taken from
-        the metrics.json of the run, and None without one. It is saved as validation.json in the folder of the
-        checkpoint, unless that is the Hub's.
+        The content of metrics.json, and the metrics of each further fusion under 'fusion'. Figures of the training are
+        copied from the metrics.json of the run, and None without that file. The result is saved as validation.json
+        beside the weights, unless they come from the Hub.
     """
     if path.startswith(HUB):
         return _validate_exported(model_folder(path.removeprefix(HUB)), overrides, fusion, save=False)
@@ -59,7 +59,7 @@ def validate(path: str, overrides: dict[str, Any], fusion: str = 'mean') -> dict
 def run_settings(checkpoint: dict[str, Any], overrides: dict[str, Any]) -> Settings:
     """Settings to evaluate a checkpoint of a run with, on this machine."""
     args = with_defaults(checkpoint['args'])
-    # how many micro-batches make an update does not matter here, and depends on the machine
+    # the number of micro-batches in an update depends on the machine, and evaluation does not need it
     elsewhere = {**NO_WEIGHTS, 'device': None, 'grad_accum_steps': 1}
     return resolve_settings(argparse.Namespace(**{**vars(args), **elsewhere, **overrides}))
 
@@ -68,9 +68,9 @@ def settings_of_export(folder: Path, config: dict[str, Any], overrides: dict[str
     """Settings to evaluate an exported model with, on this machine.
 
     Raises:
-        ValueError: If neither its config.json, see `models.weights.load_config`, nor `overrides` say on which data.
+        ValueError: If neither its config.json (see `models.weights.load_config`) nor `overrides` name the data.
     """
-    # a published model knows on what it was trained
+    # the config.json of a published model says which images it was trained on
     selection = {} if overrides.get('dataset') else (config['about'].get('data') or {}).get('selection') or {}
     settings = {**exported_settings(config), **selection, **overrides}
     dataset = settings.get('dataset')
@@ -83,7 +83,9 @@ def settings_of_export(folder: Path, config: dict[str, Any], overrides: dict[str
 def _validate_run(file: Path, overrides: dict[str, Any], fusion: str) -> dict[str, Any]:
     checkpoint = load_checkpoint(file)
     if 'args' not in checkpoint or 'experts' not in checkpoint:
-        raise ValueError(f'{file} was not written by this train.py: it names no settings and no experts.')
+        raise ValueError(
+            f'{file} was not written by this train.py, because it names no settings and no experts: give a '
+            'last.pth.tar or milestone-*.pth.tar of a run.')
     settings = run_settings(checkpoint, overrides)
     data = build_data(settings, evaluate_split=overrides.get('val_split'))
     check_checkpoint(checkpoint, str(file), settings.model.name, data.train.fingerprint)
@@ -108,7 +110,7 @@ def _validate_exported(folder: Path, overrides: dict[str, Any], fusion: str, sav
         'experts': load_safetensors(folder, 'Convert or download it again.')}
     names = config['pretrained_cfg'].get('label_names')
     if names is None:
-        _logger.warning(f'{folder} has no label_names: it is taken to number the classes as the data set does.')
+        _logger.warning(f'{folder} has no label_names: its classes are assumed to be numbered as in the data set.')
     experts = config['about'].get('experts') or (
         EXPERTS if isinstance(model.get_classifier(), tuple) else ('mean', 'cls'))
     unknown = dict.fromkeys(('teacher', 'epochs', 'epochs_trained', 'seed', 'seconds', 'train_images_per_second'))
@@ -130,7 +132,7 @@ def _evaluate(
         folder: Path | None,
 ) -> dict[str, Any]:
     if data.evaluation is None:
-        raise ValueError('There are no evaluation images: give --val-split.')
+        raise ValueError('There are no evaluation images: name a split by --val-split.')
     fusions = choose_fusions(fusion, experts)
     device = torch.device(settings.machine.device)
     model.to(device)

@@ -1,4 +1,4 @@
-"""What must hold of the settings before data and models are touched."""
+"""Checks on the settings, made before data and models are touched."""
 import argparse
 import math
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Any
 
 from .layers import flag_of
 
-# Settings, what each of their values must fulfil, and how to say it.
+# Names of settings, the condition that each of their values must meet, and its words.
 _BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ('epochs stop_epoch save_epochs teacher_epochs batch_size validation_batch_size grad_accum_steps global_batch_size '
      'dry_run_world_size imbalance_factor n_max val_interval log_interval img_size in_chans num_classes '
@@ -25,7 +25,7 @@ _BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ('hflip vflip reprob mixup_prob mixup_switch_prob key_color_jitter_prob train_size_random_mix guidance_end',
      lambda x: 0 <= x <= 1, 'between 0 and 1'),
 )
-# What must not hold, and what to say if it does
+# Conditions that must not hold, each with its message
 Conflicts = tuple[tuple[Any, str], ...]
 _FILES = ('teacher_checkpoint', 'class_counts', 'branch_from', 'resume', 'class_map', 'initial_checkpoint')
 
@@ -63,23 +63,27 @@ def _conflicts_of_small_data(args: argparse.Namespace) -> Conflicts:
         (places and args.teacher in ('none', 'labels'),
          f"{places} needs a teacher's feature maps, got --teacher {args.teacher}; use a CNN such as resnet32_sam"),
         (places and args.teacher_view == 'weak',
-         f'{places} compares places of one image, but --teacher-view weak shows the teacher another; leave it out'),
+         f'{places} needs the same view for student and teacher, which --teacher-view weak does not give; leave '
+         '--teacher-view out'),
         (places and args.layer_decay,
-         f'{places} does not go with --layer-decay, which knows nothing of the layers beside the student'),
+         f'{places} trains layers beside the student, which --layer-decay does not know; leave one of them out'),
         ((blocks or stages or args.guidance_end != 1) and not args.guidance,
-         '--guidance-blocks, --guidance-stages and --guidance-end belong to --guidance; give its weight, such as 2.5'),
+         '--guidance-blocks, --guidance-stages and --guidance-end belong to --guidance; give its weight, such as '
+         '--guidance 2.5'),
         (blocks and stages and len(blocks) != len(stages),
-         f'--guidance-blocks has a block for each of --guidance-stages; got {blocks} for {stages}'),
+         f'--guidance-blocks needs a block for each of --guidance-stages; got {blocks} for {stages}'),
         (args.logit_standardize and args.kd_token_distill_type != 'soft',
-         '--logit-standardize changes no argmax; give --kd-token-distill-type soft'),
+         '--logit-standardize has no effect on hard distillation, which uses only the largest logit; give '
+         '--kd-token-distill-type soft'),
         (args.init and (args.pretrained or args.pretrained_path or args.initial_checkpoint),
-         f'--init {args.init} would draw attention anew that was read from a file; leave one of them out'),
+         f'--init {args.init} would overwrite attention weights that were read from a file; leave one of them out'),
         (args.muon_hidden_only and 'muon' not in args.opt.lower(),
          f'--muon-hidden-only belongs to the muon optimizers, not to --opt {args.opt}; leave it out'),
         (args.aug_ramp and args.aa and not args.aa.startswith('rand'),
-         f'--aug-ramp raises the magnitude of RandAugment, which --aa {args.aa} does not have; use one such as '
+         f'--aug-ramp raises the magnitude of RandAugment, but --aa {args.aa} is another policy; use one such as '
          'rand-m9-mstd0.5-inc1, or none'),
     )
+
 
 def _conflicts_of_losses(args: argparse.Namespace) -> Conflicts:
     ldam, paco, mixes = args.loss == 'ldam', args.loss == 'paco', args.mixup or args.cutmix or args.cutmix_minmax
@@ -93,15 +97,15 @@ def _conflicts_of_losses(args: argparse.Namespace) -> Conflicts:
         (paco and (args.teacher != 'none' or args.drw_on not in (None, 'none') or args.classifier != 'linear'),
          '--loss paco trains a CNN with a linear classifier and re-balances by its class prior; give --teacher none '
          '--drw-on none --classifier linear'),
-        (paco and args.batch_size < 2, '--loss paco normalises a batch; give a --batch-size of at least 2'),
+        (paco and args.batch_size < 2, '--loss paco normalises over the batch; give a --batch-size of at least 2'),
         (paco and (args.layer_decay or args.sync_bn),
-         '--loss paco goes with neither --layer-decay nor --sync-bn, which know nothing of its projection'),
+         '--loss paco trains a projection that --layer-decay and --sync-bn do not know; leave both out'),
         (paco and args.bce_loss, '--loss paco and --bce-loss exclude each other; give one of them'),
         (paco and args.model_ema, '--loss paco keeps a momentum encoder of its own; leave --model-ema out'),
         (args.cls_loss != 'ce' and (args.loss != 'ce' or args.bce_loss),
          f'--cls-loss {args.cls_loss} adds the class prior to cross entropy; leave --loss and --bce-loss out'),
         (args.cls_loss != 'ce' and args.drw_on in ('cls', 'both'),
-         f'--cls-loss {args.cls_loss} re-balances CLS already; with it give --drw-on dist or none'),
+         f'--cls-loss {args.cls_loss} re-balances CLS already; give --drw-on dist or none'),
         (ldam and args.bce_loss, '--loss ldam and --bce-loss exclude each other; give one of them'),
     )
 
@@ -112,21 +116,21 @@ def _conflicts_of_images(args: argparse.Namespace) -> Conflicts:
         (mixes and args.batch_size % 2,
          f'mixup and cutmix need an even --batch-size, got {args.batch_size}; or set --mixup 0 --cutmix 0'),
         (not args.key_scale[0] <= args.key_scale[1] <= 1,
-         f'--key-scale is the smallest and the largest share of an image, got {args.key_scale}'),
+         f'--key-scale is the smallest and the largest share of an image, at most 1; got {args.key_scale}'),
         (args.key_color_jitter[3] > .5, f'the hue of --key-color-jitter is at most 0.5, got {args.key_color_jitter}'),
         (args.train_size_probs and (
             len(args.train_size_probs) != len(sizes) or not 0 < sum(args.train_size_probs) < math.inf),
-         '--train-size-probs has a weight for each of --train-img-sizes, with a finite sum above 0; got '
+         '--train-size-probs needs a weight for each of --train-img-sizes, with a finite sum above 0; got '
          f'{args.train_size_probs} for {sizes}'),
         (args.train_size_schedule != 'progressive' and (
             args.train_size_schedule_spread, args.train_size_random_mix) != (.65, .1),
          '--train-size-schedule-spread and --train-size-random-mix belong to --train-size-schedule progressive'),
         (sizes and args.input_size is not None and args.input_size[1] != args.input_size[2],
-         f'--train-img-sizes are squares, --input-size {args.input_size} is none'),
+         f'--train-img-sizes are squares, but --input-size {args.input_size} is not; give a square one'),
         (args.train_size_schedule == 'progressive' and len(sizes) < 2,
          f'--train-size-schedule progressive needs two or more --train-img-sizes, got {sizes}'),
         (any('auto' in (values or ()) and len(values) > 1 for values in (args.mean, args.std)),
-         '--mean and --std are numbers, or the one word auto'),
+         '--mean and --std take numbers, or only the word auto'),
     )
 
 
@@ -134,20 +138,21 @@ def _conflicts_of_training(args: argparse.Namespace) -> Conflicts:
     epochs, last = args.epochs, max([args.stop_epoch or 0, *(args.save_epochs or [])])
     return (
         ((args.drw_start_epoch or 0) > epochs,
-         f'--drw-start-epoch {args.drw_start_epoch} lies beyond --epochs {epochs}; {epochs} itself means never'),
+         f'--drw-start-epoch {args.drw_start_epoch} lies beyond --epochs {epochs}; give at most {epochs}, which means '
+         'never'),
         (last > epochs, f'--stop-epoch or --save-epochs {last} lies beyond --epochs {epochs}'),
         (args.opt.startswith('sam') and args.grad_checkpointing,
-         f'--opt {args.opt} freezes BatchNorm statistics in its second pass, which --grad-checkpointing would '
-         'run anew; leave it out'),
+         f'--opt {args.opt} freezes BatchNorm statistics in its second pass, but --grad-checkpointing would update '
+         'them; leave --grad-checkpointing out'),
         (len(args.rho_values) != len(args.rho_milestones) or args.rho_milestones != sorted(args.rho_milestones),
-         f'--rho-values has a value for each of the ascending --rho-milestones; got {args.rho_values} for '
+         f'--rho-values needs a value for each of the ascending --rho-milestones; got {args.rho_values} for '
          f'{args.rho_milestones}'),
         (args.sam_every > 1 and args.teacher in ('none', 'labels') and not args.opt.startswith('sam'),
          f'--sam-every {args.sam_every} belongs to SAM; use --opt samsgd or samadamw, or a SAM '
          'teacher such as resnet32_sam'),
         (args.opt.startswith('sam') and args.amp_dtype == 'float16' and args.amp is not False,
          f'--opt {args.opt} cannot scale float16 gradients over its two passes; use --amp-dtype bfloat16 or --no-amp'),
-        (args.amp and args.model_dtype in ('bfloat16', 'float16'), '--amp needs --model-dtype float32; leave it out'),
+        (args.amp and args.model_dtype in ('bfloat16', 'float16'), '--amp needs --model-dtype float32; leave one out'),
     )
 
 
@@ -156,9 +161,11 @@ def _conflicts_of_teachers(args: argparse.Namespace) -> Conflicts:
         (args.teacher == 'none' and args.drw_on == 'dist',
          f'--drw-on {args.drw_on} needs a DIST expert, which --teacher none does not train; use --drw-on cls'),
         (args.teacher_checkpoint and args.teacher in ('none', 'labels'),
-         f'--teacher-checkpoint needs the architecture of the teacher, got --teacher {args.teacher}'),
+         f'--teacher-checkpoint needs the architecture of the teacher, got --teacher {args.teacher}; give one such as '
+         '--teacher resnet32'),
         (args.teacher_source == 'hub' and args.teacher in ('none', 'labels'),
-         f'--teacher-source hub needs the name of a teacher, got --teacher {args.teacher}'),
+         f'--teacher-source hub needs the name of a teacher, got --teacher {args.teacher}; give one such as --teacher '
+         'resnet32_sam'),
         (args.teacher_source == 'hub' and args.teacher_checkpoint,
          '--teacher-source hub and --teacher-checkpoint exclude each other; give one of them'),
     )
@@ -167,19 +174,19 @@ def _conflicts_of_teachers(args: argparse.Namespace) -> Conflicts:
 def _conflicts_of_runs(args: argparse.Namespace) -> Conflicts:
     return (
         (args.dry_run_world_size and not args.dry_run,
-         '--world-size belongs to --dry-run; torchrun --nproc-per-node N trains on N devices'),
-        (args.resume and args.branch_from, '--resume goes on with a run, --branch-from starts a new one; give one'),
+         '--world-size belongs to --dry-run; to train on N devices start with torchrun --nproc-per-node N'),
+        (args.resume and args.branch_from, '--resume continues a run, --branch-from starts a new one; give only one'),
         (args.resume == 'auto' and not args.experiment, '--resume auto needs the name of the run in --experiment'),
         (args.wandb_resume_id and not args.resume, '--wandb-resume-id needs --resume'),
         (args.fold is not None and not 0 <= args.fold < (args.folds or 0),
-         f'--fold {args.fold} is one of --folds, from 0 to {(args.folds or 1) - 1}; give --folds K'),
+         f'--fold {args.fold} must be from 0 to K - 1 with --folds K, got --folds {args.folds}; change one of them'),
         (args.fold is not None and not args.experiment and not args.dry_run,
-         '--fold needs the name of the folder that all folds share in --experiment'),
+         '--fold needs --experiment, the name of the folder that all folds share'),
         (args.folds and args.val_fraction,
          '--folds evaluates each training image once, so nothing is held out; leave --val-fraction out'),
         (args.folds and (args.teacher_checkpoint or args.teacher_source == 'hub'),
-         '--folds trains a teacher on the training images of each fold, as another has seen those that are evaluated; '
-         'leave --teacher-checkpoint and --teacher-source out'),
+         '--folds trains a teacher for each fold, because another one has seen images that the fold evaluates; leave '
+         '--teacher-checkpoint and --teacher-source out'),
         (args.folds and (args.branch_from or args.resume not in ('', 'auto')),
-         '--folds goes on by itself with what there is in --experiment; leave --resume and --branch-from out'),
+         '--folds resumes what it finds in --experiment by itself; leave --resume and --branch-from out'),
     )

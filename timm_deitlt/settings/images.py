@@ -1,15 +1,15 @@
-"""Settings of images as they are used: which ones, what happens to them on the way, and how they become batches."""
+"""Settings of the images of a run: which ones, how they are augmented, and how they become batches."""
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Which images.
+    """Which images a run uses.
 
     Attributes:
         image_mode: Pillow's mode to read them in, or 'array'.
         channels: Their number of channels.
-        held_out: Part of the training images that is held out for evaluation, or None.
+        held_out: Share of the training images that is held out for evaluation, or None.
     """
     dataset: str
     data_dir: str | None
@@ -40,7 +40,7 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class AugmentSettings:
-    """What happens to training images on the way."""
+    """How training images are augmented."""
     no_aug: bool
     train_crop_mode: str | None
     scale: tuple[float, ...]

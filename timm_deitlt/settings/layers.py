@@ -1,4 +1,4 @@
-"""Settings: the command line over a config file over the recipes of data set and model."""
+"""Settings in layers: the command line wins over a config file, which wins over the recipes of data set and model."""
 import argparse
 import copy
 import difflib
@@ -18,15 +18,15 @@ RECIPES = files(__package__.partition('.')[0]) / 'recipes'
 DEFAULT_DATASET = 'lt/digits'
 # Architectures that start from the teacher's recipe, SGD and LDAM; everything else starts from the student's.
 TEACHER_FAMILIES = ('resnet', 'resnext', 'wide_resnet', 'seresnet', 'densenet', 'vgg', 'regnet', 'mobilenet')
-# Only one of these is heeded; a later layer that sets the left one puts the right one of the layers below to default.
+# Pairs of which only one counts: a layer that sets the left one resets the right one of the layers below to default.
 _RIVALS = {
     'lr_base': 'lr', 'input_size': 'img_size', 'img_size': 'input_size', 'grad_accum_steps': 'global_batch_size',
     'global_batch_size': 'grad_accum_steps',
 }
-# Settings that count in epochs
+# Settings that are given in epochs, and are stretched if --epochs changes
 _PLANNED = {'drw_start_epoch', 'decay_milestones', 'rho_milestones', 'aug_ramp'}
 
-# Recipes of a teacher's name, in order: resnet32_paco_sam is recipes/teachers/paco.yaml, then paco_sam.yaml.
+# Recipes of each kind of teacher, in order: resnet32_paco_sam uses recipes/teachers/paco.yaml, then paco_sam.yaml.
 TEACHER_RECIPES = {
     'plain': ('plain',),
     'sam': ('sam',),
@@ -45,7 +45,7 @@ class Layer(NamedTuple):
         name: Its name in messages.
         values: Its settings.
         is_recipe: Whether it is a recipe of this package.
-        base: Recipes that it stands on, where it names them.
+        base: Recipes below it, if it names them.
         needs: Settings that the user must give with it.
     """
     name: str
@@ -61,7 +61,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def build_parser(prog: str = 'train.py') -> argparse.ArgumentParser:
-    """The command line alone: timm's flags as far as supported, then ours in the group 'DeiT-LT'."""
+    """The parser of the command line: timm's flags that are supported, then ours."""
     usage = '%(prog)s [-c FILE] [DIR] [--flag value ...]'
     parser = _Parser(prog, usage, 'Train a Vision Transformer or a CNN on long-tailed data.', allow_abbrev=False)
     add_flags(parser)
@@ -79,7 +79,7 @@ def flag_of(name: str) -> str:
 
 
 def with_defaults(args: argparse.Namespace) -> argparse.Namespace:
-    """Settings of an older run, and the defaults of those that it did not know."""
+    """Settings of an older run, with defaults for the settings that did not exist then."""
     return argparse.Namespace(**{
         **{name: copy.deepcopy(action.default) for name, action in _settings().items()}, **vars(args)})
 
@@ -109,13 +109,13 @@ def recipe_text(name: str) -> str:
 
 
 def recipes_for(dataset: str, kind: str, teacher: str = '') -> list[str]:
-    """The recipes under a run on this data set, later wins.
+    """The recipes that a run on this data set starts from; later ones win.
 
     Args:
         dataset: Its name.
         kind: 'student' or 'teacher'.
-        teacher: For a teacher by name, its key of TEACHER_RECIPES: each of its recipes may have one of the same name
-            in the folder of the benchmark, which comes after it.
+        teacher: For a named teacher, its key of TEACHER_RECIPES. Each of its recipes is followed by the recipe of the
+            same name in the folder of the benchmark, if there is one.
     """
     folder = BENCHMARKS[dataset].recipe if dataset in BENCHMARKS else ''
     names = [f'default/{kind}', f'{folder}/{kind}']
@@ -128,8 +128,8 @@ def recipes_for(dataset: str, kind: str, teacher: str = '') -> list[str]:
 def load_recipe(name_or_path: str) -> Layer:
     """Read a recipe by name or a YAML file by path, and check every key and value.
 
-    The key `base` lists the recipes under it, in place of those that data set and model would choose; `needs` the
-    settings that make no sense left out.
+    The key `base` lists the recipes below it, in place of those that data set and model would choose. The key `needs`
+    lists settings that the user has to give.
 
     Raises:
         FileNotFoundError: If it is neither a file nor a recipe.
@@ -139,7 +139,7 @@ def load_recipe(name_or_path: str) -> Layer:
     is_recipe = name in known and not Path(name).is_file()
     if not is_recipe and not Path(name).is_file():
         raise FileNotFoundError(
-            f"{name}: no such file or recipe{_near(name, known) or '; recipes are such as own_data, digits/student'}")
+            f"{name}: no such file or recipe{_near(name, known) or '; examples are own_data, digits/student'}")
     try:
         values = yaml.safe_load(recipe_text(name) if is_recipe else Path(name).read_text(encoding='utf-8'))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -159,7 +159,7 @@ def _names(values: dict[str, Any], key: str, what: str, known: Iterable[str], wh
         raise ValueError(f'{where}: {key} is a list of {what}s, got {names!r}')
     for item in names:
         if item not in known:
-            raise ValueError(f"{where}: {key} names the {what} '{item}', which there is not{_near(item, known)}")
+            raise ValueError(f"{where}: {key} names the {what} '{item}', which does not exist{_near(item, known)}")
     return tuple(names)
 
 
@@ -179,7 +179,7 @@ def _checked(values: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _checked_value(action: argparse.Action, value: Any) -> Any:
-    """The value as the flag would have given it, so that a file holds nothing that the command line refuses."""
+    """The value as the flag would give it, so that a file can hold only what the command line accepts."""
     if value is None and action.default is None or value == action.default == []:
         return copy.copy(value)
     if isinstance(action, KeyValues):
@@ -200,7 +200,7 @@ def _checked_value(action: argparse.Action, value: Any) -> Any:
 def _checked_scalar(action: argparse.Action, value: Any) -> Any:
     convert: Any = action.type or str  # argparse's own hint allows a name too
     if isinstance(value, bool) and action.choices is not None and {'on', 'off'} <= set(action.choices):
-        return 'on' if value else 'off'  # which YAML takes for true and false
+        return 'on' if value else 'off'  # YAML reads these words as true and false
     expected = {int: 'a whole number', float: 'a number', number_or_auto: 'a number or auto'}.get(convert, 'text')
     if not isinstance(value, str | int | float) or isinstance(value, bool):
         raise ValueError(f'expected {expected}, got {value!r}')
@@ -216,10 +216,11 @@ def _checked_scalar(action: argparse.Action, value: Any) -> Any:
 def parse_args(argv: Sequence[str] | None = None, prog: str = 'train.py') -> argparse.Namespace:
     """Settings of a run: the command line over `--config` over the recipes of data set and model.
 
-    Later wins: parser defaults, recipes/default/<kind>.yaml, recipes/<benchmark>/<kind>.yaml (or what the config names
-    as its base), `--config` (a path or a recipe's name), command line; mappings are merged key by key. Where a later
-    layer changes the epochs of a recipe, what it plans for certain epochs is stretched with them. The namespace has one
-    attribute per setting, and `sources`: for each 'default', a recipe's name, the config's path or 'command line'.
+    Later layers win: parser defaults, recipes/default/<kind>.yaml, recipes/<benchmark>/<kind>.yaml (or what the config
+    names as its base), `--config` (a path or a recipe's name), command line. Mappings are merged key by key. If a later
+    layer changes the epochs of a recipe, milestones that the recipe gives in epochs are stretched with them. The
+    namespace has one attribute for each setting, and `sources`, which says where each came from: 'default', a recipe's
+    name, the config's path or 'command line'.
 
     Raises:
         SystemExit: With code 2 and one line on stderr, if a flag is unknown, refused or has a bad value.
@@ -236,21 +237,21 @@ def parse_args(argv: Sequence[str] | None = None, prog: str = 'train.py') -> arg
     args = _merge([*map(load_recipe, base), *layers])
     named = layers[-1].values.get('amp_dtype') == 'bfloat16'
     if named and args.amp is None and args.model_dtype in (None, 'float32'):
-        args.amp = True  # who names the type wants it, also where the CPU has to emulate it
+        args.amp = True  # naming the type asks for it, even if the CPU has to emulate it
         args.sources['amp'] = 'command line'
     for name in layers[0].needs:
         if not getattr(args, name):
-            raise ValueError(f'{config} needs {flag_of(name)}: give it beside -c {config}')
+            raise ValueError(f'{config} needs {flag_of(name)}: give it together with -c {config}')
     return args
 
 
 def resolve(overrides: Mapping[str, Any], recipes: Sequence[str] = (), prog: str = 'overrides') -> argparse.Namespace:
-    """The same settings from Python: `recipes` in order over the parser's defaults, then `overrides`.
+    """Settings from Python: the parser's defaults, then `recipes` in order, then `overrides`; later ones win.
 
     Args:
         overrides: Settings by name, checked as in a file.
-        recipes: Names of recipes or paths; nothing is chosen by data set or model, see `recipes_for`.
-        prog: What errors and `sources` call the overrides.
+        recipes: Names or paths of recipes. None is added for data set or model, see `recipes_for`.
+        prog: Name of the overrides in errors and in `sources`.
 
     Raises:
         FileNotFoundError: If a recipe does not exist.
@@ -261,7 +262,7 @@ def resolve(overrides: Mapping[str, Any], recipes: Sequence[str] = (), prog: str
 
 def _command_line(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> dict[str, Any]:
     for action in parser._actions:
-        action.default = argparse.SUPPRESS  # only what was typed
+        action.default = argparse.SUPPRESS  # return only what was typed
     given, unknown = parser.parse_known_args(argv)
     for flag in (word.split('=', 1)[0] for word in unknown):
         if flag in REFUSED:
@@ -276,13 +277,13 @@ def _command_line(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -
 def _merge(layers: Sequence[Layer]) -> argparse.Namespace:
     values = {key: copy.deepcopy(action.default) for key, action in _settings().items()}
     sources = dict.fromkeys(values, 'default')
-    planned = {}  # epochs that a recipe had in mind when it set these
+    planned = {}  # the number of epochs for which a recipe set these
     for layer in layers:
         void = {
             rival: _settings()[rival].default for key, rival in _RIVALS.items()
             if layer.values.get(key) is not None and values[rival]}
         if layer.values.get('opt', values['opt']) != values['opt']:
-            values['opt_kwargs'] = {}  # they were another optimizer's
+            values['opt_kwargs'] = {}  # they belong to another optimizer
         for key, value in {**void, **layer.values}.items():
             values[key] = {**values[key], **value} if isinstance(value, dict) else value
             sources.pop(key)  # so that their order follows the layers

@@ -1,6 +1,6 @@
-"""Settings as they are used: one frozen class for each part of a run, made once by `run.settings.resolve_settings`.
+"""Settings of a run: one frozen class for each part of it, made once by `run.settings.resolve_settings`.
 
-A field has the name of its flag where it holds what the flag says. What was worked out has a name of its own.
+A field that holds the value of a flag has the name of the flag. A field that was worked out has a name of its own.
 """
 import argparse
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ class ModelSettings:
     """The network that is trained.
 
     Attributes:
-        name: timm's name of it.
+        name: timm's name of the network.
         channels: Channels of its images.
     """
     name: str
@@ -48,7 +48,7 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class LossSettings:
-    """What is learned from labels and from the teacher.
+    """The losses: what is learned from the labels and from the teacher.
 
     Attributes:
         label_loss: 'ce', 'ldam', 'bce' or 'paco'.
@@ -83,7 +83,7 @@ class LossSettings:
 
     @property
     def logit_scale(self) -> float:
-        """Factor that makes a network's outputs the logits of its loss: LDAM's scale, no part of the network."""
+        """Factor from a network's outputs to the logits of its loss: LDAM's scale, which the network does not have."""
         return self.ldam_scale if self.label_loss == 'ldam' else 1.
 
 
@@ -95,7 +95,7 @@ class StageTwoSettings:
         start_epoch: 0-based epoch it begins with.
         targets: Experts whose loss is re-weighted: 'cls', 'dist', 'both' or 'none'.
         beta: beta of the effective number of images.
-        keep_mixup: Whether mixing goes on.
+        keep_mixup: Whether mixing continues.
     """
     start_epoch: int
     targets: str
@@ -108,8 +108,8 @@ class OptimizerSettings:
     """The optimizer, in the names that `timm.optim.optimizer_kwargs` reads.
 
     Attributes:
-        lr: Peak learning rate of an update, or None where it follows from `lr_base`.
-        peak_lr: Peak learning rate.
+        lr: The flag --lr, or None if the learning rate follows from `lr_base`.
+        peak_lr: Peak learning rate, as worked out.
     """
     opt: str
     opt_eps: float | None
@@ -174,7 +174,7 @@ class TeacherSettings:
     """The teacher of `--teacher`.
 
     Attributes:
-        name: Its name; 'none' for none, 'labels' for labels in its place.
+        name: Its name; 'none' for no teacher, 'labels' if the labels take its place.
         is_network: Whether it is a network.
     """
     name: str
@@ -191,7 +191,7 @@ class TeacherSettings:
 
 @dataclass(frozen=True)
 class OutputSettings:
-    """What is written, and where a run goes on."""
+    """What is written, and which run is continued."""
     output: str
     experiment: str
     resume: str
@@ -210,12 +210,12 @@ class OutputSettings:
 
 @dataclass(frozen=True)
 class Precision:
-    """Numbers that a network computes with.
+    """Number types that a network computes with.
 
     Attributes:
         mixed: Type of automatic mixed precision, 'bfloat16' or 'float16', or None for none.
         weights: Type of the weights.
-        chosen: Whether it was chosen by what the device can, not asked for.
+        chosen: Whether it was chosen automatically for the device, not asked for.
     """
     mixed: str | None
     weights: str
@@ -223,11 +223,11 @@ class Precision:
 
     @property
     def words(self) -> str:
-        """In words, the same on every device."""
+        """In words, without the device."""
         return f'automatic mixed precision, {self.mixed}' if self.mixed else self.weights
 
     def words_on(self, device: Any) -> str:
-        """In words for the log of a training on a device."""
+        """In words for the log, with the device and the reason."""
         how = 'chosen automatically, --no-amp turns it off' if self.chosen else '--amp'
         return f'{self.words} on {device}{f" ({how})" if self.mixed else ""}'
 
@@ -239,8 +239,8 @@ class MachineSettings:
     Attributes:
         device: Type of the device, such as 'cpu', 'cuda' or 'cuda:1'.
         world_size: Number of processes that train together.
-        rank: Which of them this is.
-        precision: Numbers that it computes with there.
+        rank: Rank of this process among them.
+        precision: Number types that it computes with.
     """
     device: str
     world_size: int
@@ -265,8 +265,8 @@ class Settings:
     """All settings of one training.
 
     Attributes:
-        flags: The command line that asks for the same again, by name of the setting; what args.yaml keeps.
-        sources: For each setting what set it: 'default', a recipe's name, a file or 'command line'.
+        flags: The value of every flag, by name of the setting. They ask for the same run again; args.yaml holds them.
+        sources: Where each setting came from: 'default', a recipe's name, a file or 'command line'.
         seed: Seed of everything but the choice of images.
     """
     flags: Mapping[str, Any]
@@ -285,20 +285,20 @@ class Settings:
     machine: MachineSettings
 
     def namespace(self) -> argparse.Namespace:
-        """The flags as timm's checkpoints keep them, with the processes that train together."""
+        """The flags as timm's checkpoints hold them, with world size and rank."""
         machine = self.machine
         return argparse.Namespace(
             **self.flags, world_size=machine.world_size, rank=machine.rank, distributed=machine.world_size > 1)
 
 
 def part(kind: type[Part], args: argparse.Namespace, prefix: str = '', **worked_out: Any) -> Part:
-    """One part of the settings: what was worked out, and the flags of the same names as its other fields.
+    """Make one part of the settings. Every field that is not in `worked_out` takes the value of the flag of its name.
 
     Args:
-        kind: Its class.
+        kind: Class of the part.
         args: The flags.
-        prefix: What their names begin with and the fields' do not.
-        worked_out: Its other fields.
+        prefix: Prefix of the flags' names that the fields' names lack.
+        worked_out: Fields that were worked out.
     """
     names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     given = {name: getattr(args, prefix + name) for name in names if name not in worked_out}

@@ -1,4 +1,4 @@
-"""Studies: named arms on one data set and budget, trained, tabled, and judged by their claims."""
+"""Studies: train named arms on one data set and budget, put the results into tables, and judge claims about them."""
 from .command import ablate
 from .study import load_study, study_names
 

@@ -1,4 +1,4 @@
-"""The cells of a study: one training each, its file of results, and in which order they are run."""
+"""The cells of a study. A cell is one training, and has one file of results."""
 import argparse
 import json
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ class Cell:
 
 
 def cell_path(root: Path, study: Study, cell: Cell) -> Path:
-    """Where the results of a cell are, or will be: of an arm of another study in the folder of that."""
+    """Path of the file of results of a cell. The results of another study's arm lie in the folder of that study."""
     folder, arm = study.arms[cell.arm].origin or (study.name, cell.arm)
     return Path(root) / folder / f'{Cell(cell.subset, cell.seed, arm).name}.json'
 
@@ -45,9 +45,9 @@ def plan(
         seeds: Sequence[int],
         subsets: Sequence[int],
 ) -> list[Cell]:
-    """Cells without a file of results, subset by subset and seed by seed, in the order of the study.
+    """Cells that have no file of results yet, in order of subset, seed and arm.
 
-    Arms of another study are trained by that study.
+    Arms of another study are left out, because that study trains them.
 
     Raises:
         ValueError: If an arm is unknown.
@@ -60,10 +60,10 @@ def plan(
 
 
 def read_results(root: Path, study: Study) -> dict[Cell, dict[str, Any]]:
-    """Results of all cells that have a file; of an arm of another study those of the seeds of this one alone.
+    """Results of all cells that have a file; for an arm of another study, only subset 0 and the seeds of this study.
 
     Raises:
-        ValueError: If a file is damaged or not of this study's settings.
+        ValueError: If a file is damaged, or was made with other settings than the study has.
     """
     results = {}
     for name, arm in study.arms.items():
@@ -80,21 +80,21 @@ def read_results(root: Path, study: Study) -> dict[Cell, dict[str, Any]]:
             if missing := {'settings', 'resolved', 'metrics', 'fusion', 'analysis', 'curve', 'versions'} - set(result):
                 raise KeyError(', '.join(sorted(missing)))
             if path.stem != cell.name:
-                raise ValueError(f'it is of {cell.name}')
+                raise ValueError(f'it holds the results of {cell.name}')
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f'{path} is damaged ({error!r}): delete it to have it run again.') from error
+            raise ValueError(f'{path} is damaged ({error!r}): delete it to run the cell again.') from error
         if cell.arm not in study.arms:
-            continue  # of an arm that the study no longer has
+            continue  # the study no longer has this arm
         check_settings(study, cell, result, path)
         results[cell] = result
     return results
 
 
 def check_settings(study: Study, cell: Cell, result: Mapping[str, Any], path: Path) -> None:
-    """Refuse results of other settings than the study and the recipes under it now have.
+    """Refuse results that were made with other settings than the study and its recipes have now.
 
     Raises:
-        ValueError: Naming the settings.
+        ValueError: If a setting differs; the message names all that do.
     """
     wanted = cell_settings(study, cell)
     wrong = {name for name, value in wanted.items() if result['settings'].get(name) != value}
@@ -103,29 +103,29 @@ def check_settings(study: Study, cell: Cell, result: Mapping[str, Any], path: Pa
         wrong = {name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name]}
     if wrong:
         raise ValueError(
-            f'{path} was run with other settings than the study has ({", ".join(sorted(wrong))}): delete it, and its '
-            'run in --work, to have it run again, or give the study another name.')
+            f'{path} was run with other settings than the study has ({", ".join(sorted(wrong))}): delete it and its '
+            'run in --work to run it again, or give the study another name.')
 
 
 def cell_args(study: Study, cell: Cell, more: Mapping[str, Any] | None = None) -> argparse.Namespace:
-    """All settings of a cell, those of the recipes included, and with `more`.
+    """All settings of a cell: those of its recipes, of the study and of its arm, and `more`.
 
     Raises:
         ValueError: If a setting is unknown or not allowed, or there is no data set.
     """
     settings = {**cell_settings(study, cell), **(more or {})}
     if 'dataset' not in settings:
-        raise ValueError(f'The study {study.name} names no dataset in its settings.')
+        raise ValueError(f'The study {study.name} names no data set: add dataset: NAME to its settings.')
     kind = model_kind(settings.get('model', ''))
     return resolve(settings, recipes_for(settings['dataset'], kind), prog=f'{study.name} {cell.arm}')
 
 
 def resolved_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """Settings that decide a training, as plain values."""
+    """The settings that decide what a training results in, as plain values."""
     return {name: value for name, value in yaml.safe_load(args_to_yaml(args)).items() if name not in NOT_OF_THE_RUN}
 
 
 def cell_settings(study: Study, cell: Cell) -> dict[str, Any]:
-    """Settings of train.py that make a cell."""
+    """Settings that the study, its arm and the seeds give a cell."""
     return {
         **study.settings, **study.arms[cell.arm].settings, 'seed': cell.seed, 'split_seed': cell.subset}

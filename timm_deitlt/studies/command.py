@@ -1,4 +1,4 @@
-"""What ablate.py does."""
+"""The command ablate.py: train a study, judge its claims, write its page, and print its table."""
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ def ablate(
         table: bool,
         readme: Path | None = None,
 ) -> dict[str, Any]:
-    """Train what has no file of results yet, then write verdicts and page, and print the table.
+    """Train the cells that have no file of results yet, then write verdicts and page, and print the table.
 
     Args:
         study: Name of a packaged study, or a YAML file.
@@ -36,12 +36,12 @@ def ablate(
         data_dir: Where the data set is.
         results: Folder of results.
         work: Folder of runs and teachers.
-        jobs: Trainings at a time.
-        table: Train nothing.
+        jobs: Number of trainings at a time.
+        table: Whether to train nothing, and only print the table.
         readme: A file with the lines `<!-- study NAME -->` and `<!-- end NAME -->`, between which the table is put.
 
     Returns:
-        The verdicts, the cells that are there, and those that failed.
+        The verdicts, the cells that have results, and those that failed.
 
     Raises:
         ValueError: If the study, an arm or a file of results is not usable, or the readme has no place for the table.
@@ -50,23 +50,23 @@ def ablate(
     asked = load_study(study)
     if jobs < 1:
         raise ValueError(f'--jobs must be 1 or more, got {jobs}')
-    # what does not fit is an error before anything is trained
+    # fail now, not after hours of training
     read_results(results, asked)
     if readme:
         with_table(readme.read_text(encoding='utf-8'), asked.name, '')
     failed = []
     if not table:
-        from .train_cells import check_cells, train_cells  # the table needs none of what trains
+        from .train_cells import check_cells, train_cells  # a slow import that the table does not need
         cells = plan(asked, results, arms or list(asked.arms), seeds or asked.seeds, subsets)
         places = {'data_dir': data_dir} if data_dir else {}
         check_cells(asked, cells, places)
-        _logger.info(f'{len(cells)} trainings are to be done, {jobs} at a time, in {work / asked.name}.')
+        _logger.info(f'{len(cells)} trainings will run, {jobs} at a time, in {work / asked.name}.')
         failed = train_cells(asked, cells, results, work, places, jobs)
     return _report(asked, results, failed, readme)
 
 
 def _report(asked: Study, results: Path, failed: Sequence[tuple[Cell, str]], readme: Path | None) -> dict[str, Any]:
-    """Write verdicts, page and table of what is there."""
+    """Write verdicts, page and table of the cells that have results."""
     found = read_results(results, asked)
     judged = verdicts(asked, found, results.name)
     text = format_study(asked, found)
@@ -90,7 +90,7 @@ def _write_page(study: Study, folder: Path, found: Mapping[Cell, Any], judged: l
     try:
         page = write_study_report(folder, study.name, arms, results, judged, dict(study.settings), study.sweep)
         _logger.info(f'Report: {page}')
-    except Exception as error:  # the table, which says the same, is still to come
+    except Exception as error:  # the table says the same, and must still be printed
         _logger.warning(f'The page was not written ({type(error).__name__}: {error}): --table tries it again.')
 
 
@@ -101,14 +101,14 @@ def add_verdicts(path: Path, study: str, judged: list[dict[str, Any]]) -> None:
 
 
 def with_table(readme: str, study: str, table: str) -> str:
-    """A text with the table of a study in the place of the one before.
+    """The text with a new table between the two lines that mark the place of the study's table.
 
     Raises:
-        ValueError: If it has no such place.
+        ValueError: If the text lacks one of these lines.
     """
     start, end = f'<!-- study {study} -->\n', f'<!-- end {study} -->\n'
     before, found, rest = readme.partition(start)
     _, closed, after = rest.partition(end)
     if not found or not closed:
-        raise ValueError(f'The file has no place for the table: give it the two lines {start.strip()} {end.strip()}.')
+        raise ValueError(f'The file has no place for the table: add the two lines {start.strip()} and {end.strip()}.')
     return f'{before}{start}{table}\n{end}{after}'

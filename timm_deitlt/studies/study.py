@@ -12,7 +12,7 @@ from ..evaluation.fusion import FUSIONS
 STUDIES = files(__package__.rpartition('.')[0]) / 'studies'
 EXPERTS = ('mean', 'cls', 'dist', 'teacher', *FUSIONS)
 GROUPS = ('overall', 'head', 'mid', 'tail')
-# Measures of analyze.py that claims may name, by what they are of
+# Measures of analyze.py that claims may name: (what is measured, measure)
 MEASURES = {('dist', 'rank'), ('cls', 'rank'), ('early', 'distance'), ('tokens', 'divergence')}
 
 
@@ -24,7 +24,7 @@ class Arm:
         name: Name in files and claims.
         label: Name in tables.
         settings: What differs from the study's settings.
-        parent: Arm whose milestone at the start of stage two it goes on from, or None.
+        parent: Arm from whose milestone, at the start of stage two, it continues, or None.
         origin: Name of another packaged study and of its arm, whose results are shown here too, or None.
     """
     name: str
@@ -36,7 +36,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Side:
-    """A figure: of an arm, of an expert (or what a measure is of), the accuracy of a group or a measure."""
+    """One figure of a claim: an arm, one of its experts (or what is measured), and a class group (or a measure)."""
     arm: str
     of: str
     measure: str
@@ -47,7 +47,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the paper: `a` is above `b`, or below if `less`; those that are `main` stand first in tables."""
+    """A claim: the figure `a` is above the figure `b`, or below it if `less`. Claims that are `main` come first."""
     text: str
     a: Side
     b: Side
@@ -65,8 +65,9 @@ class Study:
         arms: Its arms by name.
         claims: Claims to be judged.
         seeds: Seeds that are run if none are asked for.
-        sweep: None, or what is varied: 'x', the title of the axis, or 'teacher_view' for the teacher's accuracy on the
-            student's images; and 'levels', each with a 'label', the value 'x' and its 'arms' by the name of the method.
+        sweep: What is varied, or None. 'x' is the title of the axis, or 'teacher_view' for the teacher's accuracy on
+            the student's images. 'levels' is a list; each level has a 'label', its value 'x', and 'arms': the arm of
+            each method by the method's name.
     """
     name: str
     settings: Mapping[str, Any]
@@ -86,7 +87,8 @@ def load_study(name: str) -> Study:
 
     Raises:
         FileNotFoundError: If it is neither.
-        ValueError: If a key is unknown, an arm goes on from one that is not there, or a claim names no figure.
+        ValueError: If a key is unknown, an arm continues from an arm that it cannot continue from, or a claim names
+            something that is not a figure.
     """
     path = STUDIES / f'{name}.yaml' if name in study_names() else Path(name)
     if not path.is_file():
@@ -102,23 +104,26 @@ def load_study(name: str) -> Study:
         raise ValueError(f'{path} is not a study ({type(error).__name__}: {error}).') from error
     for arm in arms.values():
         if arm.parent and (arm.parent not in arms or arms[arm.parent].parent):
-            raise ValueError(f'{path}: {arm.name} goes on from {arm.parent}, which is no arm that begins at the start.')
+            raise ValueError(
+                f'{path}: {arm.name} continues from {arm.parent}, which must be an arm that has no `from` itself.')
     for side in (side for claim in claims for side in (claim.a, claim.b)):
         if side.arm not in arms or not (
                 side.of in EXPERTS and side.measure in GROUPS or (side.of, side.measure) in MEASURES):
             raise ValueError(
-                f'{path}: {side} is no figure: give ARM EXPERT GROUP, of the experts {", ".join(EXPERTS)} and the '
-                f'groups {", ".join(GROUPS)}, or ARM and {" or ".join(" ".join(m) for m in sorted(MEASURES))}.')
+                f'{path}: "{side}" is no figure: give ARM EXPERT GROUP with one of the experts {", ".join(EXPERTS)} '
+                f'and one of the groups {", ".join(GROUPS)}, or give ARM and '
+                f'{" or ".join(" ".join(m) for m in sorted(MEASURES))}.')
     for level in (sweep or {'levels': ()})['levels']:
         if unknown := set(level['arms'].values()) - set(arms):
-            raise ValueError(f'{path}: level {level["label"]} of the sweep names no arm: {", ".join(sorted(unknown))}.')
+            raise ValueError(
+                f'{path}: level {level["label"]} of the sweep names unknown arms: {", ".join(sorted(unknown))}.')
     seeds = tuple(content.get('seeds') or Study.seeds)
     return Study(path.name.removesuffix('.yaml'), dict(content['settings']), arms, claims, seeds, sweep)
 
 
 def _known(body: Mapping[str, Any], allowed: set[str], what: str) -> None:
     if unknown := set(body) - allowed:
-        raise KeyError(f'{what} has the unknown {", ".join(sorted(map(str, unknown)))}; allowed: {sorted(allowed)}')
+        raise KeyError(f'{what} has unknown keys: {", ".join(sorted(map(str, unknown)))}; allowed: {sorted(allowed)}')
 
 
 def _arm(name: str, body: Mapping[str, Any]) -> Arm:

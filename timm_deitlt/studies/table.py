@@ -9,19 +9,19 @@ from .study import GROUPS, Claim, Side, Study
 
 HOLDS, FAILS, OPEN = 'holds', 'does not hold', 'not shown at this scale'
 FEW = 'too few runs'
-# Runs below which nothing is judged, and the confidence that a claim needs
+# Smallest number of pairs for a verdict, and the confidence that a verdict needs
 _LEAST_PAIRS, _CONFIDENCE = 3, .95
-# How a side of a claim is written; accuracies are in percent
+# How the figures of a measure are written; accuracies are in percent
 _FORMATS = {'distance': '{:.1f} px', 'divergence': '{:.2f}', 'rank': 'rank {:.1f}'}
 _COLUMNS = (*(('mean', group) for group in GROUPS), *((e, g) for e in ('cls', 'dist') for g in ('overall', 'tail')))
 
 
 def value(result: Mapping[str, Any], of: str, measure: str) -> float | None:
-    """A figure of one result, or None where the arm has none.
+    """A figure of one result, or None if the arm has none.
 
     Args:
         result: Content of a file of results.
-        of: An expert, 'teacher', a fusion, or what a measure is of, see `study.MEASURES`.
+        of: An expert, 'teacher', a fusion, or what is measured, see `study.MEASURES`.
         measure: 'overall', 'head', 'mid' or 'tail' in percent; 'rank', the mean over blocks; 'distance' in px, the mean
             over the heads of the first two blocks; 'divergence', 1 - cos after the final norm.
     """
@@ -40,16 +40,16 @@ def value(result: Mapping[str, Any], of: str, measure: str) -> float | None:
 
 
 def verdicts(study: Study, results: Mapping[Cell, Mapping[str, Any]], root: Any = 'results') -> list[dict[str, Any]]:
-    """Judgement of every claim of a study.
+    """Judge every claim of a study.
 
-    With d the differences between the two sides of one subset and seed, in the claimed direction, a claim *holds* if
-    the 95 % confidence interval of mean(d) by Student's t lies above zero, *does not hold* if it lies below, and is
-    else *not shown at this scale*, as it is where the mean of one subset of the images is of the other sign; with fewer
-    than three differences it is *too few runs*.
+    Let d be the differences between the two sides, one for each subset and seed, in the claimed direction. A claim
+    *holds* if the 95 % confidence interval of mean(d) by Student's t lies above zero, and the mean over each subset of
+    the images is above zero too. It *does not hold* if all of them lie below zero. Otherwise it is *not shown at this
+    scale*. With fewer than three differences the verdict is *too few runs*.
 
     Returns:
         For each claim 'claim', 'verdict', 'n', 'figures' (means of both sides; mean, standard deviation and half the
-        confidence interval of d, all differences, and their mean by subset) and the 'files' it rests on.
+        confidence interval of d, all differences, and their mean by subset) and 'files', from which the figures come.
     """
     return [_judge(study, claim, results, root) for claim in study.claims]
 
@@ -91,12 +91,12 @@ def _judge(study: Study, claim: Claim, results: Mapping[Cell, Mapping[str, Any]]
 
 
 def _half_interval(std: float, count: int) -> float:
-    from scipy.special import stdtrit  # train.py imports this module, and has no time for it
+    from scipy.special import stdtrit  # a slow import that train.py, which imports this module, does not need
     return stdtrit(count - 1, (1 + _CONFIDENCE) / 2).item() * std / math.sqrt(count)
 
 
 def _pair(claim: Claim, cell: Cell, results: Mapping[Cell, Mapping[str, Any]]) -> tuple[Cell, float, float] | None:
-    """Both sides of a claim for one subset and seed, counted once, at the cell of side a."""
+    """Both sides of a claim for one subset and seed. Only the cell of side a gives a pair, so each is counted once."""
     if cell.arm != claim.a.arm:
         return None
     other = results.get(Cell(cell.subset, cell.seed, claim.b.arm))
@@ -115,9 +115,9 @@ def _rounded(values: Sequence[float]) -> float | None:
 
 
 def format_study(study: Study, results: Mapping[Cell, Mapping[str, Any]]) -> str:
-    """Markdown: for each subset a row an arm with mean and standard deviation, what was not run, then the claims.
+    """The tables of a study in Markdown: the arms with mean and standard deviation for each subset, then the claims.
 
-    Where some claims are main ones, these come first, and all the rest can be unfolded.
+    If some claims are main claims, they come first, and the rest is folded.
     """
     lines = []
     for subset in sorted({cell.subset for cell in results} | {0}):
@@ -158,7 +158,7 @@ def _arm_rows(study: Study, results: Mapping[Cell, Mapping[str, Any]], subset: i
     for name, arm in study.arms.items():
         runs = [result for cell, result in sorted(results.items()) if cell.arm == name]
         if subset and not runs:
-            continue  # beyond the first one there are the core arms alone
+            continue  # on the other subsets only the core arms are run
         label = f'&nbsp;&nbsp;{arm.label}' if arm.parent else arm.label
         figures = (_cell([value(run, *column) for run in runs]) for column in _COLUMNS)
         lines.append(_row([label, str(len(runs)), *figures]))
@@ -166,7 +166,7 @@ def _arm_rows(study: Study, results: Mapping[Cell, Mapping[str, Any]], subset: i
 
 
 def _missing(study: Study, results: Mapping[Cell, Mapping[str, Any]]) -> str:
-    """Words for the seeds of the study that an arm lacks on the first subset."""
+    """A sentence that says which arms lack which seeds of the study on subset 0."""
     lacking: dict[str, list[str]] = {}
     for name in study.arms:
         seeds = [seed for seed in study.seeds if Cell(0, seed, name) not in results]

@@ -1,4 +1,4 @@
-"""Training the cells of a study, several at a time; every finished one is a file."""
+"""Train the cells of a study, several at a time. Every finished cell writes its file of results."""
 import csv
 import json
 import logging
@@ -43,15 +43,15 @@ def train_cells(
         places: Mapping[str, Any],
         jobs: int,
 ) -> Failures:
-    """Train cells in processes of their own; those that share a first stage one after the other in one of them.
+    """Train cells in separate processes. Cells that share a first stage run one after the other in the same process.
 
     Args:
         study: The study.
         cells: What to train, see `plan`.
         root: Folder of results.
-        work: Folder of runs and teachers, kept for going on later.
+        work: Folder of runs and teachers. It is kept, so that training can continue later.
         places: Settings that say where the data is, such as `data_dir`.
-        jobs: Processes; the cores are shared among them.
+        jobs: Number of processes; they share the cores.
 
     Returns:
         Cells that failed, with the reason.
@@ -60,7 +60,7 @@ def train_cells(
     for cell in cells:
         groups.setdefault((cell.subset, cell.seed, study.arms[cell.arm].parent or cell.arm), []).append(cell)
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    os.environ['OMP_NUM_THREADS'] = str(threads)  # of the processes, which read it when they start
+    os.environ['OMP_NUM_THREADS'] = str(threads)  # the processes read it when they start
     failed: Failures = []
     spawn = multiprocessing.get_context('spawn')
     with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_end_with_parent) as pool:
@@ -73,7 +73,7 @@ def train_cells(
                     failed += future.result()
                 except BrokenProcessPool as error:
                     failed += [
-                        (cell, f'a process died, for want of memory perhaps ({error})') for cell in futures[future]
+                        (cell, f'its process died, perhaps for lack of memory ({error})') for cell in futures[future]
                         if not cell_path(root, study, cell).is_file()]
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -82,7 +82,7 @@ def train_cells(
 
 
 def check_cells(study: Study, cells: Sequence[Cell], places: Mapping[str, Any]) -> None:
-    """Find what would stop a cell before the first one is trained.
+    """Find the errors of all cells before the first one is trained.
 
     Raises:
         ValueError: If a setting is not allowed, or the data is not usable.
@@ -105,7 +105,7 @@ def check_cells(study: Study, cells: Sequence[Cell], places: Mapping[str, Any]) 
 def _end_with_parent() -> None:
     def wait() -> None:
         cast(Any, multiprocessing.parent_process()).join()
-        os._exit(1)  # a worker that trained on would write into folders that the next start goes on with
+        os._exit(1)  # a worker that outlived its parent would write into folders that the next start continues
 
     threading.Thread(target=wait, daemon=True).start()
 
@@ -122,19 +122,19 @@ def _train_group(
     logging.basicConfig(level=logging.WARNING, format='%(message)s')
     failed = []
     for cell in cells:
-        torch.compiler.reset()  # each has a model of its own: else the later ones would run uncompiled
+        torch.compiler.reset()  # each cell has a new model; without this the later ones would run uncompiled
         try:
             train_cell(study, cell, root, work, places)
-        except Exception as error:  # a cell that fails is reported, and the others go on
+        except Exception as error:  # a cell that fails is reported, and the others are trained
             failed.append((cell, ' '.join(f'{type(error).__name__}: {error}'.split())))
     return failed
 
 
 def train_cell(study: Study, cell: Cell, root: Path, work: Path, places: Mapping[str, Any]) -> dict[str, Any]:
-    """Train one cell, or go on with it, measure its mechanisms, and write its file.
+    """Train one cell, or continue its run, measure its mechanisms, and write its file of results.
 
     Raises:
-        ValueError: If its folder holds a run of other settings, or another process trains it.
+        ValueError: If its folder holds a run with other settings, or another process trains it.
     """
     parent = study.arms[cell.arm].parent
     milestone = None
@@ -175,20 +175,20 @@ def _locked(folder: Path) -> AcquireReturnProxy:
 
 
 def _has_run(checkpoint: Path, args: Any) -> bool:
-    """Whether there is a checkpoint to go on with.
+    """Whether there is a checkpoint to continue from.
 
     Raises:
-        ValueError: If it is of other settings.
+        ValueError: If its run had other settings.
     """
     if not checkpoint.is_file():
         return False
     ours, theirs = resolved_settings(args), resolved_settings(with_defaults(load_checkpoint(checkpoint)['args']))
     if ours['val_fraction'] is None:
-        del ours['val_fraction']  # which the run itself has found
+        del ours['val_fraction']  # the run has worked it out by itself
     if wrong := sorted(name for name, value in ours.items() if value != theirs[name]):
         raise ValueError(
-            f'{checkpoint} is of other settings than the study now has ({", ".join(wrong)}): remove '
-            f'{checkpoint.parent} to have it trained again, or give another --work.')
+            f'{checkpoint} was trained with other settings than the study now has ({", ".join(wrong)}): delete '
+            f'{checkpoint.parent} to train it again, or give another --work.')
     return True
 
 
@@ -217,7 +217,7 @@ def _args(study: Study, cell: Cell, work: Path, places: Mapping[str, Any]) -> An
 
 
 def _milestone(study: Study, parent: Cell, work: Path, places: Mapping[str, Any]) -> Path:
-    """Milestone of a cell at the start of stage two; it is trained that far if the runs of its file are gone."""
+    """Milestone of a cell at the start of stage two. If its run was deleted, the cell is trained again up to there."""
     args = _args(study, parent, work, places)
     start = drw_start(args)
     path = Path(args.output) / args.experiment / f'milestone-{start}.pth.tar'

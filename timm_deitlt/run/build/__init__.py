@@ -1,1 +1,1 @@
-"""From resolved arguments to the parts of a run."""
+"""Make the parts of a run from its settings: data, loaders, model, task and trainer."""

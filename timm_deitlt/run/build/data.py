@@ -27,12 +27,12 @@ class Data:
     Attributes:
         train: Training images.
         evaluation: Evaluation images, or None for none.
-        evaluated_on: Words for what the evaluation images are.
+        evaluated_on: What the evaluation images are, in words.
         shots: Head, mid and tail classes.
         name: Name of the data set.
         imbalance_factor: n_max / n_min of the training images.
         split_seed: Seed of subset and hold-out.
-        measured: Mean and std of the training images, as far as they were measured.
+        measured: Mean and std of the training images, if they were measured.
     """
     train: Any
     evaluation: Any
@@ -49,9 +49,9 @@ class Data:
         return sum(getattr(part, 'bad_images', 0) for part in (self.train, self.evaluation))
 
     def hold(self, gib: float, workers: int) -> None:
-        """Keep decoded images in memory where they fit into so many GiB, the training images first.
+        """Keep decoded images in memory if they fit into `gib` GiB, the training images first.
 
-        Loader processes that are not forked would each be sent a copy in every epoch: with them nothing is kept.
+        Nothing is kept if the loader's processes are not forked, because each would be sent a copy in every epoch.
         """
         if workers and multiprocessing.get_start_method() != 'fork':
             return
@@ -76,11 +76,11 @@ class Data:
 
 
 def build_data(settings: Settings, evaluate_split: str | None = None) -> Data:
-    """Make training and evaluation sets; hold out a part of the training images where the settings say so.
+    """Make training and evaluation sets; hold out a part of the training images if the settings say so.
 
     Args:
         settings: Settings of the run.
-        evaluate_split: Evaluate on this split, even where a part of the training images is held out.
+        evaluate_split: Evaluate on this split, even if a part of the training images is held out.
 
     Raises:
         ValueError: If the data do not fit the settings.
@@ -147,7 +147,7 @@ def build_data(settings: Settings, evaluate_split: str | None = None) -> Data:
 
 
 def _parted(train: Any, chosen: DataSettings) -> tuple[Any, Any, str]:
-    """Training images, those of them that are evaluated instead or None, and words for the latter."""
+    """Images to train on, training images that are held out for evaluation or None, and words for the latter."""
     if chosen.held_out:
         train, evaluation, small = holdout(train, chosen.held_out, chosen.split_seed)
         _logger.info(
@@ -161,7 +161,8 @@ def _parted(train: Any, chosen: DataSettings) -> tuple[Any, Any, str]:
     if chosen.folds:
         train, evaluation, single = split_fold(train, chosen.folds, chosen.fold or 0, chosen.split_seed)
         if single:
-            _logger.warning(f'Of {len(single)} class(es) there is one image, never evaluated: {_names(train, single)}')
+            _logger.warning(
+                f'{len(single)} class(es) have only one image, which is never evaluated: {_names(train, single)}')
         return train, evaluation, f'fold {chosen.fold or 0} (from 0) of {chosen.folds}'
     return train, None, ''
 
@@ -176,7 +177,7 @@ def _evaluated_on(benchmark: Benchmark | None, split: str) -> str:
         return 'training images that the subset leaves out'
     if benchmark is None:
         return f'split {split!r}'
-    # the public evaluation set of iNaturalist-2018 is its validation part, ImageNet-LT has both
+    # iNaturalist-2018 has a public validation set only, ImageNet-LT has both
     return 'the test images' if split == 'test' or not benchmark.files else 'the validation images'
 
 
@@ -193,8 +194,8 @@ def _check_stream(settings: Settings) -> None:
 def _check_channels(data: DataSettings) -> None:
     if data.image_mode == ARRAY:
         _logger.info(
-            f'Images are arrays of {data.channels} channels: crop, flips, erasing and mixing augment them; --aa, '
-            '--color-jitter and --grayscale-prob are for pictures and left out.')
+            f'Images are arrays of {data.channels} channels: crop, flips, erasing and mixing augment them. --aa, '
+            '--color-jitter and --grayscale-prob do not work on arrays and are left out.')
     elif len(Image.new(data.image_mode, (1, 1)).getbands()) != data.channels:
         raise ValueError(
             f'Images of mode {data.image_mode} do not have {data.channels} channels (--in-chans): give '

@@ -1,4 +1,4 @@
-"""Loaders of a run and what happens to images on the way, from its settings."""
+"""Loaders and image transforms of a run, from its settings."""
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +22,7 @@ def build_mixup(augment: AugmentSettings, num_classes: int) -> Mixup | None:
     """timm's Mixup / CutMix, or None for hard labels.
 
     Raises:
-        ValueError: If the range of the box ratio is none.
+        ValueError: If `--cutmix-minmax` does not have two numbers.
     """
     if not augment.mixes:
         return None
@@ -41,7 +41,7 @@ def build_mixup(augment: AugmentSettings, num_classes: int) -> Mixup | None:
 
 
 def size_schedule(settings: Settings) -> SizeSchedule | None:
-    """The sizes of `--train-img-sizes`, or None for one size."""
+    """The schedule of `--train-img-sizes`, or None for one size."""
     augment = settings.augment
     if not augment.train_img_sizes:
         return None
@@ -59,7 +59,7 @@ def build_train_transform(augment: AugmentSettings, config: dict[str, Any], imag
         image_mode: Pillow's mode of the images, or 'array'.
 
     Raises:
-        ValueError: If timm cannot make it of the augmentation settings, or the backend does not know a part of it.
+        ValueError: If timm cannot make it from the augmentation settings, or the backend lacks a part of it.
     """
     interpolation = '' if augment.no_aug else augment.train_interpolation
     try:
@@ -109,7 +109,7 @@ def build_train_loader(
         second_view: str,
         dtype: torch.dtype,
 ) -> TrainLoader:
-    """Loader of the training images, with the teacher's 'weak' view or PaCo's 'key' view beside; '' for neither."""
+    """Loader of the training images. `second_view` is 'weak' for the teacher, 'key' for PaCo, or '' for none."""
     loader, world_size, rank = settings.loader, settings.machine.world_size, settings.machine.rank
     sizes = size_schedule(settings)
     configs = [config] if sizes is None else [
@@ -117,12 +117,12 @@ def build_train_loader(
     turns, batches = loader.micro_batches * world_size, loader.update_images // loader.batch_size
     if isinstance(data.train, IterableDataset) and loader.update_images != turns * loader.batch_size:
         raise ValueError(
-            f'{data.name} is read as a stream, of which each of the {world_size} devices takes its part: give a '
+            f'{data.name} is read as a stream, which the {world_size} devices have to share evenly: give a '
             f'--global-batch-size that is a multiple of {loader.batch_size * world_size}.')
     if turns > batches and not rank:
         _logger.warning(
-            f'{batches} micro-batches an update are shared by {world_size} devices: {turns - batches} of {turns} turns '
-            'are idle.')
+            f'The {batches} micro-batches of an update cannot be shared evenly by {world_size} devices: in '
+            f'{turns - batches} of {turns} turns a device is idle.')
     return TrainLoader(
         data.train,
         [_views(settings, of_size, second_view) for of_size in configs],

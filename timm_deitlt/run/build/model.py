@@ -33,7 +33,7 @@ from .loaders import build_mixup, build_train_transform
 
 _logger = logging.getLogger(__name__)
 
-# torch has one kernel for a whole step of these, on CPU and CUDA
+# torch has fused kernels for these, on CPU and CUDA
 FUSED_OPTIMIZERS = ('adam', 'adamw', 'sgd', 'momentum', 'samsgd', 'samadamw')
 
 
@@ -41,9 +41,9 @@ def build_model(settings: ModelSettings, num_classes: int, train_sizes: Sequence
     """Create the model and write the resolved data configuration into its `pretrained_cfg`.
 
     Args:
-        settings: What it is.
+        settings: Settings of the model.
         num_classes: Number of classes.
-        train_sizes: Sizes of image that it has to take beside that of evaluation.
+        train_sizes: Image sizes that it has to accept besides that of evaluation.
 
     Raises:
         ValueError: If the name is unknown or an image size does not fit.
@@ -79,14 +79,14 @@ def build_model(settings: ModelSettings, num_classes: int, train_sizes: Sequence
 
 
 def check_student(settings: Settings, num_classes: int, class_counts: Sequence[int]) -> TimmModel:
-    """Make once what else is made only after the teacher was trained.
+    """Build the parts of the student's training once, so that an error shows before the teacher is trained.
 
     Returns:
         The model, untrained.
 
     Raises:
-        ValueError: If model, optimizer or augmentation cannot be made as asked for, or the model lacks the token that
-            a teacher trains.
+        ValueError: If model, optimizer or augmentation cannot be made as asked for, or a teacher is asked for and the
+            model has no DIST token.
     """
     model = build_model(settings.model, num_classes, settings.augment.train_img_sizes or ())
     if settings.teacher.name != 'none' and not isinstance(model, VisionTransformerDistilled):
@@ -95,7 +95,7 @@ def check_student(settings: Settings, num_classes: int, class_counts: Sequence[i
             'deit_lt model, or --teacher none.')
     if guidance_of(settings) is not None:
         check_guidable(model)
-    known = replace(settings.optimizer, lr=settings.optimizer.peak_lr)  # how it follows is said once, in training
+    known = replace(settings.optimizer, lr=settings.optimizer.peak_lr)  # training logs how the rate was derived
     build_optimizer(known, model, fused=settings.machine.auto_speed == 'on')
     if settings.loss.label_loss == 'paco':
         PaCoNet(model, settings.loss.paco_dim)
@@ -106,7 +106,7 @@ def check_student(settings: Settings, num_classes: int, class_counts: Sequence[i
     backend, mode = settings.machine.torchcompile, settings.machine.torchcompile_mode
     if backend:
         try:
-            torch.compile(model, backend=backend, mode=mode)  # nothing is compiled yet
+            torch.compile(model, backend=backend, mode=mode)  # only checks the names; nothing is compiled yet
         except RuntimeError as error:
             raise ValueError(f'--torchcompile {backend} --torchcompile-mode {mode}: {error}') from error
     return model
@@ -119,7 +119,7 @@ def _data_config(settings: ModelSettings, model: nn.Module) -> dict[str, Any]:
     for name in ('mean', 'std'):
         values = tuple(getattr(settings, name) or config[name])
         if channels == 1:
-            values = (sum(values) / len(values),)  # grey is the average of the colours
+            values = (sum(values) / len(values),)  # a grey image is the average of the colours
         if len(values) not in (1, channels):
             raise ValueError(
                 f'--{name} has {len(values)} values ({", ".join(map(str, values))}), an image has {channels} channels: '
@@ -130,10 +130,10 @@ def _data_config(settings: ModelSettings, model: nn.Module) -> dict[str, Any]:
 
 
 def untrained_cfg(name: str) -> PretrainedCfg | None:
-    """timm's configuration of a name for a model without weights.
+    """timm's configuration for a model that starts from random weights.
 
-    timm's default tag of a name of ours is the first whose weights are published. What is trained from a random start
-    does not depend on that: it has the first tag there is.
+    timm's default tag for one of our models is the first tag whose weights are published, so it changes with time.
+    Training from random weights must not depend on that: it always uses the first tag.
     """
     first = next((entry.name for entry in CATALOGUE.values() if entry.architecture == name), None)
     if first and timm.models.model_entrypoint(name).__module__.startswith(f'{__package__.partition(".")[0]}.'):
@@ -197,7 +197,7 @@ def _check_patches(model: nn.Module, size: tuple[int, int], flag: str) -> None:
 
 
 def build_label_loss(settings: Settings, num_classes: int, class_counts: Sequence[int]) -> nn.Module:
-    """Loss of labels in both stages."""
+    """Loss on the labels, for both stages."""
     loss, stage_two = settings.loss, settings.stage_two
     return LabelLoss(
         num_classes,
@@ -246,8 +246,8 @@ def build_task(
     if teacher is None:
         if stage_two.targets == 'dist':
             raise ValueError(
-                f'--drw-on dist re-weights the distillation loss, but --teacher {settings.teacher.name} distills '
-                'nothing: use --drw-on cls or none, or a teacher such as resnet32_sam.')
+                f'--drw-on dist re-weights the distillation loss, but with --teacher {settings.teacher.name} there is '
+                'none: use --drw-on cls or none, or a teacher such as resnet32_sam.')
         experts = ('cls', 'dist') if settings.teacher.name == 'labels' else ('cls',)
         return ClassifierTask(model, label_loss, experts, **common)
     distillation_loss = create_distillation_loss(
@@ -274,7 +274,7 @@ def build_task(
 
 
 def guidance_of(settings: Settings) -> Guidance | None:
-    """What the student learns from the places of the teacher's feature maps, or None for nothing."""
+    """What the student learns from the teacher's feature maps (`--guidance`, `--dense-distill`), or None."""
     loss, epochs = settings.loss, settings.schedule.epochs
     if not loss.guidance and not loss.dense_distill:
         return None
@@ -284,7 +284,7 @@ def guidance_of(settings: Settings) -> Guidance | None:
 
 
 def build_optimizer(settings: OptimizerSettings, model: nn.Module, fused: bool) -> torch.optim.Optimizer:
-    """Optimizer by timm's name; `fused` where torch has one kernel for a whole step of it."""
+    """Optimizer by timm's name; `fused` asks for torch's fused kernel if there is one."""
     name = settings.opt.lower()
     if name not in list_optimizers():
         near = get_close_matches(name, map(str, list_optimizers()), n=3)

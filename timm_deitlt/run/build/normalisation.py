@@ -1,4 +1,4 @@
-"""Mean and std that are asked for as 'auto': measured from the training images, and from then on numbers."""
+"""`--mean auto` and `--std auto`: measure the training images, and put the numbers into the settings."""
 import logging
 from dataclasses import replace
 from types import MappingProxyType
@@ -14,7 +14,7 @@ _logger = logging.getLogger(__name__)
 
 
 def measured_settings(settings: Settings, data: Data) -> Settings:
-    """The settings with numbers in the place of `--mean auto` and `--std auto`; `data.measured` keeps them too.
+    """The settings with measured numbers for `--mean auto` and `--std auto`, which are also put into `data.measured`.
 
     Raises:
         ValueError: If the training images are a stream, or one of them cannot be read.
@@ -23,7 +23,8 @@ def measured_settings(settings: Settings, data: Data) -> Settings:
     if not asked:
         return settings
     if not isinstance(data.train, ClassificationSet):
-        raise ValueError(f'{data.name} is read as a stream and not measured: give numbers as --mean and --std.')
+        raise ValueError(
+            f'{data.name} is read as a stream, which auto cannot measure: give numbers to --mean and --std.')
     mean, std, images = channel_statistics(data.train)
     for name, values in (('mean', mean), ('std', std)):
         if name in asked:
@@ -33,7 +34,7 @@ def measured_settings(settings: Settings, data: Data) -> Settings:
 
 
 def assumed_settings(settings: Settings) -> Settings:
-    """The settings with any number in their place, for a dry run, which opens no image."""
+    """The settings with a placeholder instead of measured numbers, for a dry run, which opens no image."""
     return _with(settings, dict.fromkeys(to_be_measured(settings), [.5]))
 
 

@@ -27,7 +27,7 @@ _logger = logging.getLogger(__name__)
 
 
 def autocast_of(precision: Precision, device: torch.device) -> Callable:
-    """Context of forward passes, after a word of what they cost where they are slow."""
+    """Context of forward passes; warns if they are slow in this precision."""
     warn_of_slow_bfloat16(precision, device)
     if not precision.mixed:
         return nullcontext
@@ -35,7 +35,7 @@ def autocast_of(precision: Precision, device: torch.device) -> Callable:
 
 
 def warn_of_slow_bfloat16(precision: Precision, device: torch.device) -> None:
-    """Say once what bfloat16 costs where it was asked for and the CPU has no instructions for it."""
+    """Warn once if bfloat16 was asked for and the CPU has no instructions for it."""
     if device.type == 'cpu' and 'bfloat16' in (precision.mixed, precision.weights) and not has_bfloat16(device):
         _warn_once(
             f'This CPU has no instructions for bfloat16: a matrix product takes {price_of_bfloat16():.0f} times as '
@@ -50,7 +50,7 @@ def _warn_once(text: str) -> None:
 
 
 def rho_schedule(settings: OptimizerSettings) -> Callable[[int, int], float] | None:
-    """SAM's radius by epoch and update of the run, both from 0, or None where it does not change."""
+    """SAM's radius by epoch and update of the run, both counted from 0; None if it does not change."""
     if not settings.is_sam or (not settings.rho_milestones and settings.sam_every == 1):
         return None
     values = [settings.rho, *settings.rho_values]
@@ -135,5 +135,5 @@ def _warn_of_slow_ema(machine: MachineSettings, updates: int) -> None:
     kept = machine.model_ema_decay ** updates
     if kept > 0.05 and not machine.model_ema_warmup:
         _logger.warning(
-            f'After all {updates} updates the EMA still holds {100 * kept:.0f} % of the random start: lower '
+            f'After all {updates} updates the EMA still holds {100 * kept:.0f} % of the random initial weights: lower '
             f'--model-ema-decay {machine.model_ema_decay} or add --model-ema-warmup.')

@@ -1,4 +1,4 @@
-"""The three mechanisms of DeiT-LT measured on a finished run, or on a model in timm's form for the hub."""
+"""Measure the three mechanisms of DeiT-LT on a finished run or an exported model."""
 from .analyze import analyze
 
 __all__ = ['analyze']

@@ -38,25 +38,26 @@ _logger = logging.getLogger(__name__)
 RANK_ENERGY = 0.99
 # The teacher is shown an epoch of training views, but not more than this many for each evaluation image
 VIEWS_PER_IMAGE = 10
-# Images of head classes, and as many of tail classes, of which attention maps are kept
+# Number of images of head classes, and of tail classes, whose attention maps are kept
 PICTURES = 4
 
 
 def analyze(path: str, overrides: dict[str, Any] | None = None, num_images: int = 1000) -> dict[str, Any]:
     """Measure locality, rank and divergence on evaluation images, and the teacher on training images.
 
-    Everything is in evaluation mode, by the last weights (not the EMA) and in the precision of the run. Of a model
-    whose DIST token was not trained all that concerns DIST is None; `attention.npz` then has no maps of DIST.
+    The model is in evaluation mode, with the last weights (not the EMA) and in the precision of the run. If its DIST
+    token was not trained, all measures of DIST are None, and `attention.npz` has no maps of DIST.
 
     Args:
         path: Folder of a run, one of its checkpoints, a folder with model.safetensors and config.json, or
             'hf-hub:owner/name'.
         overrides: Settings that differ from the run's, as for `run.validate.validate`.
-        num_images: Largest number of evaluation images; they are taken class by class, the same at every call.
+        num_images: Largest number of evaluation images; they are spread over the classes and the same in every call.
 
     Returns:
-        The measures, as also saved in analysis.json beside the checkpoint (with attention.npz and tail_images.npz; of a
-        milestone-N the names end in -milestone-N), unless that is the Hub's folder. 'ood' is None without the teacher.
+        The measures. They are also saved beside the checkpoint as analysis.json, together with attention.npz and
+        tail_images.npz, unless the model comes from the Hub. For a milestone-N the names end in -milestone-N. 'ood' is
+        None without a teacher.
 
     Raises:
         ValueError: If the model is no plain ViT with a CLS token, or there are no evaluation images.
@@ -97,7 +98,7 @@ def _measure_tokens(subject: Subject, images: Any) -> dict[str, Any]:
     sums: dict[int, Tensor] = {}
 
     def add(block: int, attention: Tensor) -> None:
-        # a block at a time, as the maps of all are too many to keep
+        # one block at a time, because the maps of all blocks take too much memory
         distance = mean_attention_distance(attention, grid, patch_px, model.num_prefix_tokens)
         sums[block] = sums.get(block, 0) + distance * len(attention)
 
@@ -113,8 +114,8 @@ def _measure_tokens(subject: Subject, images: Any) -> dict[str, Any]:
     cls, dist, cls_norm, dist_norm = joined
     if len(images) < cls.shape[-1]:
         _logger.info(
-            f'{len(images)} images span at most {len(images)} of the {cls.shape[-1]} dimensions: ranks are comparable '
-            'only between runs measured on as many.')
+            f'{len(images)} images span at most {len(images)} of the {cls.shape[-1]} dimensions: compare the ranks '
+            'only with those of runs measured on as many images.')
     apart = divergence(cls, dist).tolist() if has_dist else None
     return {
         'grid': list(grid),
@@ -172,7 +173,7 @@ def _save_arrays(path: Path, arrays: dict[str, Any]) -> None:
 def describe(result: dict[str, Any]) -> str:
     """Measures of `analyze` as a plain-text table."""
     lines = [
-        f'{result["num_images"]} images; attention that is uniform reaches '
+        f'{result["num_images"]} images; uniform attention would have a distance of '
         f'{result["uniform_attention_distance_px"]:.1f} px',
         'block  attention distance, px  rank CLS  rank DIST  1 - cos']
     for block, distances in enumerate(result['attention_distance_px']):
@@ -184,7 +185,7 @@ def describe(result: dict[str, Any]) -> str:
     if ood := result['ood']:
         lines.append(
             f'The teacher is right on {ood["teacher_top1_train_view"]:.1f} % of {ood["num_views"]} training views '
-            f'(clean evaluation images: {ood["teacher_top1_clean"]:.1f} %) and says tail of '
-            f'{ood["teacher_tail_share"]:.1f} % (true: {ood["true_tail_share"]:.1f} %); DIST says the same on '
-            f'{ood["dist_agreement"]:.1f} %.')
+            f'(clean evaluation images: {ood["teacher_top1_clean"]:.1f} %). It predicts a tail class for '
+            f'{ood["teacher_tail_share"]:.1f} % of these views (true share: {ood["true_tail_share"]:.1f} %). DIST '
+            f'predicts the same class as the teacher on {ood["dist_agreement"]:.1f} %.')
     return '\n'.join(lines)

@@ -34,15 +34,15 @@ class Subject:
     """What is measured.
 
     Attributes:
-        settings: Settings of its training, or that make it.
+        settings: Settings of its training, or those that make the model.
         data: Its data sets.
         model: The trained network, in evaluation mode on its device.
         experts: Experts that were trained.
-        teacher: Where its teacher's weights are, or None where that is not known.
+        teacher: Where its teacher's weights are, or None if that is not known.
         history: (epoch, mean cosine of CLS and DIST) of each epoch up to its weights.
-        epochs: Epochs it was trained for, or None where that is not known.
-        folder: Where the measurements are kept, or None for nowhere.
-        suffix: What follows the names of the files; empty for the last checkpoint of a run.
+        epochs: Epochs it was trained for, or None if that is not known.
+        folder: Where the measurements are saved, or None to save nothing.
+        suffix: Ending of the file names; empty for the last checkpoint of a run.
     """
     settings: Settings
     data: Data
@@ -90,7 +90,9 @@ def open_subject(path: str, overrides: dict[str, Any]) -> Subject:
 def _open_run(file: Path, overrides: dict[str, Any]) -> Subject:
     checkpoint = load_checkpoint(file)
     if 'args' not in checkpoint or 'experts' not in checkpoint:
-        raise ValueError(f'{file} was not written by this train.py: it names no settings and no experts.')
+        raise ValueError(
+            f'{file} was not written by this train.py, because it names no settings and no experts: give a '
+            'last.pth.tar or milestone-*.pth.tar of a run.')
     settings = run_settings(checkpoint, overrides)
     data = build_data(settings, evaluate_split=overrides.get('val_split'))
     check_checkpoint(checkpoint, str(file), settings.model.name, data.train.fingerprint)
@@ -127,7 +129,7 @@ def _open_exported(folder: Path, overrides: dict[str, Any], save: bool = True) -
 
 
 def choose(labels: Sequence[int], classes: Sequence[int], limit: int) -> list[int]:
-    """Positions of the first image of each class, then the second, ...; what does not fit is left out evenly."""
+    """At most `limit` positions: the first image of each class, then the second, and so on, spread over the classes."""
     found: dict[int, list[int]] = {label: [] for label in classes}
     for position, label in enumerate(labels):
         if label in found:
@@ -141,11 +143,11 @@ def choose(labels: Sequence[int], classes: Sequence[int], limit: int) -> list[in
 
 
 def evaluation_images(data: Data, limit: int) -> tuple[Any, list[int]]:
-    """At most `limit` evaluation images and their labels, in the order of the data set, all classes among them."""
+    """At most `limit` evaluation images and their labels, in the order of the data set and from all classes."""
     if data.evaluation is None:
-        raise ValueError('There are no evaluation images to measure on: give --val-split.')
+        raise ValueError('There are no evaluation images to measure on: name a split by --val-split.')
     if isinstance(data.evaluation, IterableDataset):
-        _logger.warning(f'{data.name} is read as a stream: the first {limit} images are taken, of whatever class.')
+        _logger.warning(f'{data.name} is read as a stream: the first {limit} images are taken, whatever their class.')
         images = list(islice(data.evaluation, limit))
         return images, [int(label) for _, label in images]
     labels = [int(label) for label in data.evaluation.targets]

@@ -1,4 +1,4 @@
-"""Whether the few tail images are learned by heart in stage two."""
+"""Whether stage two memorises the few tail images."""
 from typing import Any
 
 from torch.utils.data import IterableDataset, Subset
@@ -12,17 +12,17 @@ from .subject import Subject, choose
 
 
 def measure_tail_gap(subject: Subject, images: Any, num_images: int) -> dict[str, list[float]] | None:
-    """Accuracy of the mean of the experts on the tail, at the start of stage two and by the weights of the subject.
+    """Accuracy of the mean of the experts on tail classes, at the start of stage two and with the subject's weights.
 
     Args:
-        subject: A run, in whose folder the milestone at the start of stage two may lie.
+        subject: A run. Its folder may hold the milestone at the start of stage two.
         images: Evaluation images.
-        num_images: Tail training images at most; they are seen as in evaluation, without augmentation.
+        num_images: Largest number of tail training images, which are prepared as in evaluation, without augmentation.
 
     Returns:
-        'epochs' after which was measured, and 'train' and 'test', the mean accuracies in percent of the tail classes on
-        training and on evaluation images; lists of two, or of one without that milestone. None for what is no run, or
-        if there are no tail images.
+        Three lists: 'epochs', after which the accuracy was measured; 'train' and 'test', the mean accuracy of the tail
+        classes in percent on training and on evaluation images. They have two entries, or one without the milestone.
+        None if the subject is not a run, or there are no tail images.
     """
     train, folder = subject.data.train, subject.folder
     if subject.epochs is None or folder is None or isinstance(train, IterableDataset):

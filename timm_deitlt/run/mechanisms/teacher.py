@@ -1,4 +1,4 @@
-"""What the teacher makes of the images that the student is trained on."""
+"""What the teacher predicts for the images that the student is trained on."""
 import logging
 from dataclasses import replace
 from typing import Any
@@ -22,24 +22,24 @@ def _load_teacher(subject: Subject) -> Teacher | None:
     """The teacher of a run, or None, with the reason in the log."""
     settings, data = subject.settings, subject.data
     if not subject.has_dist or not settings.teacher.is_network:
-        _logger.info('The model was trained without a teacher network: its training images are not measured.')
+        _logger.info('The model was trained without a teacher network, so there is no teacher to measure.')
         return None
     if subject.teacher is None:
-        _logger.warning('Where the teacher is is not known: what it says of the training images is not measured.')
+        _logger.warning("The teacher's file is not known, so its predictions on the training images are not measured.")
         return None
     try:
         named = teacher_settings(settings, sum(data.train.class_counts), planned=True)
         asked = replace(settings, teacher=replace(settings.teacher, checkpoint=subject.teacher))
         return from_file(asked, named, data)
     except (FileNotFoundError, ValueError) as error:
-        _logger.warning(f'What the teacher says of the training images is not measured. {error}')
+        _logger.warning(f"The teacher's predictions on the training images are not measured. {error}")
         return None
 
 
 def measure_teacher(subject: Subject, images: Any, max_views: int) -> dict[str, Any] | None:
-    """The teacher on what the student sees in its first epoch, the very same views, and on the evaluation images.
+    """Measure the teacher on exactly the views that the student sees in its first epoch, and on the evaluation images.
 
-    They are the student's views even if the teacher was shown weaker ones (`--teacher-view weak`).
+    The student's views are used even if the teacher was shown weaker ones in training (`--teacher-view weak`).
     """
     teacher = _load_teacher(subject)
     if teacher is None:

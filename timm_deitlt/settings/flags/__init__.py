@@ -17,7 +17,7 @@ FLAGS = {**TIMM_FLAGS, **OWN_FLAGS}
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add every supported flag to the parser, in timm's groups and with its default in the help text."""
     parser.add_argument('-c', '--config', default='', metavar='FILE',
-                        help='YAML file or recipe such as digits/student, below the command line (default: none)')
+                        help='YAML file or recipe such as digits/student; flags win over it (default: none)')
     parser.add_argument('data', nargs='?', metavar='DIR', help='the same as --data-dir (default: none)')
     for title, flags in FLAGS.items():
         group = parser.add_argument_group(title)

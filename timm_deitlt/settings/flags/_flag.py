@@ -1,4 +1,4 @@
-"""What a flag is made of."""
+"""Parts that flags are made of."""
 import argparse
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ from .refused import REFUSED_VALUES
 
 
 class KeyValues(argparse.Action):
-    """timm's `ParseKwargs`, imported when it is used: the help needs neither timm nor torch."""
+    """timm's `ParseKwargs`, imported only when it is used, because the help must work without timm and torch."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         from timm.utils import ParseKwargs
@@ -15,7 +15,7 @@ class KeyValues(argparse.Action):
 
 
 MAPPING: dict[str, Any] = {'nargs': '*', 'default': {}, 'action': KeyValues, 'metavar': 'K=V'}
-# What is measured from the training images
+# Word for a mean or std that is measured from the training images
 AUTO = 'auto'
 SWITCH: dict[str, Any] = {'action': argparse.BooleanOptionalAction}
 
@@ -31,7 +31,7 @@ def allowed(name: str) -> Callable[[str], str]:
 
 
 def number_or_auto(text: str) -> float | str:
-    """Type of a flag that takes numbers, or one word for what is measured."""
+    """Type of a flag that takes numbers or the word auto."""
     return AUTO if text == AUTO else float(text)
 
 

@@ -1,8 +1,8 @@
 """Flags of timm that are refused, with the reason."""
 
 _MULTI_LABEL = 'an image has exactly one label here: teacher labels, class weights and shots are defined per class'
-_AUG_SPLITS = 'augmentation splits do not go with distillation; --aug-repeats shows several views of an image'
-_OTHER_LOSS = 'this loss is not among ours; use cross entropy, --bce-loss or --loss ldam'
+_AUG_SPLITS = 'augmentation splits do not work with distillation; use --aug-repeats for several views of an image'
+_OTHER_LOSS = 'this loss is not implemented here; use cross entropy, --bce-loss or --loss ldam'
 
 _REFUSED_BY_REASON = {
     'NaFlex models (variable resolution) have no distillation token; use a deit_lt_* model and --img-size':
@@ -20,9 +20,9 @@ _REFUSED_BY_REASON = {
         '--checkpoint-hist --eval-metric',
     'every sample is seeded by (seed, epoch, position), so that a resumed run is the same run; use --seed':
         '--worker-seeding',
-    'the workers are seeded anew in every epoch, so that a resumed run is the same run; use --workers':
+    'the workers are seeded again in every epoch, so that a resumed run is the same run; use --workers':
         '--use-multi-epochs-loader',
-    'there is one loader and one order of random numbers; --workers 0 loads in the training process': '--no-prefetcher',
+    'there is only one loader; use --workers 0 to load in the training process': '--no-prefetcher',
     _MULTI_LABEL: '--task --target-format --multilabel-threshold',
     _AUG_SPLITS: '--aug-splits --jsd-loss --resplit --split-bn',
     _OTHER_LOSS: '--poly-gamma --poly-epsilon',
@@ -34,14 +34,14 @@ _REFUSED_BY_REASON = {
     'the epoch is read from the checkpoint; use --resume or --branch-from': '--start-epoch',
     'every test image is evaluated once, as it is; set --crop-pct and --interpolation': '--tta',
     'torchrun sets the rank in the environment; start with torchrun --nproc-per-node N train.py': '--local_rank',
-    'an epoch is timed to the end of its last update without it; leave it out': '--synchronize-step',
+    'an epoch is timed to the end of its last update anyway; leave it out': '--synchronize-step',
     'deprecated by timm; use --drop-path': '--drop-connect',
     'only the plateau schedule has patience, and it follows the test set; use --sched cosine': '--patience-epochs',
     "private to timm's sweep.py, which drives timm's own train.py; use ablate.py": '--sweep-locks --sweep-attempt',
 }
 REFUSED: dict[str, str] = {flag: reason for reason, flags in _REFUSED_BY_REASON.items() for flag in flags.split()}
 
-# Values that timm's flags take and ours do not, so that the error can say why.
+# Values that timm's flags take and ours refuse, with the reason for the error message.
 REFUSED_VALUES: dict[str, dict[str, str]] = {
     '--sched': {'plateau': 'it follows a validation metric, which here is the test set; use cosine or multistep'},
     '--loss': {
