@@ -186,7 +186,7 @@ class ShotEvaluator:
         num_classes = len(self.shots.order)
         for expert in self.experts:
             if expert not in logits:
-                raise ValueError(f'Logits of expert {expert!r} are missing, there are only those of {list(logits)}.')
+                raise ValueError(f'There are no logits of expert {expert!r}, only of {list(logits)}.')
             if target.ndim != 1 or logits[expert].shape != (len(target), num_classes):
                 raise ValueError(
                     f'Expected class indices [B] and logits [B, {num_classes}], got {tuple(target.shape)} and, of '

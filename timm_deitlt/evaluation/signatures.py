@@ -88,8 +88,8 @@ def tail_gap_grows(run: _Run) -> tuple[str, str] | None:
         f'In stage two (from epoch {gap["epochs"][-2]} to {gap["epochs"][-1]}) the accuracy on the tail went from '
         f'{train:.1f} to {train_now:.1f} % of its training images, and from {test:.1f} to {test_now:.1f} % of its '
         'evaluation images.'), (
-        'Stage two memorises the few tail images: start it later (--drw-start-epoch), lower --drw-beta, or use stronger '
-        'augmentation.')
+        'Stage two memorises the few tail images: start it later (--drw-start-epoch), lower --drw-beta, or use '
+        'stronger augmentation.')
 
 
 def experts_alike(run: _Run) -> tuple[str, str] | None:
@@ -123,8 +123,8 @@ def teacher_too_good_or_useless(run: _Run) -> tuple[str, str] | None:
             'the teacher. If this lowers accuracy, compare with --teacher none --drw-on cls.')
     if right - chance < (clean - chance) / 10:
         return (
-            f"The teacher is right on {clean:.1f} % of clean images, but only on {right:.1f} % of the student's, which is "
-            f'hardly more than by guessing among {classes} classes.'), (
+            f"The teacher is right on {clean:.1f} % of clean images, but only on {right:.1f} % of the student's, which "
+            f'is hardly more than by guessing among {classes} classes.'), (
             'Augment the student less, or give --teacher-view weak, which shows the teacher the image before strong '
             'augmentation.')
     return None
@@ -137,7 +137,8 @@ def mean_below_dist(run: _Run) -> tuple[str, str] | None:
         return None
     return f'The mean of both experts has a balanced accuracy of {mean:.1f} %, DIST alone has {dist:.1f} %.', (
         'CLS prefers frequent classes, as it does in short runs: train longer, re-weight CLS too in stage two '
-        '(--drw-on both, --cls-loss balanced_softmax), or join the experts in another way (validate.py RUN --fusion all).')
+        '(--drw-on both, --cls-loss balanced_softmax), or join the experts in another way (validate.py RUN --fusion '
+        'all).')
 
 
 CHECKS: tuple[Callable[[_Run], tuple[str, str] | None], ...] = (
