@@ -114,7 +114,7 @@ class DeiTLTTask(ShotEvaluation, TokenDistillationTask):
         if images.shape[-2:] != self.teacher_size:
             images = F.interpolate(
                 images.float(), self.teacher_size, mode='bicubic', antialias=self.teacher_antialias).to(images.dtype)
-        if self.teacher_normalize == 'own':  # after resizing, when there are usually fewer pixels; the result is the same
+        if self.teacher_normalize == 'own':  # gives the same before resizing, but now there are usually fewer pixels
             images = self.teacher.normalize_input(images, self.student_mean, self.student_std)
         return images
 
@@ -142,7 +142,8 @@ class DeiTLTTask(ShotEvaluation, TokenDistillationTask):
         guided = () if self.guidance is None else (self.guidance.guides(self._epoch),)
         if guided and weak is not None:
             raise ValueError(
-                'Guidance compares places of the same image, but the teacher gets a weak view: use --teacher-view student.')
+                'Guidance compares places of the same image, but the teacher gets a weak view: use --teacher-view '
+                'student.')
         with frozen_statistics(self.trainable_module) if second_pass else nullcontext():
             cls_logits, dist_logits, *places = self.trainable_module(input, *guided)
         task_loss = self.criterion(cls_logits, target)

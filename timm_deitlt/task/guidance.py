@@ -89,8 +89,8 @@ class GuidingTeacher(nn.Module):
         self.channels = [x.shape[1] for x in maps]
         if dense and not _classifies_the_mean(network, features):
             raise ValueError(
-                f'--dense-distill applies the classifier of the teacher at each place. This needs a head of average '
-                f'pooling and a classifier, which {kind} does not have: use a teacher such as resnet32_sam or resnet50_sam.')
+                f'--dense-distill applies the classifier of the teacher at each place, but {kind} does more than average '
+                'pooling before the classifier, so this is not possible: use a teacher such as resnet32_sam or resnet50_sam.')
 
     def _features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         if not self.stages:
@@ -127,7 +127,7 @@ def all_stages(network: nn.Module) -> list[int]:
 
 
 class GuidedStudent(nn.Module):
-    """A distilled ViT with 1 x 1 convolutions that project its maps to a teacher's channels; in eval mode the ViT only.
+    """A distilled ViT, and 1 x 1 convolutions that project its maps to a teacher's channels; in eval mode the ViT only.
 
     Args:
         model: timm's distilled ViT, which is trained in place.
@@ -210,7 +210,7 @@ def check_guidable(model: nn.Module) -> None:
     """Refuse a student whose patch tokens do not form a map of the image.
 
     Raises:
-        ValueError: If the student is one; the error gives the reason.
+        ValueError: If they do not; the error gives the reason.
     """
     model = unwrap_model(model)
     if not isinstance(model, VisionTransformerDistilled):

@@ -29,10 +29,10 @@ from .paco_network import KeyQueue, PaCoNet
 class PaCoTask(ShotEvaluation, ClassificationTask):
     """Training of a classifier by PaCo, on two views of each image.
 
-    Key encoder and queue change only in `end_update`, once after each optimizer step. So all micro-batches of an update,
-    on all ranks, are contrasted with the same queue, and SAM's second pass changes nothing. BatchNorm normalises keys by
-    their micro-batch. Unlike the released code, we do not shuffle images over ranks, because updates would then depend
-    on the number of ranks. The running statistics of the key encoder are never used.
+    Key encoder and queue change only in `end_update`, once after each optimizer step. So all micro-batches of an
+    update, on all ranks, are contrasted with the same queue, and SAM's second pass changes nothing. BatchNorm normalises
+    keys by their micro-batch. Unlike the released code, we do not shuffle images over ranks, because updates would then
+    depend on the number of ranks. The running statistics of the key encoder are never used.
 
     Args:
         model: Classifier of timm with one head. The 'state_dict' of a checkpoint holds this model only.
@@ -80,8 +80,8 @@ class PaCoTask(ShotEvaluation, ClassificationTask):
         kind = next(net.parameters()).dtype
         if torch.finfo(kind).bits < 32:
             raise ValueError(
-                f"In each update PaCo's key encoder moves by a share of {1 - momentum:.3g}, which is lost by rounding in "
-                f'{kind}: keep the weights in float32 and use --amp.')
+                f"In each update PaCo's key encoder moves by a share of {1 - momentum:.3g}, which is lost by rounding "
+                f'in {kind}: keep the weights in float32 and use --amp.')
         super().__init__(net, PaCoLoss(class_counts, alpha, beta, gamma, temperature), **kwargs)
         self.momentum = momentum
         self.shots = shots
