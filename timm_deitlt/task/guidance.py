@@ -89,8 +89,8 @@ class GuidingTeacher(nn.Module):
         self.channels = [x.shape[1] for x in maps]
         if dense and not _classifies_the_mean(network, features):
             raise ValueError(
-                f'--dense-distill applies the classifier of the teacher at each place, but {kind} does more than average '
-                'pooling before the classifier, so this is not possible: use a teacher such as resnet32_sam or resnet50_sam.')
+                f'--dense-distill applies the classifier of the teacher at each place, but {kind} does more than '
+                'average pooling before it: use a teacher such as resnet32_sam or resnet50_sam.')
 
     def _features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         if not self.stages:
@@ -127,7 +127,7 @@ def all_stages(network: nn.Module) -> list[int]:
 
 
 class GuidedStudent(nn.Module):
-    """A distilled ViT, and 1 x 1 convolutions that project its maps to a teacher's channels; in eval mode the ViT only.
+    """A distilled ViT, and 1 x 1 convolutions that project its maps to a teacher's channels; in eval mode a ViT.
 
     Args:
         model: timm's distilled ViT, which is trained in place.

@@ -30,9 +30,9 @@ class PaCoTask(ShotEvaluation, ClassificationTask):
     """Training of a classifier by PaCo, on two views of each image.
 
     Key encoder and queue change only in `end_update`, once after each optimizer step. So all micro-batches of an
-    update, on all ranks, are contrasted with the same queue, and SAM's second pass changes nothing. BatchNorm normalises
-    keys by their micro-batch. Unlike the released code, we do not shuffle images over ranks, because updates would then
-    depend on the number of ranks. The running statistics of the key encoder are never used.
+    update, on all ranks, are contrasted with the same queue, and SAM's second pass changes nothing. BatchNorm
+    normalises keys by their micro-batch. Unlike the released code, we do not shuffle images over ranks, because updates
+    would then depend on the number of ranks. The running statistics of the key encoder are never used.
 
     Args:
         model: Classifier of timm with one head. The 'state_dict' of a checkpoint holds this model only.
