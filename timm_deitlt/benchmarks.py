@@ -1,6 +1,7 @@
-"""The named long-tailed benchmarks as data, and the catalogue of weights trained on them.
+"""The named long-tailed benchmarks, and the catalogue of weights trained on them, as data.
 
-Of a benchmark: classes, counts, shot cuts, normalisation and list files. Of weights: names, images, ids on the Hub.
+A benchmark has classes, counts, cuts of head and tail, normalisation and list files. Weights have a name, the form of
+their images, and an id on the Hub.
 """
 import os
 from dataclasses import dataclass, field
@@ -9,25 +10,25 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A named long-tailed benchmark: what does not depend on the files.
+    """A named long-tailed benchmark: everything that is known without its files.
 
     Attributes:
         name: Name for `create_dataset`, e.g. 'lt/digits'.
-        recipe: Folder of `timm_deitlt/recipes` with its settings.
+        recipe: Folder in `timm_deitlt/recipes` with its settings.
         num_classes: Number of classes.
         n_max: Training images of the most frequent class.
-        n_min: Training images of the rarest class, by default settings.
-        train_images: Training images, by default settings.
-        imbalance_factor: Default n_max / n_min of the images chosen; `None` where the set is long-tailed by itself and
-            all of its images are used.
-        shot_boundaries: First mid and first tail class, over the classes sorted by count, descending.
-        mean: Mean per channel of the 0..1 pixels of all training images, before long-tailing.
+        n_min: Training images of the rarest class with default settings.
+        train_images: Number of training images with default settings.
+        imbalance_factor: Default n_max / n_min of the chosen images. `None` if the set is long-tailed by itself, so
+            that all of its images are used.
+        shot_boundaries: Positions of the first mid and the first tail class among the classes, most frequent first.
+        mean: Mean per channel of the pixels, in 0..1, of all training images before the long-tailed ones are chosen.
         std: Standard deviation per channel of the same pixels.
-        class_names: Names by label; `None` where they are read from the data set's files.
-        files: Names of the list files of each split that has one, preferred first; empty where no list is read.
-        files_folder: Usual name of the folder of these files.
+        class_names: Names by label. `None` if they are read from the files of the data set.
+        files: For each split with a list file, the possible names of the file, preferred first. Empty if there is none.
+        files_folder: Usual name of the folder that holds these files.
         files_source: Where these files are published.
-        title: The data in words.
+        title: Name of the data for people.
         hub_datasets: Ids of the data on the Hugging Face Hub.
     """
     name: str
@@ -48,7 +49,7 @@ class Benchmark:
     hub_datasets: tuple[str, ...] = ()
 
 
-# The usual CIFAR-10 statistics; the field's long-tailed CIFAR-100 code uses them as well.
+# The usual CIFAR-10 statistics. Published code for long-tailed CIFAR-100 uses them as well.
 _CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 _CIFAR_STD = (0.2023, 0.1994, 0.2010)
 _NUM_INAT18_CLASSES = 8142
@@ -149,8 +150,8 @@ BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in (
         shot_boundaries=(842, 4543),
         mean=(0.466, 0.471, 0.380),
         std=(0.195, 0.194, 0.192),
-        # Names are how the class orders of a teacher and a student are matched, and the text lists know no species: the
-        # category id is the name that both kinds of file have.
+        # The classes of teacher and student are matched by name. The text lists do not name the species, so the name is
+        # the category id, which both kinds of file hold.
         class_names=tuple(map(str, range(_NUM_INAT18_CLASSES))),
         files={
             'train': ('train2018.json', 'iNaturalist18_train.txt'),
@@ -164,12 +165,12 @@ BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in (
 
 @dataclass(frozen=True)
 class Tag:
-    """A tag of weights: the benchmark that they are trained on.
+    """A tag of weights, which says the benchmark that they are trained on.
 
     Attributes:
         dataset: Key of `BENCHMARKS`.
-        imbalance_factor: n_max / n_min of the images chosen; `None` where all images are used.
-        recipe: Folder of `timm_deitlt/recipes` with the runs of this benchmark.
+        imbalance_factor: n_max / n_min of the chosen images. `None` if all images are used.
+        recipe: Folder in `timm_deitlt/recipes` with the recipes of this benchmark.
     """
     dataset: str
     imbalance_factor: float | None
@@ -191,7 +192,7 @@ _LARGE_TAGS = ('imagenet_lt', 'inat18')
 
 @dataclass(frozen=True)
 class Entry:
-    """Weights of the catalogue.
+    """An entry of the catalogue of weights.
 
     Attributes:
         architecture: Name for `timm.create_model`, without a tag.
@@ -204,7 +205,7 @@ class Entry:
 
     @property
     def tag(self) -> str:
-        """timm's tag: the benchmark, of a teacher with its recipe behind it."""
+        """timm's tag: the benchmark, followed by the recipe if it is a teacher."""
         return self.benchmark if self.kind == 'student' else f'{self.benchmark}_{self.kind}'
 
     @property
@@ -213,8 +214,8 @@ class Entry:
         return f'{self.architecture}.{self.tag}'
 
 
-# In the order of timm's tags: of each architecture the first that is published is its default, or else the first. The
-# ResNet-50 of PaCo is timm's own, which takes no tags of ours.
+# In the order of timm's tags: the default of an architecture is its first published entry, or else its first entry. The
+# ResNet-50 of PaCo is timm's own model, to which we cannot add tags.
 CATALOGUE: dict[str, Entry] = {entry.name: entry for entry in (
     *(Entry(f'deit_lt_{size}', tag, 'student') for size in ('tiny', 'small', 'base') for tag in TAGS),
     *(
@@ -225,7 +226,7 @@ CATALOGUE: dict[str, Entry] = {entry.name: entry for entry in (
     *(Entry('resnet50', tag, 'paco_sam') for tag in _LARGE_TAGS),
 )}
 
-# Entries of which the authors of DeiT-LT and of its teachers have released a file that hfhub/convert.py reads
+# Entries for which the authors of DeiT-LT or of its teachers have released a file that hfhub/convert.py reads
 RELEASED: frozenset[str] = frozenset((
     *(f'deit_lt_base.{tag}' for tag in (*_CIFAR_TAGS, *_LARGE_TAGS)),
     *(f'resnet32_cifar.{tag}_paco_sam' for tag in _CIFAR_TAGS),
@@ -235,22 +236,22 @@ RELEASED: frozenset[str] = frozenset((
     *(f'resnet50_cosine.{tag}_sam' for tag in _LARGE_TAGS),
 ))
 
-# Entries whose weights are on the Hub. A maintainer adds the name, such as 'deit_lt_base.cifar100_if100', when
-# hfhub/publish.py has put them there.
+# Entries whose weights are on the Hub. After hfhub/publish.py has put them there, a maintainer adds the name, such as
+# 'deit_lt_base.cifar100_if100'.
 PUBLISHED: frozenset[str] = frozenset()
 _OTHER_OWNER = os.environ.get('TIMM_DEITLT_HUB_OWNER', '').strip()
 OWNER = _OTHER_OWNER or 'timm-deitlt'
 
 
 def hub_id(name: str) -> str:
-    """Id on the Hub that the weights of a name such as 'deit_lt_base.cifar100_if100' have or would have."""
+    """Id on the Hub that the weights named, for example 'deit_lt_base.cifar100_if100', have or would have."""
     return f'{OWNER}/{name}'
 
 
 def published_id(name: str) -> str | None:
-    """Id on the Hub of published weights, or `None`: of what is no name of the catalogue, always.
+    """Id on the Hub of the weights of a name, or `None` if they are not published or not in the catalogue.
 
-    With the environment variable TIMM_DEITLT_HUB_OWNER, read at import, all of the catalogue counts as published.
+    If the environment variable TIMM_DEITLT_HUB_OWNER is set at import, the whole catalogue counts as published.
     """
     return hub_id(name) if name in CATALOGUE and (_OTHER_OWNER or name in PUBLISHED) else None
 
@@ -260,8 +261,8 @@ def tag_of(dataset: str, imbalance_factor: float | None = None) -> str | None:
 
     Args:
         dataset: Name of the data set.
-        imbalance_factor: As in the flag: `None` is the data set's default, which of a set that is long-tailed by
-            itself is all of its images.
+        imbalance_factor: Value of the flag. `None` is the default of the data set; a set that is long-tailed by itself
+            then uses all of its images.
     """
     if imbalance_factor is None and dataset in BENCHMARKS:
         imbalance_factor = BENCHMARKS[dataset].imbalance_factor
@@ -270,11 +271,11 @@ def tag_of(dataset: str, imbalance_factor: float | None = None) -> str | None:
 
 
 def pretrained_cfgs(architecture: str) -> dict[str, dict[str, Any]]:
-    """What timm's pretrained_cfg says of the data and the weights, for every tag of an architecture.
+    """Entries of timm's pretrained_cfg about data and weights, for every tag of an architecture.
 
     Returns:
-        By name with tag, in order: number of classes, images as the recipes make them, and the id and the file on the
-        Hub of what is published.
+        By name with tag, in order: the number of classes, the size and normalisation of the images as in the recipes,
+        and, if the weights are published, their id and file on the Hub.
     """
     return {
         name: {
@@ -287,7 +288,7 @@ def pretrained_cfgs(architecture: str) -> dict[str, dict[str, Any]]:
 def _images(entry: Entry) -> dict[str, Any]:
     data = BENCHMARKS[TAGS[entry.benchmark].dataset]
     if entry.kind == 'student' and data.name != 'lt/digits':
-        # the paper tests a central 224 px crop of an image resized to 256 px, normalised as ImageNet on every benchmark
+        # on every benchmark the paper tests a central 224 px crop of an image resized to 256 px, normalised as ImageNet
         size, interpolation, crop_pct, data = 224, 'bicubic', .875, BENCHMARKS['lt/imagenet']
     elif entry.benchmark in _LARGE_TAGS:
         size, interpolation, crop_pct = 224, 'bilinear', .875
@@ -300,5 +301,5 @@ def _images(entry: Entry) -> dict[str, Any]:
 
 def _weights(name: str) -> dict[str, str]:
     known = published_id(name)
-    # With the name of the file timm makes one request, and never falls back to a pickle.
+    # As the file is named, timm sends a single request and never falls back to a pickle.
     return dict(hf_hub_id=known, hf_hub_filename='model.safetensors') if known else {}

@@ -267,7 +267,7 @@ def test_run_whose_disk_fills_up_ends_in_one_line_and_code_2(tmp_path, capsys):
     message = one_line(capsys.readouterr().err)
     assert error.value.code == 2
     assert re.match(
-        rf'milestone-1.pth.tar cannot be written to {tmp_path}/run: File too large. It takes about \S+ kB, and \S+ .B '
+        rf'milestone-1.pth.tar cannot be written to {tmp_path}/run: File too large. It needs about \S+ kB, and \S+ .B '
         'are left there', message)
     assert not list(tmp_path.rglob('*.tar*'))
 

@@ -409,7 +409,7 @@ def test_file_without_room_leaves_the_old_one_and_says_what_is_needed_and_left(t
         write(path)
     message = str(error.value)
     assert message.startswith(f'last.pth.tar cannot be written to {tmp_path}: {words}. ')
-    assert (f'It takes about {needed}, and ' in message) == (needed is not None)
+    assert (f'It needs about {needed}, and ' in message) == (needed is not None)
     assert '1.23 MB are left' in message and '--resume auto' in message
     assert [file.name for file in tmp_path.iterdir()] == ['last.pth.tar'] and path.read_bytes() == b'the old one'
 

@@ -61,7 +61,7 @@ def test_a_model_of_one_expert_takes_the_fusion_that_needs_no_other():
     assert choose_fusions('all', ('mean', 'cls')) == ('cls_adjusted',)
     assert choose_fusions('all', ('mean', 'cls', 'dist')) == tuple(FUSIONS)
     assert choose_fusions('mean', ('mean', 'cls', 'dist')) == ()
-    with pytest.raises(ValueError, match='CLS alone: cls_adjusted does'):
+    with pytest.raises(ValueError, match='only CLS: use cls_adjusted'):
         choose_fusions('count_mix', ('mean', 'cls'))
     with pytest.raises(ValueError, match='takes mean, mean_probs, .* or all'):
         choose_fusions('median', ('mean', 'cls', 'dist'))

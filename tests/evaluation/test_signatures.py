@@ -39,7 +39,7 @@ def test_dist_no_better_than_cls_on_the_tail_is_a_sign(teacher, advice):
         metrics['dist']['tail'] = dist
         found = failure_signatures(metrics, rows, analysis)
         assert [sign['name'] for sign in found] == expected
-    assert found[0]['message'] == 'DIST finds 78.4 % of the tail, no more than CLS (78.4 %).'
+    assert found[0]['message'] == 'DIST reaches 78.4 % on the tail, which is not more than CLS (78.4 %).'
     assert advice in found[0]['suggestion']
 
 
@@ -49,11 +49,11 @@ def test_a_head_far_below_teacher_or_cls_is_a_sign():
     assert names(metrics, rows, analysis) == []
     metrics['mean']['head'] = 89.9
     (found,) = failure_signatures(metrics, rows, analysis)
-    assert found['message'] == 'The mean finds 89.9 % of the head, against 100.0 % by its teacher and 100.0 % by CLS.'
+    assert found['message'] == 'The mean reaches 89.9 % on the head, against 100.0 % of its teacher and 100.0 % of CLS.'
     assert '--drw-start-epoch' in found['suggestion']
     metrics['mean']['tail'], metrics['dist']['head'] = 2., 0.
     (found,) = failure_signatures(metrics, rows, analysis)
-    assert found['suggestion'] == 'The tail has not gained from it: train longer.'
+    assert found['suggestion'] == 'The tail has not gained from this: train longer.'
 
 
 def test_a_growing_gap_between_training_and_test_images_of_the_tail_is_a_sign():
@@ -81,8 +81,9 @@ def test_experts_that_are_alike_are_a_sign(measured):
 
 
 @pytest.mark.parametrize('right, clean, expected', [
-    (90.1, 97., 'only repeats the labels'), (90., 97., None), (32.3, 97., None), (32.1, 97., 'there it guesses'),
-    (32.3, 98., 'there it guesses'), (25., 32.4, 'of clean images: it guesses'), (32.4, 32.6, None)])
+    (90.1, 97., 'only repeats the labels'), (90., 97., None), (32.3, 97., None),
+    (32.1, 97., "student's, which is hardly more"), (32.3, 98., "student's, which is hardly more"),
+    (25., 32.4, 'of clean images, which is hardly more'), (32.4, 32.6, None)])
 def test_a_teacher_that_repeats_the_labels_or_guesses_is_a_sign(right, clean, expected):
     metrics, rows, analysis = healthy()  # of 4 classes
     analysis['ood'] = {'teacher_top1_train_view': right, 'teacher_top1_clean': clean}

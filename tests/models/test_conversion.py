@@ -371,7 +371,7 @@ def test_benchmark_is_recognised(num_classes, settings, asked, expected):
 
 
 @pytest.mark.parametrize('num_classes, settings, asked, words', [
-    (100, {}, None, 'cifar100_if100 or cifar100_if50: say which by --benchmark'),
+    (100, {}, None, 'cifar100_if100 or cifar100_if50: choose one by --benchmark'),
     (100, CIFAR_100, 'cifar100_if50', 'contradicts the file'),
     (10, {}, 'cifar100_if100', 'contradicts the file'),
     (100, {**CIFAR_100, 'imb_factor': .1}, None, 'No benchmark fits'),
@@ -658,7 +658,7 @@ def test_contradicting_flags_and_damaged_weights_are_refused(tmp_path, capsys):
     path, out = tmp_path / 'teacher.pth.tar', tmp_path / 'out'
     state = teacher_of('linear')
     torch.save(teacher_file(state), path)
-    assert 'cifar10_if100 or cifar10_if50: say which by --benchmark' in refusal(capsys, path, out)
+    assert 'cifar10_if100 or cifar10_if50: choose one by --benchmark' in refusal(capsys, path, out)
     assert 'contradicts the file' in refusal(capsys, path, out, '--benchmark', 'imagenet_lt')
     assert '--architecture resnet20_cifar contradicts' in refusal(
         capsys, path, out, '--benchmark', 'cifar10_if50', '--architecture', 'resnet20_cifar')

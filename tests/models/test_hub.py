@@ -145,7 +145,7 @@ def test_teacher_checkpoint_takes_an_id_of_the_hub(resolve, teacher):
     done = resolve('--teacher-checkpoint', f'hf-hub:{TEACHER}')
     assert (done.source, done.weights) == ('hub', teacher[1])
     missing = resolve('--teacher-checkpoint', 'hf-hub:me/nothing', code=1)
-    assert 'hf-hub:me/nothing could not be had: there is no such repository' in missing.stderr
+    assert 'hf-hub:me/nothing could not be downloaded: there is no such repository' in missing.stderr
 
 
 def test_other_images_are_not_asked_for_and_refuse_the_published_teacher(resolve, teacher, tmp_path):

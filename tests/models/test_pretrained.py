@@ -137,7 +137,7 @@ def test_a_tag_without_weights_is_one_error_before_any_request_with_commands_tha
 
 def test_a_cfg_of_ones_own_without_weights_is_an_error_that_makes_up_no_id(hub):
     message = refusal('resnet20_cifar', pretrained_cfg={'num_classes': 7, 'classifier': 'fc'})
-    assert message.startswith('The weights of resnet20_cifar are not known to be published')
+    assert message.startswith('No published weights of resnet20_cifar are known')
     assert 'id would be' not in message and 'train.py' not in message and 'local-dir:' in message
     assert not hub.requests
 

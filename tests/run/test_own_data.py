@@ -169,7 +169,7 @@ def test_a_start_of_10_classes_gives_all_but_the_heads_to_2_classes(tmp_path, ca
     caplog.clear()
     run(*TINY_VIT, *short, '--teacher', 'labels', '--data-dir', tmp_path / 'two', '--experiment', 'two',
         '--initial-checkpoint', start, '--lr', 1e-9, '--opt', 'sgd')
-    assert f'{start} has 10 classes, the data set 2: both heads (head, head_dist) are made anew' in caplog.text
+    assert f'{start} has 10 classes, the data set 2: both heads (head, head_dist) start from new' in caplog.text
     before, after = (
         torch.load(file, weights_only=False)['state_dict'] for file in (start, tmp_path / 'two' / 'last.pth.tar'))
     same = {name for name in after if after[name].shape == before[name].shape and torch.allclose(
@@ -177,10 +177,10 @@ def test_a_start_of_10_classes_gives_all_but_the_heads_to_2_classes(tmp_path, ca
     assert set(after) - same == {'head.weight', 'head.bias', 'head_dist.weight', 'head_dist.bias'}
     caplog.clear()
     run(*TINY_VIT, *short, '--data-dir', tmp_path / 'two', '--experiment', 'path', '--pretrained-path', start)
-    assert f'Of {start} the classes are not known: both heads (head, head_dist) are made anew' in caplog.text
+    assert f'The classes of {start} are not known: both heads (head, head_dist) start from new' in caplog.text
     caplog.clear()
     run(*TINY_VIT, *short, '--data-dir', tmp_path / 'ten', '--experiment', 'same', '--initial-checkpoint', start)
-    assert 'made anew' not in caplog.text
+    assert 'start from new' not in caplog.text
 
 
 def test_a_start_at_another_image_size_has_its_positions_resized(tmp_path):

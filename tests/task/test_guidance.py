@@ -262,7 +262,7 @@ def without_maps():
     (Guidance(1.), {'network': without_maps()}, 'no feature maps'),
     (Guidance(1., stages=[7]), {}, '--guidance-stages takes numbers from 0 to 3'),
     (Guidance(1., blocks=[0, 9, 1]), {}, 'from 0 to 1'),
-    (Guidance(1., blocks=[0, 1]), {}, 'guided by 3 stage'),
+    (Guidance(1., blocks=[0, 1]), {}, 'do not fit 3 stage'),
     (Guidance(dense=1.), {'network': 'vgg11'}, 'more than average pooling'),
     (Guidance(dense=1.), {'network': 'test_convnext'}, 'more than average pooling'),
     (Guidance(dense=1.), {'model': vit(patch_drop_rate=.5)}, 'patch_drop_rate'),

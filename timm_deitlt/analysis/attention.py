@@ -1,4 +1,4 @@
-"""Where tokens look: attention of every block, how far it reaches, and what it adds up to over the blocks."""
+"""Attention of every block, its mean distance, and its rollout over all blocks."""
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -13,16 +13,16 @@ from torch import Tensor, nn
 def watched_attention(model: nn.Module, receive: Callable[[int, Tensor], None]) -> Iterator[None]:
     """Hand the attention of every block to `receive` while the model runs, one block at a time.
 
-    It is computed once more from the input of each attention module, by timm's own steps, as the fused kernel keeps it
-    to itself. What the model returns is untouched. Dropout is left out.
+    The fused kernel does not return the attention. So it is computed again from the input of each attention module, by
+    timm's own steps but without dropout. The output of the model does not change.
 
     Args:
         model: timm's VisionTransformer or VisionTransformerDistilled.
-        receive: Called with the number of the block and its attention `[B, heads, N, N]`, float32, whose rows
-            (queries) sum to 1; N counts the prefix tokens and then the patches.
+        receive: Called with the number of the block and its attention `[B, heads, N, N]`, float32. Its rows (queries)
+            sum to 1, and N counts the prefix tokens, followed by the patches.
 
     Raises:
-        ValueError: If the model is none, or its blocks have attention of another kind.
+        ValueError: If the model is another one, or its blocks have another kind of attention.
     """
     modules = _attention_modules(model)
 
@@ -41,16 +41,16 @@ def watched_attention(model: nn.Module, receive: Callable[[int, Tensor], None]) 
 def _attention_modules(model: nn.Module) -> list[Attention]:
     blocks = model.blocks if isinstance(model, VisionTransformer) else ()
     modules: list[Any] = [getattr(block, 'attn', None) for block in blocks]
-    # another class may compute its attention otherwise
+    # another class may compute its attention in another way
     if not modules or any(type(module) is not Attention for module in modules):
         raise ValueError(
-            f'{type(model).__name__} has no blocks with the attention of a plain ViT, of which the mechanisms are '
-            "measured: give a deit_lt model, or another of timm's VisionTransformer with its own Block.")
+            f'{type(model).__name__} has no blocks with the attention of a plain ViT, which is needed to measure '
+            "attention: give a deit_lt model, or another of timm's VisionTransformer models with timm's own Block.")
     return modules
 
 
 def _attention(module: Attention, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-    # the arguments are those of Attention.forward
+    # takes the arguments of Attention.forward
     batch, length, _ = x.shape
     query, key, _ = module.qkv(x).view(batch, length, 3, module.num_heads, module.head_dim).permute(2, 0, 3, 1, 4)
     scores = (module.q_norm(query) * module.scale) @ module.k_norm(key).mT
@@ -61,7 +61,7 @@ def _attention(module: Attention, x: Tensor, attn_mask: Tensor | None = None, is
 
 @contextmanager
 def in_evaluation(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; afterwards every module has its own mode again."""
+    """Put the model into evaluation mode, and restore the mode of every module afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -78,16 +78,17 @@ def attention_maps(
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
 ) -> list[Tensor]:
-    """Attention of each block in evaluation mode, whether the model computes it fused or not.
+    """Attention of each block in evaluation mode, with or without fused attention.
 
     Args:
         model: timm's VisionTransformer or VisionTransformerDistilled; unchanged afterwards.
         images: Normalised images `[B, C, H, W]`.
-        attn_mask: As of timm's `forward_features`: what may be seen (bool) or is added to the scores.
-        is_causal: Likewise: each token sees those before it only.
+        attn_mask: As in timm's `forward_features`: which tokens may be seen (bool), or numbers added to the scores.
+        is_causal: As in timm's `forward_features`: whether each token sees only itself and those before it.
 
     Returns:
-        For each block `[B, heads, N, N]`, float32, rows sum to 1; N counts the prefix tokens and then the patches.
+        For each block `[B, heads, N, N]`, float32, whose rows sum to 1. N counts the prefix tokens, followed by the
+        patches.
 
     Raises:
         ValueError: If the model has no such blocks.
@@ -104,7 +105,7 @@ def attention_maps(
 
 
 def patch_distances(grid: tuple[int, int], patch_px: int | tuple[int, int]) -> Tensor:
-    """Distances between the centres of all patches in pixels, float64 `[h * w, h * w]`, patches row by row."""
+    """Distances between the centres of all patches in pixels, float64 `[h * w, h * w]`; patches count row by row."""
     height, width = (patch_px, patch_px) if isinstance(patch_px, int) else patch_px
     centres = torch.cartesian_prod(
         torch.arange(grid[0], dtype=torch.float64) * height, torch.arange(grid[1], dtype=torch.float64) * width)
@@ -112,7 +113,7 @@ def patch_distances(grid: tuple[int, int], patch_px: int | tuple[int, int]) -> T
 
 
 def uniform_attention_distance(grid: tuple[int, int], patch_px: int | tuple[int, int]) -> float:
-    """Mean attention distance in pixels of heads that look at all patches alike."""
+    """Mean attention distance in pixels if every patch gets the same attention."""
     return patch_distances(grid, patch_px).mean().item()
 
 
@@ -123,24 +124,24 @@ def mean_attention_distance(
         num_prefix_tokens: int,
         renormalize: bool = True,
 ) -> Tensor:
-    """How far each head of a block looks: distance to the patches, weighted by attention, in pixels.
+    """Mean distance over which each head of a block attends: distance to patches weighted by attention, in pixels.
 
-    Prefix tokens (CLS, DIST, registers) have no place in the image and are dropped as queries and as keys; what a patch
-    has left for patches is brought back to a sum of 1. The mean is over the query patches and the images; a query whose
-    attention to all patches is rounded to 0 has no distance and is left out.
+    Prefix tokens (CLS, DIST, registers) have no place in the image, so they are dropped as queries and as keys. The
+    attention that a patch pays to patches is then scaled to a sum of 1. The mean is over query patches and images. A
+    query is left out if its attention to all patches is rounded to 0, because it has no distance.
 
     Args:
-        attention: `[B, heads, N, N]`, as of `attention_maps`.
+        attention: `[B, heads, N, N]`, as from `attention_maps`.
         grid: Rows and columns of patches.
         patch_px: Side, or height and width, of a patch in pixels of the model's input.
         num_prefix_tokens: Tokens before the patches.
-        renormalize: False leaves the sum below 1, so that attention to prefix tokens counts as a distance of 0.
+        renormalize: Whether to scale the sum to 1. If False, attention to prefix tokens counts as a distance of 0.
 
     Returns:
-        A distance a head, float64 `[heads]`; uniform attention on 14 x 14 patches of 16 px has 116.5 px.
+        The distance of each head, float64 `[heads]`. Uniform attention on 14 x 14 patches of 16 px has 116.5 px.
 
     Raises:
-        ValueError: If N is not prefix tokens and patches.
+        ValueError: If N is not the number of prefix tokens and patches.
 
     Source: Raghu et al. (https://arxiv.org/abs/2108.08810), section 3; Dosovitskiy et al.
     (https://arxiv.org/abs/2010.11929), figure 7.
@@ -148,7 +149,7 @@ def mean_attention_distance(
     length = num_prefix_tokens + grid[0] * grid[1]
     if attention.ndim != 4 or attention.shape[-2:] != (length, length):
         raise ValueError(
-            f'Attention of {num_prefix_tokens} prefix tokens and {grid[0]} x {grid[1]} patches is '
+            f'Attention of {num_prefix_tokens} prefix tokens and {grid[0]} x {grid[1]} patches must be '
             f'[B, heads, {length}, {length}], got {list(attention.shape)}.')
     between = attention[:, :, num_prefix_tokens:, num_prefix_tokens:]
     distances = patch_distances(grid, patch_px).to(attention.device, attention.dtype)
@@ -162,10 +163,10 @@ def mean_attention_distance(
 
 
 def prefix_attention(attention: Tensor, num_prefix_tokens: int) -> Tensor:
-    """Attention of the prefix tokens over the patches, mean of the heads, each row brought to a sum of 1.
+    """Attention of the prefix tokens to the patches, as the mean of the heads, each row scaled to a sum of 1.
 
     Args:
-        attention: `[B, heads, N, N]`, as of `attention_maps`.
+        attention: `[B, heads, N, N]`, as from `attention_maps`.
         num_prefix_tokens: Tokens before the patches.
 
     Returns:
@@ -180,12 +181,12 @@ def prefix_attention(attention: Tensor, num_prefix_tokens: int) -> Tensor:
 def attention_rollout(attentions: Sequence[Tensor], num_prefix_tokens: int) -> Tensor:
     """How much of each patch reaches the prefix tokens through all blocks.
 
-    The attention of a block is the mean of its heads A; with the residual connection it is (A + I) / 2, its rows
-    brought to a sum of 1; the rollout is the product over the blocks. Nothing is discarded. Of the result the rows of
-    the prefix tokens are taken, over the patches only, and brought to a sum of 1.
+    The attention A of a block is the mean of its heads. With the residual connection it becomes (A + I) / 2, with rows
+    scaled to a sum of 1. The rollout is the product over the blocks; small values are not discarded. The result holds
+    the rows of the prefix tokens and the columns of the patches, with rows scaled to a sum of 1.
 
     Args:
-        attentions: `[B, heads, N, N]` of each block, first block first, as of `attention_maps`.
+        attentions: `[B, heads, N, N]` of each block, first block first, as from `attention_maps`.
         num_prefix_tokens: Tokens before the patches.
 
     Returns:
@@ -209,7 +210,7 @@ def attention_rollout(attentions: Sequence[Tensor], num_prefix_tokens: int) -> T
 def _over_patches(attention: Tensor, num_prefix_tokens: int) -> Tensor:
     if num_prefix_tokens < 1:
         raise ValueError(
-            f'Maps are those of the prefix tokens, of which there are {num_prefix_tokens}: use a model with a CLS '
+            f'Attention maps are those of prefix tokens, but there are {num_prefix_tokens}: use a model with a CLS '
             'token.')
     rows = attention[:, :num_prefix_tokens, num_prefix_tokens:]
     return rows / rows.sum(dim=-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""How far images are out of the teacher's distribution, and what of its answers reaches the student."""
+"""How well a teacher does on the student's images, and how often the student agrees with it."""
 from collections.abc import Sequence
 
 import torch
@@ -6,12 +6,12 @@ from torch import Tensor
 
 
 class TeacherView:
-    """Running counts of what a teacher says of images.
+    """Running counts of a teacher's predictions.
 
     Args:
         tail: Indices of the tail classes.
-        logit_scale: Multiplies the teacher's logits before its entropy is taken: the scale of its loss, if its logits
-            are cosines, whose softmax would be flat whatever it sees.
+        logit_scale: Factor of the teacher's logits before the entropy. If the logits are cosines, give the scale of the
+            teacher's loss, because the softmax of plain cosines is always almost flat.
 
     Example:
         >>> view = TeacherView(tail=[2])
@@ -34,8 +34,8 @@ class TeacherView:
 
         Args:
             teacher_logits: `[B, C]`.
-            target: Class indices `[B]`, or after Mixup distributions `[B, C]`, of which the dominant label counts.
-            dist_logits: Logits of the student's DIST expert `[B, C]`, None where it is not compared.
+            target: Class indices `[B]`, or after Mixup distributions `[B, C]`, whose dominant label counts.
+            dist_logits: Logits of the student's DIST expert `[B, C]`, or None if it is not compared.
         """
         logits = self.logit_scale * teacher_logits.detach().cpu().double()
         labels = logits.argmax(dim=-1)
@@ -53,15 +53,15 @@ class TeacherView:
         """Figures over all images so far.
 
         Returns:
-            'top1', 'tail_share' (its answers that are tail classes), 'true_tail_share' (the labels that are) and
-            'agreement' (DIST answers as it does; None if a batch came without DIST) in percent, 'entropy' in nats,
-            mean over the images, and 'num_views'.
+            In percent 'top1', 'tail_share' (predictions that are tail classes), 'true_tail_share' (labels that are tail
+            classes) and 'agreement' (DIST predicts the same class as the teacher; None if a batch had no DIST logits).
+            Also 'entropy', the mean over the images in nats, and 'num_views', the number of images.
 
         Raises:
             ValueError: If there was no image.
         """
         if not self.num_views:
-            raise ValueError('The teacher was shown no image: call update first.')
+            raise ValueError('The teacher has seen no image: call update first.')
         return {
             'top1': 100 * self.correct / self.num_views,
             'entropy': self.entropy / self.num_views,

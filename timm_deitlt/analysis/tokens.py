@@ -1,7 +1,8 @@
-"""What CLS and DIST become from block to block: how many dimensions they fill, how far they part.
+"""CLS and DIST tokens in each block: how many dimensions they fill (rank), and how much they differ (divergence).
 
-A rank of n images is at most n: collect the tokens of at least as many images as the model is wide, better of a
-thousand, concatenate them along the batch, and measure once. Everything is computed in float64 on the CPU.
+The rank of the tokens of n images is at most n. So collect the tokens of at least as many images as the model is wide,
+or better of a thousand, concatenate them along the batch, and measure once. Everything is computed in float64 on the
+CPU.
 """
 from typing import Any, NamedTuple, cast
 
@@ -18,10 +19,10 @@ class TokenFeatures(NamedTuple):
     """CLS and DIST tokens of images, float32.
 
     Attributes:
-        cls: Output of each block, before the final norm, `[blocks, B, D]`.
-        dist: Likewise, or None for a model without a DIST token.
-        cls_norm: After the final norm, `[B, D]`: what the classifier gets.
-        dist_norm: Likewise, or None.
+        cls: CLS in the output of each block, before the final norm, `[blocks, B, D]`.
+        dist: DIST in the same outputs, or None for a model without a DIST token.
+        cls_norm: CLS after the final norm, `[B, D]`, which is the input of the classifier.
+        dist_norm: DIST after the final norm, or None.
     """
     cls: Tensor
     dist: Tensor | None
@@ -31,14 +32,14 @@ class TokenFeatures(NamedTuple):
 
 @torch.no_grad()
 def token_features(model: nn.Module, images: Tensor) -> TokenFeatures:
-    """CLS and DIST of every block, in evaluation mode.
+    """CLS and DIST tokens of every block, in evaluation mode.
 
     Args:
         model: timm's VisionTransformer or VisionTransformerDistilled with a CLS token; unchanged afterwards.
         images: Normalised images `[B, C, H, W]`.
 
     Raises:
-        ValueError: If the model is another, or has no CLS token.
+        ValueError: If the model is another one, or has no CLS token.
 
     Example:
         >>> model = timm.create_model('deit_lt_tiny', num_classes=10, img_size=64)
@@ -49,12 +50,12 @@ def token_features(model: nn.Module, images: Tensor) -> TokenFeatures:
     if not isinstance(model, VisionTransformer) or not model.has_class_token:
         raise ValueError(
             f"{type(model).__name__} has no CLS token: give a deit_lt model, or another of timm's VisionTransformer "
-            'with one.')
+            'models with a CLS token.')
     with in_evaluation(model):
         final, blocks = cast(Any, model).forward_intermediates(images, return_prefix_tokens=True, output_fmt='NLC')
     # [blocks, B, prefix, D]
     prefix = torch.stack([tokens for _, tokens in blocks]).float()
-    distilled = isinstance(model, VisionTransformerDistilled)  # otherwise the second may be a register
+    distilled = isinstance(model, VisionTransformerDistilled)  # in other models the second token may be a register
     final = final.float()
     return TokenFeatures(
         prefix[:, :, 0], prefix[:, :, 1] if distilled else None, final[:, 0], final[:, 1] if distilled else None)
@@ -70,17 +71,17 @@ def _singular_values(features: Tensor, centre: str | None) -> Tensor:
 
 
 def energy_rank(features: Tensor, energy: float = 0.99, centre: str | None = None) -> Tensor:
-    """Number of the largest singular values whose squares reach a share of the sum of all squares.
+    """Number of largest singular values that are needed to reach a share of the sum of all squares.
 
     Args:
-        features: `[..., n, D]`, a row an image. The rank is at most min(n, D).
-        energy: The share, above 0 and at most 1.
-        centre: None takes the features as they are, so that what all images have in common is one dimension more and
-            may hold most of the energy; 'mean' subtracts the mean of the images, as a principal component analysis
-            does; 'image' subtracts from each image the mean over its dimensions, as the source does.
+        features: `[..., n, D]`, one row per image. The rank is at most min(n, D).
+        energy: The share of the squares, above 0 and at most 1.
+        centre: None takes the features as they are. Then what all images have in common counts as one dimension, and
+            may hold most of the energy. 'mean' subtracts the mean over the images, as a principal component analysis
+            does. 'image' subtracts from each image the mean over its dimensions, as the source does.
 
     Returns:
-        int64 `[...]`; 0 for features that are all zero.
+        int64 `[...]`; 0 if all features are zero.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -89,7 +90,7 @@ def energy_rank(features: Tensor, energy: float = 0.99, centre: str | None = Non
     (https://arxiv.org/abs/2305.16292), and its released evaluation.
     """
     if not 0 < energy <= 1:
-        raise ValueError(f'energy={energy} is a share of the whole: give a number above 0 and at most 1.')
+        raise ValueError(f'energy={energy} is out of range: give a share above 0 and at most 1.')
     squares = _singular_values(features, centre).square()
     reached = squares.cumsum(dim=-1)
     total = reached[..., -1:]
@@ -97,14 +98,14 @@ def energy_rank(features: Tensor, energy: float = 0.99, centre: str | None = Non
 
 
 def effective_rank(features: Tensor, centre: str | None = None) -> Tensor:
-    """Exponential of the entropy of the singular values, brought to a sum of 1: a rank without a threshold.
+    """Exponential of the entropy of the singular values, scaled to a sum of 1: a rank without a threshold.
 
     Args:
-        features: `[..., n, D]`, a row an image.
-        centre: As of `energy_rank`.
+        features: `[..., n, D]`, one row per image.
+        centre: As in `energy_rank`.
 
     Returns:
-        float64 `[...]`, from 1 to min(n, D), k for k equal singular values; NaN for features that are all zero.
+        float64 `[...]`, from 1 to min(n, D). It is k for k equal singular values, and NaN if all features are zero.
 
     Source: Roy and Vetterli, The effective rank (EUSIPCO 2007), definition 1.
     """
@@ -118,10 +119,10 @@ def divergence(cls: Tensor, dist: Tensor) -> Tensor:
 
     Args:
         cls: `[..., n, D]`.
-        dist: Likewise.
+        dist: `[..., n, D]`.
 
     Returns:
-        float64 `[...]`, 0 for tokens of the same direction, 1 for orthogonal ones.
+        float64 `[...]`: 0 for tokens of the same direction, 1 for orthogonal tokens.
 
     Source: DeiT-LT (https://arxiv.org/abs/2404.02900), whose released training logs the mean cosine of the tokens after
     the final norm, eps 1e-6.

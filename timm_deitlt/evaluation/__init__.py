@@ -1,4 +1,4 @@
-"""Accuracy by shot of every expert, ways to join experts, signatures of failed runs. Imports nothing else of ours."""
+"""Accuracy of every expert by class group, ways to join experts, signs of failed runs. It imports no other room."""
 from .evaluator import GROUPS as GROUPS
 from .evaluator import ShotEvaluator as ShotEvaluator
 from .evaluator import Shots as Shots

@@ -1,7 +1,7 @@
 """Accuracy by shot: overall, and over the head, mid and tail classes of a long-tailed training set.
 
-Everything is counted per class, in integers, and only divided at the end, so that the figures do not depend on how the
-test images were cut into batches or spread over processes.
+Everything is counted per class, in integers, and divided only at the end. So the figures do not depend on how the test
+images were cut into batches or spread over processes.
 """
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -20,12 +20,12 @@ _MOST_CLASSES_COUNTED = 1000
 
 @dataclass(frozen=True)
 class Shots:
-    """Head, mid and tail classes (elsewhere called many-, medium- and few-shot) by their training images.
+    """Head, mid and tail classes (also called many-, medium- and few-shot), by their number of training images.
 
     Args:
-        order: Class indices from most to least frequent; equally frequent ones in the order of their indices.
-        boundaries: Position in `order` of the first mid and of the first tail class.
-        rule: How the boundaries were chosen, for people.
+        order: Class indices from most to least frequent. Classes of equal frequency are in the order of their indices.
+        boundaries: Positions in `order` of the first mid class and of the first tail class.
+        rule: A sentence that says how the boundaries were chosen.
         class_counts: Training images per class, by class index.
 
     Example:
@@ -39,19 +39,19 @@ class Shots:
 
     @classmethod
     def from_counts(cls, class_counts: Sequence[int], boundaries: tuple[int, int] | None = None) -> 'Shots':
-        """Group classes at the given cuts, else at 100 and 20 images, else, if a group were empty, into thirds.
+        """Group the classes at the given cuts, or else at 100 and 20 images, or into thirds if a group would be empty.
 
         Args:
             class_counts: Training images per class, by class index.
-            boundaries: First mid and first tail class, counted over the classes sorted by images, descending.
+            boundaries: Positions of the first mid and the first tail class among the classes, most frequent first.
 
         Raises:
-            ValueError: If there are fewer than 2 classes, or the cuts do not leave three groups (two, of 2 classes).
+            ValueError: If there are fewer than 2 classes, or a group would be empty (with 2 classes, mid may be).
         """
         counts = tuple(int(count) for count in class_counts)
         num_classes = len(counts)
         if num_classes < 2:
-            raise ValueError(f'Groups of classes need at least 2 classes, got {num_classes}.')
+            raise ValueError(f'Head, mid and tail need at least 2 classes, got {num_classes}.')
         order = tuple(sorted(range(num_classes), key=lambda label: -counts[label]))
         if boundaries is not None:
             mid, tail = _checked_cuts(boundaries, num_classes)
@@ -71,7 +71,7 @@ class Shots:
         return {'head': list(self.order[:mid]), 'mid': list(self.order[mid:tail]), 'tail': list(self.order[tail:])}
 
     def describe(self, test_counts: Sequence[int]) -> dict[str, Any]:
-        """Describe rule, groups and classes without test images, for JSON, given the test images per class."""
+        """Rule, groups, and the classes without test images, as JSON, given the test images per class."""
         return {
             'rule': self.rule,
             'boundaries': list(self.boundaries),
@@ -91,8 +91,8 @@ def _checked_cuts(boundaries: tuple[int, int], num_classes: int) -> tuple[int, i
     mid, tail = boundaries
     if not (0 < mid < tail < num_classes or 0 < mid == tail < num_classes < 3):
         raise ValueError(
-            f'Boundaries {(mid, tail)} do not cut {num_classes} classes into head, mid and tail: they are the first '
-            f'mid and the first tail class of the sorted classes, with 0 < mid < tail < {num_classes}.')
+            f'Boundaries {(mid, tail)} do not cut {num_classes} classes into head, mid and tail: give the positions of '
+            f'the first mid and the first tail class among the sorted classes, 0 < mid < tail < {num_classes}.')
     return mid, tail
 
 
@@ -112,7 +112,7 @@ def shot_accuracy(correct: Tensor, total: Tensor, boundaries: tuple[int, int]) -
 
     Args:
         correct: Right predictions per class, int64 `[C]`.
-        total: Test images per class, int64 `[C]`; a class without any is left out of its group's mean.
+        total: Test images per class, int64 `[C]`. A class without test images is left out of its group's mean.
         boundaries: First mid class and first tail class, `0 < mid < tail < C`.
 
     Returns:
@@ -137,14 +137,14 @@ def shot_accuracy(correct: Tensor, total: Tensor, boundaries: tuple[int, int]) -
 class ShotEvaluator:
     """Count right predictions of several experts per class; like timm's ClassificationEvaluator.
 
-    Counts are int64 and the loss sum float64 (float32 on MPS, which has no float64), both on the device: nothing is
-    read back before `compute`. An image of which an expert gives a NaN logit counts as wrong.
+    Counts are int64, and the sum of losses is float64 (float32 on MPS, which has no float64). Both stay on the device
+    until `compute`. If an expert gives a NaN logit for an image, the image counts as wrong.
 
     Args:
         shots: Groups of classes.
-        experts: Names of the logits to expect.
+        experts: Names of the experts whose logits `update` gets.
         device: Device of the logits; CPU if None.
-        max_samples: Ignore images beyond this many, with which a distributed sampler has filled up this rank.
+        max_samples: Number of images to count. A distributed sampler may repeat images after these to fill up a rank.
 
     Attributes:
         confusion: After `compute`, images by their class and the class that the first expert gives them, `[C][C]`; None
@@ -177,8 +177,9 @@ class ShotEvaluator:
         self.num_samples = 0
         self.test_counts: list[int] = []
         num_experts, num_classes = len(self.experts), len(self.shots.order)
-        # rows: right predictions of each expert, and images; columns: classes. The last column holds the top-5 hits of
-        # each expert, and the images of no known class. One tensor, so that one all-reduce adds up all of it.
+        # A row for each expert counts its right predictions by class, and in the last column its top-5 hits. The last
+        # row counts the images by class, and in the last column those of unknown classes. As this is one tensor, one
+        # all-reduce adds up everything.
         self.counts = torch.zeros(num_experts + 1, num_classes + 1, dtype=torch.int64, device=self.device)
         loss_dtype = torch.float32 if self.device.type == 'mps' else torch.float64
         counted = num_classes if num_classes <= _MOST_CLASSES_COUNTED else 0
@@ -196,7 +197,7 @@ class ShotEvaluator:
         num_classes = len(self.shots.order)
         for expert in self.experts:
             if expert not in logits:
-                raise ValueError(f'No logits of expert {expert!r}, only of {list(logits)}.')
+                raise ValueError(f'There are no logits of expert {expert!r}, only of {list(logits)}.')
             if target.ndim != 1 or logits[expert].shape != (len(target), num_classes):
                 raise ValueError(
                     f'Expected class indices [B] and logits [B, {num_classes}], got {tuple(target.shape)} and, of '
@@ -206,7 +207,7 @@ class ShotEvaluator:
         self.num_samples += len(target)
         known = (target >= 0) & (target < num_classes)
         self.counts[-1].index_add_(0, torch.where(known, target, num_classes), torch.ones_like(target))
-        # an unknown class is an error, but raising it here would wait for the device; `compute` does
+        # An unknown class is an error. `compute` raises it, because a check here would wait for the device.
         target = target.clamp(0, num_classes - 1)
         for row, expert in enumerate(self.experts):
             self._count(row, logits[expert][:limit].detach().float(), target, known)
@@ -214,7 +215,7 @@ class ShotEvaluator:
     def _count(self, row: int, logits: Tensor, target: Tensor, known: Tensor) -> None:
         self.loss_sum[row] += F.cross_entropy(logits, target, reduction='none').to(self.loss_sum.dtype).sum()
         ranked = logits.topk(min(5, logits.shape[-1]), dim=-1).indices
-        # NaN ranks above every number, so a NaN would be a vote for its class
+        # topk ranks NaN above every number, so a NaN would count as a prediction of its class
         numbers = ~logits.isnan().any(dim=-1, keepdim=True)
         hits = (ranked == target[:, None]) & numbers
         self.counts[row].index_add_(0, target, hits[:, 0].long())
@@ -230,10 +231,10 @@ class ShotEvaluator:
             distributed: Whether to add up the counts of all ranks.
 
         Returns:
-            For each expert 'loss' (mean cross-entropy) and, in percent, 'top1', 'top5' (of more than 5 classes),
-            'balanced' (mean over classes), 'head', 'mid', 'tail' (likewise) and 'per_class' (a list by class index).
-            Classes without test images are left out of every mean; their own accuracy, like that of a group which has
-            no others, is None. A NaN among the logits makes the loss NaN.
+            For each expert 'loss' (mean cross-entropy) and, in percent, 'top1', 'top5' (if there are more than 5
+            classes), 'balanced' (mean over all classes), 'head', 'mid', 'tail' (means over their classes) and
+            'per_class' (a list by class index). Classes without test images have the accuracy None and are left out of
+            every mean. A group that has only such classes is None too. A NaN among the logits makes the loss NaN.
 
         Raises:
             ValueError: If there was no image, or an image of a class that the training set does not have.
@@ -249,7 +250,7 @@ class ShotEvaluator:
                 f'{num_unknown} of {num_images + num_unknown} test images have a label outside 0 to '
                 f'{len(test_counts) - 1}: training and test set must number the same classes in the same way.')
         if not num_images:
-            raise ValueError('There is no test image to evaluate.')
+            raise ValueError('There is no test image to evaluate: call update first.')
         self.test_counts = test_counts
         self.confusion = confused.tolist() or None
         metrics = {}
@@ -276,12 +277,12 @@ def format_table(
     """Lay out metrics as a plain-text table with one decimal, for 80 columns.
 
     Args:
-        metrics: Of each row, as from `ShotEvaluator.compute`; rows of others, such as 'teacher', may join them. What a
-            row lacks, or all of a row that is None, is printed as '-'.
+        metrics: Metrics of each row as `ShotEvaluator.compute` returns them; further rows such as 'teacher' may be
+            added. A value that a row does not have is printed as '-', and so are all values of a row that is None.
         shots: Groups of classes.
         test_counts: Test images per class, by class index.
-        header: Whether to print the classes and images of each group, and what to beware of, as well.
-        class_names: Names by class index, for messages; by default the indices.
+        header: Whether to print also the classes and images of each group, and warnings.
+        class_names: Names by class index, for the warnings; by default the indices.
     """
     keys = ['top1', *GROUPS, 'balanced', 'top5']
     if not any('top5' in (row or {}) for row in metrics.values()):

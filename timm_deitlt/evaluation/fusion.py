@@ -1,4 +1,4 @@
-"""Ways to make one answer of the two experts, without training and without test labels."""
+"""Ways to make one prediction from the two experts, without training and without test labels."""
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
@@ -11,7 +11,7 @@ def mean_probs(cls_logits: Tensor, dist_logits: Tensor, class_counts: Tensor) ->
 
 
 def cls_adjusted(cls_logits: Tensor, dist_logits: Tensor | None, class_counts: Tensor) -> Tensor:
-    """CLS alone, less the log of the class's share of the training images.
+    """CLS alone, after subtracting the log of each class's share of the training images.
 
     Source: logit adjustment, tau = 1 (https://arxiv.org/abs/2007.07314, equation 9).
     """
@@ -25,9 +25,9 @@ def mean_adjusted(cls_logits: Tensor, dist_logits: Tensor, class_counts: Tensor)
 
 
 def count_mix(cls_logits: Tensor, dist_logits: Tensor, class_counts: Tensor) -> Tensor:
-    """Mean of the probabilities with a weight per class: the most frequent is CLS's, the rarest DIST's.
+    """Mean of the probabilities, weighted by class: CLS alone for the most frequent class, DIST alone for the rarest.
 
-    CLS's weight is linear in the log of the class's training images: (log n - log n_min) / (log n_max - log n_min).
+    The weight of CLS is linear in the log of the training images: (log n - log n_min) / (log n_max - log n_min).
     Source: ours.
     """
     logs = class_counts.log()
@@ -37,32 +37,33 @@ def count_mix(cls_logits: Tensor, dist_logits: Tensor, class_counts: Tensor) -> 
 
 
 def _mix(cls_logits: Tensor, dist_logits: Tensor, share: Tensor) -> Tensor:
-    # by logarithms: probabilities of confident experts round to 0
+    # in logarithms, because probabilities of confident experts round to 0
     cls_part = share.log() + cls_logits.log_softmax(dim=-1)
     dist_part = (1 - share).log() + dist_logits.log_softmax(dim=-1)
     return torch.logaddexp(cls_part, dist_part).log_softmax(dim=-1)
 
 
-# (CLS logits, DIST logits, training images per class) to log-probabilities, all `[B, C]`
+# from (CLS logits `[B, C]`, DIST logits `[B, C]`, training images per class `[C]`) to log-probabilities `[B, C]`
 FUSIONS: Mapping[str, Callable[..., Tensor]] = {
     'mean_probs': mean_probs,
     'cls_adjusted': cls_adjusted,
     'mean_adjusted': mean_adjusted,
     'count_mix': count_mix,
 }
-# Those that need no DIST expert
+# The fusions that need no DIST expert
 _OF_CLS = ('cls_adjusted',)
 
 
 def choose_fusions(name: str, experts: Iterable[str]) -> tuple[str, ...]:
-    """Fusions of FUSIONS that a word asks for: 'mean' is the paper's mean of logits, which is always there.
+    """Names in FUSIONS that the value of `--fusion` stands for.
 
     Args:
-        name: 'mean' for no other, 'all' for whatever the experts allow, or a name.
+        name: 'mean' for none, because the paper's mean of logits is always computed; 'all' for every fusion that the
+            experts allow; or the name of one.
         experts: Experts of the model.
 
     Raises:
-        ValueError: If there is no such fusion, or the model has one expert and it takes two.
+        ValueError: If there is no such fusion, or it needs two experts and the model has one.
     """
     possible = tuple(FUSIONS) if 'dist' in experts else _OF_CLS
     if name in ('mean', 'all'):
@@ -70,12 +71,12 @@ def choose_fusions(name: str, experts: Iterable[str]) -> tuple[str, ...]:
     if name not in FUSIONS:
         raise ValueError(f'Unknown fusion {name!r}: --fusion takes mean, {", ".join(FUSIONS)} or all.')
     if name not in possible:
-        raise ValueError(f'--fusion {name} takes two experts, and this model has CLS alone: {", ".join(_OF_CLS)} does.')
+        raise ValueError(f'--fusion {name} needs two experts, but this model has only CLS: use {", ".join(_OF_CLS)}.')
     return (name,)
 
 
 def fuse(logits: Mapping[str, Tensor], names: Sequence[str], class_counts: Sequence[int]) -> dict[str, Tensor]:
-    """Logits `[B, C]` of the experts, and by name the log-probabilities `[B, C]` of each fusion."""
+    """The logits `[B, C]` of the experts, and under its name the log-probabilities `[B, C]` of each fusion."""
     counts = torch.tensor(class_counts, dtype=torch.float32, device=logits['cls'].device).clamp_min(1)
     dist_logits = logits['dist'].float() if 'dist' in logits else None
     return {**logits, **{name: FUSIONS[name](logits['cls'].float(), dist_logits, counts) for name in names}}

@@ -1,12 +1,12 @@
-"""Signs that a run failed at what DeiT-LT is for, each with what to try."""
+"""Signs that DeiT-LT did not work in a run, each with advice on what to try."""
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-# Points of accuracy by which something is far below or has grown
+# Points of accuracy that count as a large difference
 _FAR = 10.
-# Cosine of CLS and DIST after the final norm from which on they are one expert
+# Above this cosine of CLS and DIST after the final norm, the two count as one expert
 _ALIKE = .97
-# A teacher right on more of the student's images than this, in percent, only repeats the labels
+# If the teacher is right on more of the student's images than this (in percent), it only repeats the labels
 _TOO_GOOD = 90.
 
 
@@ -15,15 +15,15 @@ def failure_signatures(
         rows: Sequence[Mapping[str, Any]] = (),
         analysis: Mapping[str, Any] | None = None,
 ) -> list[dict[str, str]]:
-    """Check a run for known failures; what was not measured is not judged.
+    """Check a run for known failures. A check is skipped if its figures were not measured.
 
     Args:
         metrics: Content of metrics.json.
-        rows: Rows of summary.csv, one an epoch.
+        rows: Rows of summary.csv, one per epoch.
         analysis: Content of analysis.json, if there is any.
 
     Returns:
-        Of each sign that was found its 'name', a 'message' with the figures, and a 'suggestion'.
+        For each sign that was found: its 'name', a 'message' with the figures, and a 'suggestion'.
     """
     run = _Run(metrics, rows, analysis or {})
     found = ((check.__name__, check(run)) for check in CHECKS)
@@ -44,22 +44,22 @@ class _Run:
 
 
 def dist_not_above_cls_on_the_tail(run: _Run) -> tuple[str, str] | None:
-    """DIST, which has learned from the teacher, is no expert of the tail."""
+    """DIST, which learned from the teacher, is not better than CLS on the tail."""
     cls, dist, teacher = (run.accuracy(who, 'tail') for who in ('cls', 'dist', 'teacher'))
     if cls is None or dist is None or teacher is None or dist > cls:
         return None
-    message = f'DIST finds {dist:.1f} % of the tail, no more than CLS ({cls:.1f} %).'
+    message = f'DIST reaches {dist:.1f} % on the tail, which is not more than CLS ({cls:.1f} %).'
     if teacher <= max(cls, dist):
         return message, (
-            f'Its teacher finds {teacher:.1f} % there: train a better one first (--teacher resnet32_sam re-balances; '
-            'more --teacher-epochs).')
+            f'The teacher itself reaches only {teacher:.1f} % there: train a better one first (--teacher resnet32_sam, '
+            'which re-balances, or more --teacher-epochs).')
     return message, (
-        f'Its teacher finds {teacher:.1f} %, so there is something to learn: train longer, or look whether the '
-        "teacher's answers on the student's images still make sense (analyze.py RUN).")
+        f'The teacher reaches {teacher:.1f} %, so there is something to learn: train longer, or look in the report '
+        "(analyze.py RUN) how often the teacher is right on the student's images.")
 
 
 def head_far_below(run: _Run) -> tuple[str, str] | None:
-    """The head was given up for the tail."""
+    """The model has lost accuracy on the head in favour of the tail."""
     mean, cls, teacher = (run.accuracy(who, 'head') for who in ('mean', 'cls', 'teacher'))
     if mean is None or run.accuracy('dist', 'head') is None:
         return None
@@ -67,17 +67,17 @@ def head_far_below(run: _Run) -> tuple[str, str] | None:
     above = {name: figure for name, figure in others.items() if figure is not None and figure - mean > _FAR}
     if not above:
         return None
-    figures = ' and '.join(f'{figure:.1f} % by {name}' for name, figure in above.items())
-    message = f'The mean finds {mean:.1f} % of the head, against {figures}.'
+    figures = ' and '.join(f'{figure:.1f} % of {name}' for name, figure in above.items())
+    message = f'The mean reaches {mean:.1f} % on the head, against {figures}.'
     if (run.accuracy('mean', 'tail') or 0.) < mean / 2:
-        return message, 'The tail has not gained from it: train longer.'
+        return message, 'The tail has not gained from this: train longer.'
     return message, (
-        'Stage two weighs the tail too much or too long: a later --drw-start-epoch, a smaller --drw-beta, or --drw-on '
-        'dist. Mixing kept on in stage two (--keep-mixup-drw) costs head classes too.')
+        'Stage two gives the tail too much weight, or for too long: try a later --drw-start-epoch, a smaller '
+        '--drw-beta, or --drw-on dist. Mixup in stage two (--keep-mixup-drw) also costs accuracy on the head.')
 
 
 def tail_gap_grows(run: _Run) -> tuple[str, str] | None:
-    """The few tail images are learned by heart."""
+    """The few tail images are memorised."""
     gap = run.analysis.get('tail_gap') or {}
     if len(gap.get('epochs') or ()) < 2:
         return None
@@ -88,7 +88,8 @@ def tail_gap_grows(run: _Run) -> tuple[str, str] | None:
         f'In stage two (from epoch {gap["epochs"][-2]} to {gap["epochs"][-1]}) the accuracy on the tail went from '
         f'{train:.1f} to {train_now:.1f} % of its training images, and from {test:.1f} to {test_now:.1f} % of its '
         'evaluation images.'), (
-        'Stage two fits the few tail images: start it later (--drw-start-epoch), lower --drw-beta, or augment more.')
+        'Stage two memorises the few tail images: start it later (--drw-start-epoch), lower --drw-beta, or use '
+        'stronger augmentation.')
 
 
 def experts_alike(run: _Run) -> tuple[str, str] | None:
@@ -96,15 +97,15 @@ def experts_alike(run: _Run) -> tuple[str, str] | None:
     cosine = run.analysis.get('cos_norm')
     cosine = run.last('train_cosine') if cosine is None else cosine
     if cosine is None or cosine <= _ALIKE or not run.metrics.get('teacher'):
-        return None  # without a teacher network both learn the same labels
-    return f'CLS and DIST are still alike (cosine {cosine:.3f} after the final norm).', (
-        "What the teacher says hardly differs from the labels, or training was too short: more epochs, or images that "
-        'are further from those of the teacher (stronger --aa, --mixup, --cutmix, --reprob; a teacher trained on weak '
-        'augmentation such as resnet32_sam).')
+        return None  # without a teacher both learn the same labels
+    return f'CLS and DIST are still almost the same (cosine {cosine:.3f} after the final norm).', (
+        "The teacher's classes hardly differ from the labels, or training was too short: train for more epochs, or let "
+        'the images differ more from those of the teacher (stronger --aa, --mixup, --cutmix, --reprob, or a teacher '
+        'trained on weak augmentation, such as resnet32_sam).')
 
 
 def teacher_too_good_or_useless(run: _Run) -> tuple[str, str] | None:
-    """The teacher repeats the labels of the student's images, or guesses."""
+    """The teacher only repeats the labels of the student's images, or is hardly better than guessing."""
     ood = run.analysis.get('ood') or {}
     right, clean = ood.get('teacher_top1_train_view'), ood.get('teacher_top1_clean')
     classes = len((run.metrics.get('data') or {}).get('train_counts') or ())
@@ -112,29 +113,32 @@ def teacher_too_good_or_useless(run: _Run) -> tuple[str, str] | None:
         return None
     chance = 100 / classes
     if clean - chance < (100 - chance) / 10:
-        return f'The teacher is right on {clean:.1f} % of clean images: it guesses among {classes} classes.', (
+        return (
+            f'The teacher is right on {clean:.1f} % of clean images, which is hardly more than by guessing among '
+            f'{classes} classes.'), (
             'Train a better one: more --teacher-epochs, or another --teacher.')
     if right > _TOO_GOOD:
         return f"The teacher is right on {right:.1f} % of the student's images: it only repeats the labels.", (
-            'Stronger augmentation of the student (--aa, --mixup, --cutmix, --reprob) takes its images out of the '
-            "teacher's distribution. Where accuracy is higher without, compare with --teacher none --drw-on cls.")
+            'Augment the student more (--aa, --mixup, --cutmix, --reprob): then its images are out of distribution for '
+            'the teacher. If this lowers accuracy, compare with --teacher none --drw-on cls.')
     if right - chance < (clean - chance) / 10:
         return (
-            f"The teacher is right on {clean:.1f} % of clean images, but on {right:.1f} % of the student's: there it "
-            f'guesses among {classes} classes.'), (
-            'Weaker augmentation of the student, or --teacher-view weak, which lets the teacher see the image before '
-            'it.')
+            f"The teacher is right on {clean:.1f} % of clean images, but only on {right:.1f} % of the student's, which "
+            f'is hardly more than by guessing among {classes} classes.'), (
+            'Augment the student less, or give --teacher-view weak, which shows the teacher the image before strong '
+            'augmentation.')
     return None
 
 
 def mean_below_dist(run: _Run) -> tuple[str, str] | None:
-    """CLS drags the mean down."""
+    """CLS makes the mean worse than DIST alone."""
     mean, dist = run.accuracy('mean', 'balanced'), run.accuracy('dist', 'balanced')
     if mean is None or dist is None or dist - mean < 3:
         return None
-    return f'The mean of both experts is right on {mean:.1f} % of a class on average, DIST alone on {dist:.1f} %.', (
-        'CLS follows the class counts, as it does in short runs: train longer, weigh CLS too in stage two '
-        '(--drw-on both, --cls-loss balanced_softmax), or join the experts otherwise (validate.py RUN --fusion all).')
+    return f'The mean of both experts has a balanced accuracy of {mean:.1f} %, DIST alone has {dist:.1f} %.', (
+        'CLS prefers frequent classes, as it does in short runs: train longer, re-weight CLS too in stage two '
+        '(--drw-on both, --cls-loss balanced_softmax), or join the experts in another way (validate.py RUN --fusion '
+        'all).')
 
 
 CHECKS: tuple[Callable[[_Run], tuple[str, str] | None], ...] = (

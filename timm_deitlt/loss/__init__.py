@@ -1,8 +1,8 @@
 """Losses of DeiT-LT: class weights, distillation with deferred re-weighting (DRW), LDAM, and the two-stage label loss.
 
-The stage of a loss is a pure function of the epoch given to `set_epoch`, so no `state_dict` holds it. All is computed
-in float32 at least, under autocast too. Class-weighted means are normalised inside the batch given, hence inside the
-micro-batch under gradient accumulation, as in the released code.
+The stage of a loss is a pure function of the epoch given to `set_epoch`, so no `state_dict` holds it. Everything is
+computed in at least float32, also under autocast. A class-weighted mean is normalised inside the batch that is given.
+Under gradient accumulation this is the micro-batch, as in the released code.
 """
 from .classes import class_weights as class_weights
 from .classes import full_precision as full_precision

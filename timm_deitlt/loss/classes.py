@@ -25,22 +25,22 @@ def checked_counts(class_counts: Sequence[int] | Tensor) -> Tensor:
 
 
 def check_classes(logits: Tensor, num_classes: int, given: str = 'class_counts') -> None:
-    # PyTorch's own words would be about a weight, or a single class would be broadcast without any
+    # otherwise PyTorch would complain about a weight, or broadcast a single class without an error
     if logits.shape[-1] != num_classes:
         raise ValueError(
             f'{given} is for {num_classes} classes, but the logits {tuple(logits.shape)} are of {logits.shape[-1]}: '
-            'the loss and the model must know the same classes, and class_counts list the images of each.')
+            'give the loss and the model the same classes, and list the images of each class in class_counts.')
 
 
 def class_weights(class_counts: Sequence[int] | Tensor, beta: float = 0.9999) -> Tensor:
-    """Class weights (1 - beta) / (1 - beta^n), float32 `[C]`, by the effective number of images; mean 1.
+    """Class weights by the effective number of images: (1 - beta) / (1 - beta^n), scaled to mean 1, float32 `[C]`.
 
     Args:
         class_counts: Training images per class, each at least 1.
-        beta: In (0, 1); the larger, the closer the weights are to 1 / n.
+        beta: In (0, 1). The larger it is, the closer the weights are to 1 / n.
 
     Raises:
-        ValueError: If a class has no image (it is named), or beta is out of range.
+        ValueError: If a class has no image (the error names it), or beta is out of range.
 
     Source: Class-Balanced Loss Based on Effective Number of Samples (https://arxiv.org/abs/1901.05555).
     """
@@ -54,20 +54,20 @@ def class_weights(class_counts: Sequence[int] | Tensor, beta: float = 0.9999) ->
 def weighted_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
     """Cross-entropy of labels or label distributions, as a mean weighted by class.
 
-    With weights it is sum_ic w_c y_ic (-log p_ic) / sum_ic w_c y_ic: for indices, PyTorch's weighted mean. PyTorch
-    divides distributions by the number of images instead; the same labels as one-hot rows would then give another
-    loss, whose size (in effect the learning rate) varied with the classes that a batch happens to hold.
+    With weights it is sum_ic w_c y_ic (-log p_ic) / sum_ic w_c y_ic. For indices this is PyTorch's weighted mean. For
+    distributions PyTorch divides by the number of images instead. Then one-hot rows would give another loss than the
+    same labels as indices, and its size (in effect the learning rate) would depend on the classes in the batch.
 
     Args:
         logits: `[B, C]`.
         target: Class indices `[B]`, or distributions `[B, C]` as Mixup makes them.
-        weight: Class weights `[C]`; the mean over images if None.
+        weight: Class weights `[C]`. None gives the plain mean over images.
     """
     logits = full_precision(logits)
     if target.ndim == 2:
         target = target.to(logits.dtype)
         if weight is None:
-            # timm's SoftTargetCrossEntropy, to the last bit
+            # bit-identical to timm's SoftTargetCrossEntropy
             return torch.sum(-target * F.log_softmax(logits, dim=-1), dim=-1).mean()
         mass = weight * target
         return torch.sum(-mass * F.log_softmax(logits, dim=-1)) / mass.sum()

@@ -14,13 +14,13 @@ class DistillationLoss(nn.Module):
 
     Args:
         distill_type: 'hard': cross-entropy with the teacher's argmax. 'soft': T^2 KL(teacher || student).
-        temperature: T, divides both logits before the softmax; no effect on 'hard'.
-        standardize: Whether each image's logits are brought to mean 0 and standard deviation 1 before that, on both
-            sides, so that the student need not match the teacher's range. For 'soft' only.
+        temperature: T. Both logits are divided by it before the softmax. It has no effect on 'hard'.
+        standardize: Whether the logits of each image are first brought to mean 0 and standard deviation 1, for student
+            and teacher. Then the student need not match the range of the teacher's logits. For 'soft' only.
 
     Raises:
-        ValueError: If the type is unknown, the temperature not positive, 'hard' logits are to be standardised, or
-            teacher and student differ in classes.
+        ValueError: If the type is unknown, the temperature is not positive, `standardize` is set for 'hard', or teacher
+            and student do not have the same number of classes.
 
     Source: DeiT (https://arxiv.org/abs/2012.12877); logit standardisation (https://arxiv.org/abs/2403.01427).
 
@@ -42,20 +42,22 @@ class DistillationLoss(nn.Module):
         if not temperature > 0:
             raise ValueError(f'temperature={temperature} must be positive.')
         if standardize and distill_type == 'hard':
-            raise ValueError("Standardised logits have the same argmax: standardize is for 'soft' distillation only.")
+            raise ValueError(
+                "standardize has no effect on 'hard' distillation, as standardised logits have the same argmax: use "
+                "'soft', or leave standardize out.")
         self.distill_type = distill_type
         self.temperature = temperature
         self.standardize = standardize
 
     def set_epoch(self, epoch: int) -> None:
-        """Take the 0-based epoch; this loss is the same in all of them."""
+        """Do nothing with the 0-based epoch, because this loss is the same in all epochs."""
 
     def forward(self, dist_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         """Loss of DIST logits `[B, C]` given the teacher's logits `[B, C]`, through which no gradient flows."""
         if dist_logits.shape != teacher_logits.shape:
             raise ValueError(
                 f'The student gives logits {tuple(dist_logits.shape)}, the teacher {tuple(teacher_logits.shape)}: '
-                'both must know the same classes, in the same order.')
+                'both need the same classes, in the same order.')
         student, teacher = full_precision(dist_logits), full_precision(teacher_logits.detach())
         weight = self.active_weight
         if self.distill_type == 'hard':
@@ -64,7 +66,7 @@ class DistillationLoss(nn.Module):
             student, teacher = _standardized(student), _standardized(teacher)
         student, teacher = student / self.temperature, teacher / self.temperature
         if weight is not None:
-            teacher = teacher + weight.log()  # its softmax is q; no probability is formed, so none underflows
+            teacher = teacher + weight.log()  # its softmax is q; with logarithms no probability underflows to 0
         log_s, log_q = F.log_softmax(student, dim=-1), F.log_softmax(teacher, dim=-1)
         return F.kl_div(log_s, log_q, reduction='batchmean', log_target=True) * (self.temperature ** 2)
 
@@ -77,18 +79,18 @@ class DRWDistillationLoss(DistillationLoss):
     """Distillation whose classes are re-weighted once training has reached `drw_start_epoch`.
 
     Before the start this is `DistillationLoss`. From then on, with w = `class_weights(class_counts, beta)`:
-    'hard' is the mean of cross-entropies with the teacher's argmax, weighted by w of the class that the *teacher*
-    predicts, whatever the label. 'soft' is T^2 mean_i KL(q_i || softmax(s_i / T)) with q_c = w_c p_c / sum_k w_k p_k
-    and p = softmax(t / T).
+    'hard' is the weighted mean of the cross-entropies with the teacher's argmax. The weight is w of the class that the
+    *teacher* predicts, not of the label. 'soft' is T^2 mean_i KL(q_i || softmax(s_i / T)) with p = softmax(t / T) and
+    q_c = w_c p_c / sum_k w_k p_k.
 
     Args:
         class_counts, beta: See `class_weights`.
         drw_start_epoch: First re-weighted epoch, 0-based.
-        distill_type, temperature, standardize: See `DistillationLoss`; weights come after the standardisation.
+        distill_type, temperature, standardize: See `DistillationLoss`. The weights are applied after standardising.
 
     Raises:
-        ValueError: If counts or start epoch are None, if the logits are not of as many classes as there are counts, in
-            any epoch, or as for `class_weights` and `DistillationLoss`.
+        ValueError: If counts or start epoch are None, if the number of classes differs between logits and counts (this
+            is checked in every epoch), or as for `class_weights` and `DistillationLoss`.
 
     Source: DeiT-LT (https://arxiv.org/abs/2404.02900), DRW from LDAM (https://arxiv.org/abs/1906.07413).
 
@@ -129,7 +131,7 @@ class DRWDistillationLoss(DistillationLoss):
         self.in_drw_stage = epoch >= self.drw_start_epoch
 
     def forward(self, dist_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-        """As `DistillationLoss`; the classes are compared before stage two too, not hours later."""
+        """As `DistillationLoss`. The number of classes is checked in stage one too, not only hours later."""
         check_classes(dist_logits, len(self.class_weight))
         return super().forward(dist_logits, teacher_logits)
 
@@ -144,7 +146,7 @@ def create_distillation_loss(
 ) -> DistillationLoss:
     """Create a distillation loss by name, one of DISTILLATION_LOSS_TYPES.
 
-    Counts, start epoch and beta concern 'drw_*' only, see `DRWDistillationLoss`.
+    Counts, start epoch and beta are for 'drw_*' only, see `DRWDistillationLoss`.
 
     Raises:
         ValueError: If the name is unknown, or an argument that it needs is missing or wrong.

@@ -1,4 +1,4 @@
-"""What a student learns from the places of an image: a CNN's feature maps, and its classifier applied at each place."""
+"""Losses at each place of an image: with a CNN's feature maps, and with its classifier applied at each place."""
 from collections.abc import Sequence
 
 import torch.nn.functional as F
@@ -8,16 +8,16 @@ from .classes import full_precision, weighted_cross_entropy
 
 
 def locality_guidance(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """Sum over pairs of feature maps of their mean squared difference, a scalar.
+    """Mean squared difference of two feature maps, summed over all pairs of maps, a scalar.
 
-    Of each pair the smaller map is enlarged to the other's size, bilinearly.
+    In each pair the smaller map is enlarged to the size of the other one, bilinearly.
 
     Args:
-        student: Maps `[B, C, h, w]`, brought to the teacher's channels.
-        teacher: As many maps `[B, C, H, W]`, through which no gradient flows.
+        student: Maps `[B, C, h, w]`, already projected to the teacher's channels.
+        teacher: The same number of maps `[B, C, H, W]`. No gradient flows through them.
 
     Raises:
-        ValueError: If there are not as many maps on both sides, or their images or channels differ.
+        ValueError: If student and teacher differ in the number of maps, of images or of channels.
 
     Source: Locality Guidance for Improving Vision Transformers on Tiny Datasets (https://arxiv.org/abs/2207.10026).
     """
@@ -44,17 +44,17 @@ def dense_distillation(
         share: float,
         weight: Tensor | None = None,
 ) -> Tensor:
-    """Cross-entropy of the logits at each place with what the teacher says there, a scalar.
+    """Cross-entropy of the student's logits at each place with the teacher's label of that place, a scalar.
 
     The label of a place is the argmax of share * (teacher's logits there) + (1 - share) * (its logits of the image).
-    Logits on a finer grid are averaged to the coarser one first.
+    The logits on the finer grid are first averaged to the coarser grid.
 
     Args:
         patch_logits: The student's logits at each place, `[B, C, h, w]`.
         teacher_maps: The teacher's logits at each place, `[B, C, H, W]`.
         teacher_logits: The teacher's logits of the images, `[B, C]`.
-        share: Weight of the places against the image, in [0, 1].
-        weight: Class weights `[C]` of a weighted mean; all places count the same if None.
+        share: Weight of the logits of the place, in [0, 1]; the logits of the image have the rest.
+        weight: Class weights `[C]` of a weighted mean. If None, all places count the same.
 
     Raises:
         ValueError: If images or classes differ.

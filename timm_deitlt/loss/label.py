@@ -1,4 +1,4 @@
-"""What CLS, or a CNN, learns from the labels: cross-entropy in two stages, LDAM."""
+"""Losses of the labels, for CLS or a CNN: cross-entropy in two stages, and LDAM."""
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,18 +11,19 @@ from .classes import check_classes, checked_counts, class_weights, full_precisio
 
 
 class LDAMLoss(nn.Module):
-    """Label-distribution-aware margins: cross-entropy that asks a larger margin of rarer classes.
+    """Cross-entropy with label-distribution-aware margins, which are larger for rarer classes.
 
-    The true class must win by m_j, proportional to n_j^(-1/4): CE(scale * (logits - m at the true class), target).
+    The true class j must win by a margin m_j proportional to n_j^(-1/4). So the loss is CE(scale * z, target), where z
+    are the logits with m_j subtracted at the true class.
 
     Args:
         class_counts: Training images per class.
         max_margin: Margin of the rarest class.
-        scale: Multiplies the logits, which are cosines.
+        scale: Factor of the logits, which are cosines.
 
     Raises:
-        ValueError: If a class has no image, if the logits are not of as many classes as there are counts, or if targets
-            are distributions: a mixed image has no one true class.
+        ValueError: If a class has no image, if the number of classes differs between logits and counts, or if targets
+            are distributions, because a mixed image has no single true class.
 
     Source: LDAM (https://arxiv.org/abs/1906.07413).
 
@@ -40,7 +41,7 @@ class LDAMLoss(nn.Module):
         self.scale = scale
 
     def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Loss of cosines `[B, C]` and class indices `[B]`, a mean weighted by class if `weight` `[C]` is given."""
+        """Loss of cosines `[B, C]` and class indices `[B]`; a class-weighted mean if `weight` `[C]` is given."""
         if target.ndim != 1:
             raise ValueError(
                 f'LDAM needs class indices [B], got targets {tuple(target.shape)}: train without mixup and cutmix.')
@@ -50,10 +51,10 @@ class LDAMLoss(nn.Module):
 
 
 class LabelLoss(nn.Module):
-    """What CLS, or a CNN, learns from the labels, in two stages that part at `drw_start_epoch`.
+    """Loss of the labels, for CLS or a CNN, in two stages; the second starts at `drw_start_epoch`.
 
     In the second stage class indices are no longer smoothed (unless `keep_mixup`), and classes are weighted if
-    `weighted`. Distributions `[B, C]` are taken as they are: the Mixup that made them has smoothed them already.
+    `weighted`. Distributions `[B, C]` are never smoothed here, because the Mixup that made them has done so.
 
     Args:
         num_classes: Number of classes C.
@@ -63,14 +64,14 @@ class LabelLoss(nn.Module):
         drw_start_epoch: First epoch of the second stage, 0-based; None for a single stage.
         weighted: Whether classes are weighted in the second stage, by `class_weights(class_counts, beta)`.
         keep_mixup: Whether mixup, and with it label smoothing, stays on in the second stage.
-        prior_tau: Add this times the log of the class prior to the logits in the second stage: logit adjustment, and
-            with 1 the balanced softmax, which adds the log of the counts and so differs by a constant only. 0: off.
+        prior_tau: In the second stage this times the log of the class prior is added to the logits (logit adjustment).
+            1 is the balanced softmax: it adds the log of the counts, which differs only by a constant. 0: off.
         ldam_margin, ldam_scale: See `LDAMLoss`.
         bce_kwargs: 'bce_sum', 'bce_target_thresh', 'pos_weight' of timm's create_classification_loss, for 'bce' only.
 
     Raises:
-        ValueError: If an argument is out of range, missing, or at odds with another, or the logits are not of
-            `num_classes`.
+        ValueError: If an argument is out of range, is missing or contradicts another, or if the logits do not have
+            `num_classes` classes.
 
     Source: Long-tail learning via logit adjustment, equation 10 (https://arxiv.org/abs/2007.07314); Balanced
     meta-softmax, equation 3 (https://arxiv.org/abs/2007.10740).
@@ -106,15 +107,15 @@ class LabelLoss(nn.Module):
         if not 0. <= smoothing < 1.:
             raise ValueError(f'smoothing={smoothing} must be at least 0 and below 1.')
         if loss == 'ldam' and smoothing:
-            raise ValueError(f"The 'ldam' loss takes hard labels: set smoothing to 0, it is {smoothing}.")
+            raise ValueError(f"smoothing={smoothing}, but the 'ldam' loss takes hard labels: set smoothing to 0.")
         if loss == 'bce' and weighted:
-            raise ValueError("The 'bce' loss has no class-weighted mean: use 'ce', or do not weight its classes.")
+            raise ValueError("The 'bce' loss has no class-weighted mean: use 'ce', or leave out `weighted`.")
         if weighted and drw_start_epoch is None:
-            raise ValueError('Class weights begin at drw_start_epoch, which is None: give it, or leave them out.')
+            raise ValueError('Class weights begin at drw_start_epoch, which is None: give it, or leave out `weighted`.')
         if prior_tau and (loss != 'ce' or weighted or drw_start_epoch is None):
             raise ValueError(
-                f"prior_tau={prior_tau} re-balances 'ce' from drw_start_epoch on: it goes with no other loss, no class "
-                f'weights and no single stage; got {loss!r}, weighted={weighted}, drw_start_epoch={drw_start_epoch}.')
+                f"prior_tau={prior_tau} needs loss='ce', weighted=False and a drw_start_epoch, got loss={loss!r}, "
+                f'weighted={weighted}, drw_start_epoch={drw_start_epoch}: change these, or set prior_tau to 0.')
         if (weighted or prior_tau or loss == 'ldam') and (class_counts is None or len(class_counts) != num_classes):
             given = 'none' if class_counts is None else len(class_counts)
             raise ValueError(
@@ -125,7 +126,7 @@ class LabelLoss(nn.Module):
         self.keep_mixup = keep_mixup
         self.drw_start_epoch = drw_start_epoch
         self.ldam = LDAMLoss(counts, ldam_margin, ldam_scale) if loss == 'ldam' else None
-        # "soft targets": smoothing depends on the stage and is ours; timm still makes indices one-hot
+        # soft targets, because smoothing depends on the stage and is done here; timm still turns indices into one-hot
         self.bce = create_classification_loss('bce', soft_targets=True, **(bce_kwargs or {})) if loss == 'bce' else None
         self.register_buffer('class_weight', class_weights(counts, beta) if weighted else None, persistent=False)
         prior = prior_tau * (checked_counts(counts) / sum(counts)).log().float() if prior_tau else None

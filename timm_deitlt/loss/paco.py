@@ -12,11 +12,12 @@ EMPTY = -1  # class of a contrast that does not count
 
 
 class PaCoLoss(nn.Module):
-    """Cross-entropy whose denominator also holds contrasts, and whose positives those of the same class.
+    """Cross-entropy over the classes and over contrasts, which are features of other images.
 
-    The log-probabilities of an image i are over the C classes, logits z_ic + log(prior_c), and over all other queries
-    of the batch and all contrasts, q_i . k_j / T, the latter counted `gamma` times in the denominator. The loss of i is
-    minus their mean over its positives, where the true class has weight `beta`, each contrast of that class `alpha`.
+    The softmax of an image i is over the C classes and over the contrasts. A class c has the logit z_ic + log(prior_c).
+    The contrasts are all other queries of the batch, the keys and the queue. A contrast k_j has the logit q_i . k_j / T
+    and counts `gamma` times in the denominator. The positives of i are the true class, with weight `beta`, and the
+    contrasts of that class, each with weight `alpha`. The loss is minus the weighted mean of their log-probabilities.
 
     Args:
         class_counts: Training images per class, for the prior.
@@ -26,7 +27,7 @@ class PaCoLoss(nn.Module):
         temperature: T.
 
     Raises:
-        ValueError: If an argument is out of range, the logits are not of as many classes as there are counts, or the
+        ValueError: If an argument is out of range, the number of classes differs between logits and counts, or the
             targets are not class indices.
 
     Source: PaCo (https://arxiv.org/abs/2107.12028), equations 3 and 4, as in its released training.
@@ -52,7 +53,7 @@ class PaCoLoss(nn.Module):
         super().__init__()
         if not (alpha >= 0 and beta > 0 and gamma >= 0 and temperature > 0):
             raise ValueError(
-                f'PaCo takes alpha and gamma of at least 0, beta and temperature above 0, got alpha={alpha}, '
+                f'PaCo takes alpha and gamma of at least 0, and beta and temperature above 0; got alpha={alpha}, '
                 f'beta={beta}, gamma={gamma}, temperature={temperature}.')
         self.alpha = alpha
         self.beta = beta
@@ -72,17 +73,17 @@ class PaCoLoss(nn.Module):
         """Mean loss of a batch.
 
         Args:
-            logits: Of the classes, without the prior, `[B, C]`.
+            logits: Logits of the classes, without the prior, `[B, C]`.
             queries: Projections of the same images, of length 1, `[B, D]`.
             target: Class indices `[B]`.
-            contrast: What they are contrasted with beside each other, keys and queue, of length 1, `[M, D]`.
-            contrast_target: Its class indices `[M]`, `EMPTY` for what does not count.
+            contrast: Keys and queue, of length 1, `[M, D]`. The queries are contrasted with these and with each other.
+            contrast_target: Class indices of `contrast`, `[M]`; `EMPTY` for entries that do not count.
         """
         if target.ndim != 1:
             raise ValueError(
-                f'PaCo takes class indices [B], got targets {list(target.shape)}: set --mixup 0 --cutmix 0.')
+                f'PaCo needs class indices [B], got targets {list(target.shape)}: set --mixup 0 --cutmix 0.')
         check_classes(logits, len(self.log_prior))
-        # autocast would round the products to half precision, which 1 / T then magnifies
+        # autocast would round the products to half precision, and 1 / T would magnify the error
         with torch.autocast(logits.device.type, enabled=False):
             logits, queries, contrast = (full_precision(x) for x in (logits, queries, contrast))
             classes = logits + self.log_prior

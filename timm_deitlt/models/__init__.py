@@ -1,4 +1,4 @@
-"""Models; importing this package registers them with timm."""
+"""Models. Importing this package registers them with timm."""
 from .cosine import CosineLinear, set_cosine_classifier
 from .deit_lt import DeiTLT
 from .resnet_cifar import ResNetCifar

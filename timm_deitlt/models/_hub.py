@@ -1,4 +1,4 @@
-"""Models from the Hugging Face Hub, whole and unchanged, and the errors of its client in words."""
+"""Complete and unchanged models from the Hugging Face Hub, and clear messages for the errors of its client."""
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +25,12 @@ __all__ = [
     'FILES', 'HUB_ERRORS', 'UPLOAD_ERRORS', 'HubFailure', 'ask_config', 'explain', 'file_sha256', 'model_folder',
     'split_id']
 
-# Of a published model
+# Files of a published model
 FILES = ('config.json', 'model.safetensors')
 
-# What the client raises if a request fails
+# Errors of the client if a request fails
 HUB_ERRORS = (HTTPError, EntryNotFoundError, LocalTokenNotFoundError, HFValidationError, OSError)
-# ... and if an upload does, whose threads wrap the error
+# Errors if an upload fails: its threads wrap them in a RuntimeError
 UPLOAD_ERRORS = (*HUB_ERRORS, RuntimeError)
 _QUOTA_WORDS = ('storage', 'quota', 'billing', 'too large')
 
@@ -43,7 +43,7 @@ class HubFailure:
         kind: 'offline', 'network', 'no_token', 'bad_token', 'forbidden', 'gated', 'missing', 'stale', 'quota', 'rate',
             'server', 'refused', or 'other' for an error that is not the Hub's.
         words: One sentence for the user, without the full stop.
-        status: HTTP status, or None where there was no answer.
+        status: HTTP status, or None if there was no answer.
     """
     kind: str
     words: str
@@ -54,26 +54,26 @@ def split_id(name: str) -> tuple[str, str | None]:
     """Repository and revision of 'owner/name' or 'owner/name@revision'.
 
     Raises:
-        ValueError: If it is neither.
+        ValueError: If the name has another form.
     """
     found = re.fullmatch(r'([\w.-]+/[\w.-]+)(?:@([\w./-]+))?', name, re.ASCII)
     repo_id, revision = found.groups() if found else ('', None)
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise ValueError(f'{name!r} is no model of the Hub: give owner/name, or owner/name@revision.') from error
+        raise ValueError(f'{name!r} is not a name of the Hub: give owner/name, or owner/name@revision.') from error
     return repo_id, revision
 
 
 def ask_config(name: str) -> tuple[dict[str, Any], str]:
-    """config.json of a repository and its commit, by one request of at most three seconds, nothing kept.
+    """config.json of a repository, and its commit, by one request of at most three seconds. Nothing is cached.
 
     Args:
         name: 'owner/name', or with '@revision'.
 
     Raises:
-        FileNotFoundError: If it is not there or there is no answer, with the reason.
-        ValueError: If the name cannot be one, or the answer is no JSON object.
+        FileNotFoundError: If it does not exist or there is no answer; the error gives the reason.
+        ValueError: If the name is not valid, or the answer is not a JSON object.
     """
     repo_id, revision = split_id(name)
     try:
@@ -82,7 +82,7 @@ def ask_config(name: str) -> tuple[dict[str, Any], str]:
             follow_redirects=True)
         hf_raise_for_status(answer)
     except HUB_ERRORS as error:
-        raise FileNotFoundError(f'hf-hub:{name} could not be had: {explain(error).words}.') from error
+        raise FileNotFoundError(f'hf-hub:{name} could not be downloaded: {explain(error).words}.') from error
     try:
         return dict(answer.json()), answer.headers.get(constants.HUGGINGFACE_HEADER_X_REPO_COMMIT, 'main')
     except (TypeError, ValueError) as error:
@@ -90,15 +90,15 @@ def ask_config(name: str) -> tuple[dict[str, Any], str]:
 
 
 def model_folder(name: str, quick: bool = False) -> Path:
-    """Folder with config.json and model.safetensors of a repository, from the Hub, else from its client's cache.
+    """Folder with config.json and model.safetensors of a repository, from the Hub or else from its client's cache.
 
     Args:
         name: 'owner/name', or with '@revision'.
-        quick: Ask once, for three seconds, whether it is there; the client itself asks again and again.
+        quick: First ask once, for at most three seconds, whether it exists. The client alone would retry many times.
 
     Raises:
-        FileNotFoundError: If it is neither there nor in the cache, with the reason.
-        ValueError: If the name cannot be one, or the weights in the cache are not those that were published.
+        FileNotFoundError: If it is neither on the Hub nor in the cache; the error gives the reason.
+        ValueError: If the name is not valid, or the weights in the cache are not those that were published.
     """
     repo_id, revision = split_id(name)
     reason = None
@@ -115,12 +115,12 @@ def model_folder(name: str, quick: bool = False) -> Path:
     except HUB_ERRORS as error:
         if reason is not None:
             raise reason from error
-        raise FileNotFoundError(f'hf-hub:{name} could not be had: {explain(error).words}.') from error
-    # the client names what it keeps by the sha256 that the Hub announced, and compares but the size
+        raise FileNotFoundError(f'hf-hub:{name} could not be downloaded: {explain(error).words}.') from error
+    # the client names a cached file by the sha256 that the Hub announced, but compares only the size
     announced = weights.resolve().name
     if re.fullmatch('[0-9a-f]{64}', announced) and file_sha256(weights) != announced:
         raise ValueError(
-            f'The weights of hf-hub:{name} are not those that were published, by their sha256: delete '
+            f'The weights of hf-hub:{name} in the cache are not those that were published (the sha256 differs): delete '
             f'{weights.resolve()} and run again.')
     return config.parent
 
@@ -132,22 +132,22 @@ def file_sha256(path: Path) -> str:
 
 
 def explain(error: BaseException) -> HubFailure:
-    """Tell from an error of huggingface_hub what went wrong."""
+    """Say what went wrong, given an error of huggingface_hub."""
     while isinstance(error, (LocalEntryNotFoundError, RuntimeError)) and error.__cause__ is not None:
-        error = error.__cause__  # 'not in the cache' and 'error while uploading' say less than why
+        error = error.__cause__  # 'not in the cache' and 'error while uploading' do not give the reason
     if isinstance(error, OfflineModeIsEnabled) or (
             isinstance(error, LocalEntryNotFoundError) and constants.HF_HUB_OFFLINE):
-        return HubFailure('offline', 'HF_HUB_OFFLINE is set, and the cache does not hold what is needed')
+        return HubFailure('offline', 'HF_HUB_OFFLINE is set, and the cache does not hold the file')
     if isinstance(error, LocalTokenNotFoundError):
         return HubFailure('no_token', 'no token was found: give one by `hf auth login` or HF_TOKEN')
     if isinstance(error, HfHubHTTPError):
         return _explain_answer(error)
     if isinstance(error, HFValidationError):
-        return HubFailure('missing', 'that is no name the Hub can have')
+        return HubFailure('missing', 'the Hub does not allow this name')
     if isinstance(error, FileMetadataError):
-        return HubFailure('network', f'{constants.ENDPOINT} does not answer as a Hub does: is HF_ENDPOINT right')
+        return HubFailure('network', f'{constants.ENDPOINT} does not answer like the Hub: check HF_ENDPOINT')
     if isinstance(error, OSError) and str(error).startswith('Consistency check failed'):
-        return HubFailure('network', 'a file arrived with another size')
+        return HubFailure('network', 'a file arrived with the wrong size: try again')
     if isinstance(error, (HTTPError, ConnectionError, TimeoutError)):
         reason = ' '.join(str(error).split()) or type(error).__name__
         return HubFailure('network', f'{constants.ENDPOINT} cannot be reached ({reason[:150]})')
@@ -159,12 +159,12 @@ def _explain_answer(error: HfHubHTTPError) -> HubFailure:
     told = error.server_message or error.response.headers.get('X-Error-Message') or ''
     told = f': {" ".join(told.split())[:300]}' if told else ''
     if isinstance(error, GatedRepoError):
-        return HubFailure('gated', f'access must be asked for on its page first{told}', status)
+        return HubFailure('gated', f'first ask for access on its page{told}', status)
     if status == 401 and re.search('Invalid (credentials|user token)', f'{told} {error}'):
         return HubFailure('bad_token', f'the token is not valid: renew it by `hf auth login` or HF_TOKEN{told}', status)
     if isinstance(error, RepositoryNotFoundError):
         return HubFailure(
-            'missing', 'there is no such repository, or it is private and the token, if any, may not read it', status)
+            'missing', 'there is no such repository, or it is private and your token (if any) may not read it', status)
     if isinstance(error, RevisionNotFoundError):
         return HubFailure('missing', 'it has no such revision', status)
     if isinstance(error, EntryNotFoundError):
@@ -172,13 +172,13 @@ def _explain_answer(error: HfHubHTTPError) -> HubFailure:
     if status == 401:
         return HubFailure('no_token', f'a token is needed: give one by `hf auth login` or HF_TOKEN{told}', status)
     if status in (402, 413) or (status == 403 and any(word in told.lower() for word in _QUOTA_WORDS)):
-        return HubFailure('quota', f'there is no room for it{told}', status)
+        return HubFailure('quota', f'the Hub has no room for it{told}', status)
     if status == 403:
         return HubFailure('forbidden', f'the token may not do this{told}', status)
     if status == 412:
-        return HubFailure('stale', f'somebody else has changed the repository meanwhile{told}', status)
+        return HubFailure('stale', f'somebody else has changed the repository in the meantime{told}', status)
     if status == 429:
-        return HubFailure('rate', f'too many requests, try again later{told}', status)
+        return HubFailure('rate', f'there were too many requests, try again later{told}', status)
     if status >= 500:
         return HubFailure('server', f'the Hub answers {status}, try again later{told}', status)
     return HubFailure('refused', f'the Hub answers {status}{told}', status)

@@ -1,4 +1,4 @@
-"""Weights to start from that were trained on other classes."""
+"""Start from weights that may have been trained on other classes."""
 import logging
 import os
 from typing import Any, cast
@@ -11,17 +11,16 @@ _logger = logging.getLogger(__name__)
 
 
 def load_initial(model: nn.Module, path: str) -> None:
-    """Load a checkpoint to start from; of another number of classes, all classifiers stay as they were made.
+    """Load a checkpoint to start from. If its number of classes differs, the model keeps its new classifiers.
 
-    Position embeddings of a ViT are resized where the image size is another. The EMA is taken where there is one, as by
-    timm.
+    Position embeddings of a ViT are resized if the image size differs. As in timm, the EMA is loaded if there is one.
 
     Args:
-        model: Any model of timm, untrained; changed in place.
-        path: File in any form that timm reads.
+        model: Any untrained model of timm; changed in place.
+        path: File in any format that timm reads.
 
     Raises:
-        RuntimeError: If the weights are of another architecture.
+        RuntimeError: If the weights are those of another architecture.
     """
     if os.path.splitext(path)[1].lower() in ('.npz', '.npy'):
         load_checkpoint(model, path)
@@ -45,8 +44,8 @@ def classifier_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def say_new_heads(model: nn.Module, source: str, theirs: int | None, ours: int) -> None:
-    """Log that the classifiers are not taken over."""
+    """Log that the classifiers are not loaded."""
     names = classifier_names(model)
-    which = f'both heads ({", ".join(names)}) are' if len(names) == 2 else f'the head ({", ".join(names)}) is'
-    has = f'{source} has {theirs} classes, the data set {ours}' if theirs else f'Of {source} the classes are not known'
-    _logger.info(f'{has}: {which} made anew, all else is taken over.')
+    which = f'both heads ({", ".join(names)}) start' if len(names) == 2 else f'the head ({", ".join(names)}) starts'
+    has = f'{source} has {theirs} classes, the data set {ours}' if theirs else f'The classes of {source} are not known'
+    _logger.info(f'{has}: {which} from new random weights, all other weights are loaded.')

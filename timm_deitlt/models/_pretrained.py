@@ -1,4 +1,4 @@
-"""Models by timm's `build_model_with_cfg`, with one clear error where their weights are not to be had."""
+"""Create models by timm's `build_model_with_cfg`, with one clear error if their weights are not available."""
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
@@ -23,20 +23,20 @@ def create_pretrained(
         tag_args: Mapping[str, Mapping[str, Any]] | None = None,
         **kwargs: Any,
 ) -> Model:
-    """Create a model of this package, with weights if `pretrained`.
+    """Create a model of this package, and load its weights if `pretrained`.
 
     Args:
         model_cls: Class of the model.
         variant: Name of the architecture.
         pretrained: Whether to load weights.
         pretrained_cfg: A tag, or the whole configuration, as timm passes it for `hf-hub:` and `local-dir:`.
-        pretrained_cfg_overlay: What replaces parts of it.
-        tag_args: Model arguments that the weights of a tag need, by tag. They apply where the tag is asked for by name
-            and where its published weights are loaded; `kwargs` win over them.
+        pretrained_cfg_overlay: Entries that replace those of the configuration.
+        tag_args: Model arguments that the weights of a tag need, by tag. They are used if the user names the tag, or if
+            the published weights of the tag are loaded. `kwargs` take precedence.
         kwargs: Further arguments of `build_model_with_cfg` and of the model.
 
     Raises:
-        FileNotFoundError: If no weights are known, or the Hub does not give them.
+        FileNotFoundError: If the model has no known weights, or they cannot be read from the Hub.
     """
     # timm takes any mapping, and what its `generate_default_cfgs` makes
     given: dict[str, Any] = dict(pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=pretrained_cfg_overlay)
@@ -55,7 +55,7 @@ def create_pretrained(
             raise
         raise FileNotFoundError(_not_given(cfg, failure.words)) from error
     if model_args:
-        # what timm exports beside the arguments of its create_model, so that a saved model is made the same way
+        # timm exports these together with the arguments of create_model, so that a saved model is created the same way
         cast(Any, model)._model_args = {**getattr(model, '_model_args', {}), **model_args}
     return model
 
@@ -65,7 +65,7 @@ def _is_on_hub(cfg: PretrainedCfg) -> bool:
 
 
 def _is_published(cfg: PretrainedCfg) -> bool:
-    # of hf-hub: and local-dir:, which set a source, config.json says all
+    # hf-hub: and local-dir: set a source, and their config.json already holds all model arguments
     return _is_on_hub(cfg) and not cfg.source and str(cfg.hf_hub_id).partition('@')[0] == published_id(_name(cfg))
 
 
@@ -76,7 +76,7 @@ def _name(cfg: PretrainedCfg) -> str:
 def _not_known(cfg: PretrainedCfg) -> str:
     name = _name(cfg)
     where = f'; its id would be {hub_id(name)}' if name in CATALOGUE else ''
-    return f'The weights of {name} are not known to be published, so the Hub was not asked{where}. {_advice(name)}'
+    return f'No published weights of {name} are known, so the Hub was not asked{where}. {_advice(name)}'
 
 
 def _not_given(cfg: PretrainedCfg, words: str) -> str:
@@ -100,7 +100,7 @@ def _training(entry: Entry) -> str:
     digits = tag.dataset == 'lt/digits'
     if entry.kind != 'student':
         asked = f'-c {tag.recipe}/teacher_{"ldam_sam" if entry.kind == "sam" else entry.kind}'
-        if entry.architecture not in ('resnet32_cifar', 'resnet50_cosine'):  # which these recipes are for
+        if entry.architecture not in ('resnet32_cifar', 'resnet50_cosine'):  # these recipes are for these two
             asked += f' --model {entry.architecture}'
     else:
         asked = f'--model {entry.architecture} --teacher resnet32_sam' if digits else (

@@ -1,4 +1,4 @@
-"""Released checkpoints, from the keys of their own code to those of our models.
+"""Conversion of released checkpoints to the parameter names of our models.
 
 Sources: https://github.com/val-iisc/DeiT-LT (students, and the teachers it reads),
 https://github.com/val-iisc/Saddle-LongTail (teachers trained by LDAM + SAM),
@@ -26,13 +26,13 @@ _ALLOWED = (
 )
 _STUDENTS = {192: 'deit_lt_tiny', 384: 'deit_lt_small', 768: 'deit_lt_base'}
 _CIFAR_DEPTHS = {(3,) * 3: 20, (5,) * 3: 32, (7,) * 3: 44, (9,) * 3: 56}
-# What PaCo needs in training only, beside its momentum encoder: the head of the contrast and the queue
+# Tensors that PaCo needs only in training, apart from its momentum encoder: the projection head and the queue
 _PACO_TRAINING = re.compile(
     r'encoder_q\.fc\.([03]\.)?(weight|bias)|encoder_q\.fc\.1\.(weight|bias|running_mean|running_var'
     r'|num_batches_tracked)|linear_k\.(weight|bias)|queue(_l|_ptr)?'
 )
 
-# In the order of its labels
+# Class names in the order of the labels
 CIFAR100_NAMES = tuple(re.findall(r'\w+', '''
     apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
     caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant
@@ -46,7 +46,7 @@ CIFAR100_NAMES = tuple(re.findall(r'\w+', '''
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the paper's tables: the name of our data set, theirs in `args`, and the imbalance factor if chosen."""
+    """A row of the paper's tables: our name of the data set, their name in `args`, and the imbalance factor, if any."""
     dataset: str
     theirs: str
     imbalance_factor: int | None = None
@@ -64,13 +64,13 @@ ROWS = {
 
 @dataclass(frozen=True)
 class Released:
-    """What a released checkpoint holds.
+    """Content of a released checkpoint.
 
     Attributes:
-        kind: 'student', or of a teacher 'linear' or 'cosine' by its classifier, or 'paco'.
+        kind: 'student', or for a teacher 'paco', or 'linear' or 'cosine' after its classifier.
         architecture: Name for `timm.create_model`.
         num_classes: Number of classes.
-        image_size: Side of its images, px; what the field uses for a ResNet, whose weights do not tell.
+        image_size: Side of its images in pixels. The weights of a ResNet do not say, so it is the usual size there.
         model_args: Further arguments for `timm.create_model`.
     """
     kind: str
@@ -81,13 +81,13 @@ class Released:
 
 
 def recognise(state_dict: Mapping[str, torch.Tensor]) -> Released:
-    """Tell from keys and shapes which released network a state dict is of.
+    """Find out from keys and shapes which released network a state dict belongs to.
 
-    The head count of a student is not in its weights: it is that of the published size, width / 64. Nor is whether
-    PaCo normalised the pooled feature; the released runs did not.
+    Two things are not in the weights. The number of attention heads of a student is that of the published size,
+    width / 64. PaCo does not normalise the pooled feature, as in the released runs.
 
     Raises:
-        ValueError: If it is of another network, naming what was found and what is allowed.
+        ValueError: If it is another network. The error names what was found and what is allowed.
     """
     shapes = {key: tuple(value.shape) for key, value in _without_prefix(state_dict).items()}
     if 'dist_token' in shapes:
@@ -100,16 +100,16 @@ def recognise(state_dict: Mapping[str, torch.Tensor]) -> Released:
     elif blocks == (3, 4, 6, 3) and f'{encoder}layer1.0.conv3.weight' in shapes and middle == (64, 64, 3, 3):
         architecture, width, image_size = 'resnet50', 2048, 224
     else:
-        raise ValueError(f'Not a released network: found {_describe(shapes)}. {_ALLOWED}')
+        raise ValueError(f'Not a released network: the file holds {_describe(shapes)}. {_ALLOWED}')
 
     name = 'linear' if encoder or 'linear.weight' in shapes else 'fc'
     weight = shapes.get(f'{name}.weight', ())
     kind = 'paco' if encoder else 'linear' if f'{name}.bias' in shapes else 'cosine'
-    features_dim = 0 if kind == 'cosine' else 1  # theirs is stored [D, C] if cosine
+    features_dim = 0 if kind == 'cosine' else 1  # the released cosine classifiers are stored as [D, C]
     if len(weight) != 2 or weight[features_dim] != width:
         raise ValueError(
-            f'Not a released network: the {name}.weight of this {architecture} has the shape {list(weight)}, where '
-            f'[classes, {width}] with a bias is linear and [{width}, classes] without one is cosine.')
+            f'Not a released network: the {name}.weight of this {architecture} has the shape {list(weight)}. Allowed '
+            f'are [classes, {width}] with a bias (linear), and [{width}, classes] without one (cosine).')
     model_args = {}
     if kind == 'cosine':
         if architecture == 'resnet50':
@@ -126,7 +126,7 @@ def _recognise_student(shapes: dict[str, tuple[int, ...]]) -> Released:
     whole = [len(part) for part in parts] == [3, 4, 3, 2] and depth == 12 and position[1] > 2
     if not whole or token[2] not in _STUDENTS:
         raise ValueError(
-            f'Not a released network: found a distilled Vision Transformer of {depth} blocks with dist_token '
+            f'Not a released network: the file holds a distilled Vision Transformer of {depth} blocks with dist_token '
             f'{list(token)}, patch_embed.proj.weight {list(patch)}, pos_embed {list(position)} and head.weight '
             f'{list(head)}. {_ALLOWED} They have 12 blocks of width {", ".join(map(str, _STUDENTS))}.')
     image_size = math.isqrt(position[1] - 2) * patch[3]
@@ -137,18 +137,18 @@ def _recognise_student(shapes: dict[str, tuple[int, ...]]) -> Released:
 
 
 def recognise_benchmark(released: Released, settings: Mapping[str, Any], asked: str | None = None) -> str:
-    """Benchmark of a checkpoint by its tensors and its own settings, confirmed by what the user asked for.
+    """Find out the benchmark of a checkpoint from its tensors and settings, and check it against the user's choice.
 
     Args:
-        released: What `recognise` made of its tensors.
-        settings: The `args` of its training, which a student's file holds; a teacher's holds none.
-        asked: Key of `ROWS`.
+        released: Result of `recognise` for its tensors.
+        settings: The `args` of its training. The file of a student holds them, that of a teacher does not.
+        asked: The user's choice, a key of `ROWS`, or None.
 
     Returns:
         Key of `ROWS`.
 
     Raises:
-        ValueError: If these contradict each other, or leave several.
+        ValueError: If these contradict each other, or if several benchmarks are possible.
     """
     possible = [
         name for name, row in ROWS.items()
@@ -164,26 +164,26 @@ def recognise_benchmark(released: Released, settings: Mapping[str, Any], asked: 
     told = ''.join(f', {name} {settings[name]}' for name in ('data_set', 'imb_type', 'imb_factor') if name in settings)
     found = f'a {released.architecture} with {released.num_classes} classes{told}'
     if not possible:
-        raise ValueError(f'No benchmark fits what was found, {found}: there are {", ".join(ROWS)}.')
+        raise ValueError(f'No benchmark fits the file, {found}: the benchmarks are {", ".join(ROWS)}.')
     if asked and asked not in possible:
         raise ValueError(f'--benchmark {asked} contradicts the file, {found}: it is {" or ".join(possible)}.')
     if not asked and len(possible) > 1:
-        raise ValueError(f'The file, {found}, may be {" or ".join(possible)}: say which by --benchmark.')
+        raise ValueError(f'The file, {found}, may be {" or ".join(possible)}: choose one by --benchmark.')
     return asked or possible[0]
 
 
 def convert(state_dict: Mapping[str, torch.Tensor], released: Released) -> dict[str, torch.Tensor]:
-    """Weights of `released.architecture` from a released state dict, copied.
+    """Convert a released state dict to weights of `released.architecture`, as copies.
 
     Args:
-        state_dict: As in the file, with or without `module.` before every key.
-        released: What `recognise` made of it.
+        state_dict: Content of the file, with or without `module.` before every key.
+        released: Result of `recognise`.
 
     Returns:
-        Tensors under the keys of our model, float32 but for the counters of BatchNorm.
+        Tensors under the keys of our model, in float32 except for the counters of BatchNorm.
 
     Raises:
-        ValueError: If keys are missing, are left over, or have other shapes, or weights are not finite.
+        ValueError: If keys are missing or left over, shapes differ, or weights are not finite.
     """
     source = _without_prefix(state_dict)
     model = timm.create_model(
@@ -217,22 +217,22 @@ def convert(state_dict: Mapping[str, torch.Tensor], released: Released) -> dict[
     if wrong:
         more = f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''
         raise ValueError(
-            f'This is no whole {released.architecture} of the kind {released.kind}: {"; ".join(wrong[:3])}{more}. '
-            'Use the file as it was released, downloaded anew if it may be damaged.')
+            f'This is not a complete {released.architecture} ({released.kind}): {"; ".join(wrong[:3])}{more}. Use the '
+            'file as it was released, and download it again if it may be damaged.')
     return weights
 
 
 def count_order(counts: Sequence[int]) -> list[int]:
-    """Classes by count, descending, ties as in the released runs: `np.argsort(-np.array(counts))` of NumPy 1.24.
+    """Classes by count, descending, with ties as in the released runs: `np.argsort(-np.array(counts))` of NumPy 1.24.
 
-    That call is not stable, and since NumPy 1.25 depends on the processor, so that it now orders classes of one count
-    otherwise on one machine than on another. Over Python objects NumPy sorts as it always did, everywhere.
+    That sort is not stable. Since NumPy 1.25 its result depends on the processor: two machines may order classes of
+    equal count differently. For Python objects NumPy still sorts as in 1.24 on every machine.
 
     Args:
         counts: Training images per class, in the order of the list file.
 
     Returns:
-        Class at each rank.
+        The class at each rank.
 
     Source: https://github.com/val-iisc/DeiT-LT, datasets.py; its environment.yml pins NumPy 1.24.3.
     """
@@ -242,7 +242,7 @@ def count_order(counts: Sequence[int]) -> list[int]:
 def _without_prefix(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     if not state_dict or not all(
             isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state_dict.items()):
-        raise ValueError(f'Not a state dict: found {_kinds(state_dict)}, where tensors under names are allowed.')
+        raise ValueError(f'Not a state dict: it must map names to tensors, but holds {_kinds(state_dict)}.')
     prefix = 'module.' if all(key.startswith('module.') for key in state_dict) else ''
     return {key.removeprefix(prefix): value for key, value in state_dict.items()}
 

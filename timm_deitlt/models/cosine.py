@@ -1,4 +1,4 @@
-"""Cosine classifier, and its exchange for the linear one of any timm model."""
+"""Cosine classifier, and a function that puts it into any timm model."""
 from typing import Any
 
 import torch
@@ -11,16 +11,16 @@ __all__ = ['CosineLinear', 'set_cosine_classifier']
 
 @torch.fx.wrap
 def _unit_length(x: torch.Tensor) -> torch.Tensor:
-    # Half precision neither holds the square of a large feature nor the eps that guards a zero one. A leaf of fx
-    # because the dtype is only known when the graph runs.
+    # In half precision the square of a large feature overflows, and the eps that guards against division by zero
+    # underflows. This is a leaf of torch.fx, because the dtype is only known when the graph runs.
     return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1).to(x.dtype)
 
 
 class CosineLinear(nn.Module):
     """Classifier whose logits are the cosines between a feature and the class weights.
 
-    Logits lie in [-1, 1] and do not depend on the length of the class weights, which in a linear classifier grows
-    with the number of training images. The scale that makes them fit for a softmax belongs to the loss.
+    Logits lie in [-1, 1] and do not depend on the length of the class weights. In a linear classifier this length grows
+    with the number of training images. The loss scales the logits before its softmax.
 
     Args:
         in_features: Width D of the features.
@@ -50,8 +50,8 @@ class CosineLinear(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw class weights uniformly from the unit sphere."""
-        # The logits ignore the length of a weight but its gradient is divided by it: unit length keeps the learning
-        # rates of the published teachers.
+        # The length of a weight does not change the logits, but the gradient is divided by it. With unit length the
+        # learning rates of the published teachers apply.
         nn.init.normal_(self.weight)
         with torch.no_grad():
             self.weight.copy_(_unit_length(self.weight))
@@ -66,8 +66,8 @@ class CosineLinear(nn.Module):
 def set_cosine_classifier(model: nn.Module) -> nn.Module:
     """Replace the linear classifier of a timm model by a cosine one of the same size.
 
-    The new weights are drawn anew, on the device and in the dtype of the old ones. A later
-    `model.reset_classifier(...)` builds what the model knows, which is a linear one again.
+    The new weights are random, on the device and in the dtype of the old ones. A later call of
+    `model.reset_classifier(...)` creates a linear classifier again, because the model knows no other.
 
     Args:
         model: Any timm model whose `pretrained_cfg` names a single `nn.Linear` as classifier; changed in place.
@@ -76,7 +76,7 @@ def set_cosine_classifier(model: nn.Module) -> nn.Module:
         The same model.
 
     Raises:
-        ValueError: If the model names no classifier or several, or if the one it names is not an `nn.Linear`.
+        ValueError: If the model names no classifier or several, or if its classifier is not an `nn.Linear`.
     """
     cfg = getattr(model, 'pretrained_cfg', None) or {}
     name = cfg.get('classifier')
@@ -84,16 +84,16 @@ def set_cosine_classifier(model: nn.Module) -> nn.Module:
     if not isinstance(name, str):
         raise ValueError(
             f'A cosine classifier needs one classifier to replace, but {kind} names {name!r} as "classifier" in its '
-            'pretrained_cfg; use a timm model with a single head (not a distilled or a features_only one).'
+            'pretrained_cfg: use a timm model with a single head (not a distilled or a features_only one).'
         )
     classifier: Any = model.get_submodule(name)
     if isinstance(classifier, CosineLinear):
         return model
-    # A subclass may do more than the product (normalise, quantise), which would be lost in silence; timm's only casts.
+    # Another subclass may also normalise or quantise, which would be lost silently. timm's subclass only casts.
     if type(classifier) not in (nn.Linear, TimmLinear):
         raise ValueError(
             f'A cosine classifier can only replace an nn.Linear, but "{name}" of {kind} is '
-            f'{type(classifier).__name__}; create the model with num_classes > 0, or choose one with a linear head.'
+            f'{type(classifier).__name__}: create the model with num_classes > 0, or choose one with a linear head.'
         )
     cosine = CosineLinear(
         classifier.in_features,

@@ -3,7 +3,8 @@
 Paper: DeiT-LT: Distillation Strikes Back for Vision Transformer Training on Long-Tailed Datasets,
 https://arxiv.org/abs/2404.02900
 
-The model has the parameters, and so the checkpoints, of timm's distilled DeiT; what makes it DeiT-LT is its training.
+The model has the same parameters as timm's distilled DeiT, so their checkpoints can be exchanged. What makes it DeiT-LT
+is its training.
 """
 from functools import partial
 from typing import Any
@@ -21,10 +22,11 @@ __all__ = ['DeiTLT']
 
 
 class DeiTLT(VisionTransformerDistilled):
-    """Distilled Vision Transformer that shows its two experts.
+    """Distilled Vision Transformer that can return the logits of its two experts.
 
-    In evaluation `forward` returns the mean of both heads' logits; training with `set_distilled_training(True)`
-    returns them as a tuple, and must go through `forward` so that DistributedDataParallel sees it.
+    In evaluation `forward` returns the mean of the logits of both heads. In training with
+    `set_distilled_training(True)` it returns both as a tuple. In training call `forward`, not `forward_experts`,
+    because DistributedDataParallel only wraps `forward`.
 
     Example:
         >>> model = timm.create_model('deit_lt_tiny', num_classes=10, img_size=32, patch_size=4).eval()
@@ -34,19 +36,19 @@ class DeiTLT(VisionTransformerDistilled):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if isinstance(self.patch_drop, PatchDropout):
-            # timm makes it for the class token alone, before its distilled ViT has two, and DIST would be dropped
+            # timm creates it when the ViT has only the class token, so that it would drop DIST like a patch
             self.patch_drop.num_prefix_tokens = self.num_prefix_tokens
 
     @torch.jit.export
     def forward_experts(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits of the class token's and of the distillation token's head.
+        """Logits of the class token's head and of the distillation token's head.
 
         Args:
             x: Images `[B, in_chans, H, W]`.
 
         Returns:
-            `cls_logits` and `dist_logits`, each `[B, num_classes]`, or the two tokens `[B, D]` of a model without
-            classifier; in evaluation `forward` returns their mean.
+            `cls_logits` and `dist_logits`, each `[B, num_classes]`. If the model has no classifier, the two tokens,
+            each `[B, D]`. In evaluation `forward` returns the mean of both.
         """
         x = self.forward_features(x)
         return self.head(self.head_drop(x[:, 0])), self.head_dist(self.head_drop(x[:, 1]))

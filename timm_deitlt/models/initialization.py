@@ -11,19 +11,19 @@ INITIALIZATIONS = ('mimetic', 'conditioned')
 
 @torch.no_grad()
 def initialize(model: nn.Module, how: str) -> None:
-    """Draw the attention of a ViT anew, in place, and set its position embedding to sines and cosines.
+    """Give the attention of a ViT new random weights, in place, and set its position embedding to sines and cosines.
 
-    'mimetic' makes it look like a trained one: with sines and cosines, every token attends to its neighbours, and
-    values are taken from it rather than added. 'conditioned' gives each projection the best condition number. The
-    position embedding stays trainable; timm's optimizer factory spares it weight decay. All other weights stay as
-    they are. Drawn from torch's global generator.
+    'mimetic' makes the attention similar to that of a trained ViT: together with sines and cosines every token attends
+    to its neighbours, and the values are subtracted from the token rather than added. 'conditioned' gives each
+    projection the best condition number. The position embedding stays trainable, and timm's optimizer factory exempts
+    it from weight decay. All other weights stay as they are. Numbers are drawn from torch's global generator.
 
     Args:
-        model: timm's ViT with a position embedding.
+        model: timm's ViT with a position embedding; changed in place.
         how: One of INITIALIZATIONS.
 
     Raises:
-        ValueError: If the model is no such ViT, the name is unknown, or the width is no multiple of 4.
+        ValueError: If the model is not such a ViT, the name is unknown, or the width is not a multiple of 4.
 
     Source: Mimetic Initialization of Self-Attention Layers (https://arxiv.org/abs/2305.09828); Conditioned
     Initialization for Attention (https://openreview.net/forum?id=cKNOCYPo2W).
@@ -32,12 +32,12 @@ def initialize(model: nn.Module, how: str) -> None:
         raise ValueError(f'Unknown initialisation {how!r}, expected one of {INITIALIZATIONS}.')
     if not isinstance(model, VisionTransformer) or model.pos_embed is None:
         raise ValueError(
-            f'--init {how} draws the attention of a ViT with a position embedding, which {type(model).__name__} is '
-            'not: use a deit_lt model, or leave --init out.')
+            f'--init {how} needs a ViT with a position embedding, but the model is {type(model).__name__}: use a '
+            'deit_lt model, or leave --init out.')
     if model.embed_dim % 4:
         raise ValueError(
-            f'--init {how} sets sines and cosines, for which a width of {model.embed_dim} is no multiple of 4: give '
-            'another by --model-kwargs embed_dim=N.')
+            f'--init {how} sets sines and cosines, which need a width that is a multiple of 4, but the width is '
+            f'{model.embed_dim}: give another one by --model-kwargs embed_dim=N.')
     for block in model.blocks:
         attention: Any = block.attn
         query, key, value = attention.qkv.weight.chunk(3)
@@ -51,7 +51,7 @@ def initialize(model: nn.Module, how: str) -> None:
 
 
 def _mimetic(query: Tensor, key: Tensor, value: Tensor, proj: Tensor, heads: int) -> None:
-    """Of each head W_q^T W_k is near .7 Z + .7 I, of all together W_v^T W_proj^T is .4 Z - .4 I."""
+    """Make W_q^T W_k of each head close to .7 Z + .7 I, and W_v^T W_proj^T of all heads equal to .4 Z - .4 I."""
     width = len(query)
     rank = width // heads
     for head in range(heads):
@@ -65,13 +65,13 @@ def _mimetic(query: Tensor, key: Tensor, value: Tensor, proj: Tensor, heads: int
 
 
 def _noise(like: Tensor) -> Tensor:
-    # variance 1 / D, as of an orthogonal matrix
+    # with variance 1 / D, as in an orthogonal matrix
     bound = (3 / len(like)) ** .5
     return torch.empty(like.shape).uniform_(-bound, bound)
 
 
 def _roots(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """L and R `[D, rank]` whose product L R^T is the best approximation of a matrix `[D, D]` of that rank."""
+    """L and R `[D, rank]` such that L R^T is the best approximation of this rank to a matrix `[D, D]`."""
     u, s, vh = torch.linalg.svd(matrix)
     root = s[:rank].sqrt()
     return u[:, :rank] * root, vh[:rank].T * root

@@ -1,4 +1,4 @@
-"""Residual networks for 32 px images, the teachers of the CIFAR benchmarks.
+"""Residual networks for images of 32 px, the teachers of the CIFAR benchmarks.
 
 Paper: Deep Residual Learning for Image Recognition, section 4.2, https://arxiv.org/abs/1512.03385
 """
@@ -18,16 +18,16 @@ from .cosine import CosineLinear
 __all__ = ['ResNetCifar']
 
 _WIDTHS = (16, 32, 64)
-# timm reads no config.json of a registered name, so that the tags of LDAM's teachers say themselves what they need
+# timm reads no config.json for a registered name, so the arguments that LDAM's teachers need are given here, by tag
 _TAG_ARGS = {entry.tag: dict(cosine=True) for entry in CATALOGUE.values() if entry.kind == 'sam'}
 
 
 class PadShortcut(nn.Module):
-    """Parameter-free shortcut: every second pixel, and zeros for the channels that are new (option A)."""
+    """Shortcut without parameters: takes every second pixel and fills new channels with zeros (option A)."""
 
     def __init__(self, new_channels: int) -> None:
         super().__init__()
-        # The paper leaves open where the zeros go; on both sides, the published teachers' weights fit.
+        # The paper does not say where the zeros go. The weights of the published teachers need them on both sides.
         self.before = new_channels // 2
         self.after = new_channels - self.before
 
@@ -36,7 +36,7 @@ class PadShortcut(nn.Module):
 
 
 class CifarBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut without parameters."""
+    """Two 3x3 convolutions with a shortcut without parameters."""
 
     def __init__(
             self,
@@ -67,11 +67,11 @@ class ResNetCifar(nn.Module):
 
     Args:
         num_blocks: Blocks per stage, n.
-        num_classes: Number of classes; 0 leaves the pooled features.
+        num_classes: Number of classes. With 0 the model returns the pooled features.
         in_chans: Channels of the input images.
         global_pool: timm's pooling type ('avg', 'max', 'avgmax', 'catavgmax', '' for none).
         cosine: Whether the classifier is a `CosineLinear` instead of an `nn.Linear`.
-        drop_rate: Dropout before the classifier.
+        drop_rate: Dropout rate before the classifier.
 
     Example:
         >>> timm.create_model('resnet32_cifar', num_classes=10, cosine=True)(torch.randn(2, 3, 32, 32)).shape
@@ -127,7 +127,7 @@ class ResNetCifar(nn.Module):
 
     @torch.jit.ignore
     def init_weights(self) -> None:
-        """Draw convolutions by He et al.'s rule and set everything else to its default."""
+        """Draw convolutions by the rule of He et al., and reset everything else to its default."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity='relu')
@@ -136,12 +136,12 @@ class ResNetCifar(nn.Module):
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
-        """Patterns by which timm sorts parameters into layers."""
+        """Patterns by which timm assigns parameters to layers."""
         return dict(stem=r'^(?:conv1|bn1)\.', blocks=r'^layer(\d+)' if coarse else r'^layer(\d+)\.(\d+)')
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade a second forward of each block for the memory of its activations."""
+        """Save the memory of activations by a second forward pass of each block."""
         self.grad_checkpointing = enable
 
     @torch.jit.ignore
@@ -150,7 +150,7 @@ class ResNetCifar(nn.Module):
         return self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Give the model a new classifier of its kind; None keeps the pooling."""
+        """Give the model a new classifier of the same kind; None keeps the pooling."""
         self.num_classes = num_classes
         if global_pool is None:
             global_pool = self.global_pool.pool_type
@@ -167,21 +167,21 @@ class ResNetCifar(nn.Module):
             output_fmt: str = 'NCHW',
             intermediates_only: bool = False,
     ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
-        """Features and those of the stem (0) and the stages (1 to 3), as in every timm model.
+        """Final features, and the features of the stem (0) and the stages (1 to 3), as in every timm model.
 
         Args:
             x: Images `[B, in_chans, H, W]`.
-            indices: The last n if an int, all if None, else these.
-            norm: Without effect, for timm's interface.
-            stop_early: Whether to leave out the stages after the last that is asked for.
+            indices: Features to return: the last n for an int, all for None, else those in the list.
+            norm: It has no effect; timm's interface has this argument.
+            stop_early: Whether to skip the stages after the last feature in `indices`.
             output_fmt: Only 'NCHW'.
-            intermediates_only: Whether to return the list alone.
+            intermediates_only: Whether to return only the list.
 
         Raises:
-            ValueError: If another output format is asked for.
+            ValueError: If `output_fmt` is another format.
         """
         if output_fmt != 'NCHW':
-            raise ValueError(f'ResNetCifar has feature maps in NCHW only, but output_fmt is {output_fmt!r}.')
+            raise ValueError(f"output_fmt is {output_fmt!r}, but ResNetCifar only returns feature maps as 'NCHW'.")
         take_indices, last = feature_take_indices(len(self.feature_info), indices)
         intermediates = []
         x = self.act1(self.bn1(self.conv1(x)))
@@ -200,15 +200,16 @@ class ResNetCifar(nn.Module):
             prune_norm: bool = False,
             prune_head: bool = True,
     ) -> list[int]:
-        """Empty the stages after the last feature that is asked for.
+        """Remove the stages after the last feature in `indices`.
 
         Args:
             indices: As in `forward_intermediates`.
-            prune_norm: Without effect, for timm's interface.
-            prune_head: Whether the classifier goes too; it always does when a stage does, being sized for the last.
+            prune_norm: It has no effect; timm's interface has this argument.
+            prune_head: Whether to remove the classifier too. If a stage is removed, the classifier always is, because
+                it only fits the last stage.
 
         Returns:
-            The indices of the features that are asked for.
+            The indices of the features as numbers from 0.
         """
         take_indices, last = feature_take_indices(len(self.feature_info), indices)
         for index in range(last + 1, len(self.feature_info)):
@@ -254,7 +255,7 @@ def _create_resnet_cifar(variant: str, pretrained: bool = False, **kwargs: Any) 
 def _cfg(**kwargs: Any) -> dict[str, Any]:
     *_, height, width = kwargs['input_size']
     return {
-        'pool_size': (height // 4, width // 4),  # after two of the three stages the image is halved
+        'pool_size': (height // 4, width // 4),  # two of the three stages halve the image
         'first_conv': 'conv1', 'classifier': 'fc',
         'license': 'apache-2.0', 'paper_ids': 'arXiv:1512.03385',
         **kwargs,

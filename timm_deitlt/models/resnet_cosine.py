@@ -1,6 +1,6 @@
 """ResNet-50 with a cosine classifier, the network of the LDAM teachers of ImageNet-LT and iNaturalist-2018.
 
-Apart from the classifier, which has no bias, it has the parameters, and so the keys, of timm's resnet50.
+Its parameters have the names of those of timm's resnet50, except that the classifier has no bias.
 """
 from typing import Any
 
@@ -16,9 +16,9 @@ __all__ = ['ResNetCosine']
 
 
 class ResNetCosine(ResNet):
-    """timm's ResNet whose classifier is a `CosineLinear`, also after `reset_classifier`.
+    """timm's ResNet with a `CosineLinear` as classifier, also after `reset_classifier`.
 
-    Takes the arguments of timm's ResNet.
+    It takes the arguments of timm's ResNet.
 
     Example:
         >>> timm.create_model('resnet50_cosine', num_classes=10)(torch.randn(2, 3, 64, 64)).shape
@@ -42,7 +42,7 @@ class ResNetCosine(ResNet):
             self.fc.train(self.training)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Give the model a new cosine classifier; None keeps the pooling, 0 classes leave the pooled features."""
+        """Give the model a new cosine classifier. None keeps the pooling; with 0 classes there is no classifier."""
         super().reset_classifier(num_classes, global_pool)
         self._set_cosine()
 

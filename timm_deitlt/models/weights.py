@@ -1,4 +1,4 @@
-"""Weights: compared, saved and loaded, and folders of models in timm's form for the Hub."""
+"""Load and compare weights, and read folders of models in timm's form for the Hub."""
 import hashlib
 import json
 from collections.abc import Mapping
@@ -10,14 +10,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from timm.models._hub import load_model_config_from_path
 
-# Of a model in timm's form for the hub
+# Files of a model in timm's form for the Hub
 WEIGHTS, CONFIG = 'model.safetensors', 'config.json'
 _AS_IN_TRAINING = (
     'Give the model and its options (--model, --img-size, --model-kwargs, --num-classes) as they were in training.')
 
 
 def tensor_bytes(value: Any) -> int:
-    """Bytes of all tensors in nested mappings and sequences, each time that one is met."""
+    """Bytes of all tensors in nested mappings and sequences. A tensor that occurs twice counts twice."""
     if isinstance(value, torch.Tensor):
         return value.nbytes
     if isinstance(value, Mapping):
@@ -36,13 +36,13 @@ def load_weights(
     """Load weights that must fit exactly.
 
     Args:
-        model: Where to.
-        state_dict: Weights.
-        source: What they are called in messages.
-        mend: What the error advises.
+        model: Model to load them into.
+        state_dict: The weights.
+        source: Name of the weights in error messages.
+        mend: Advice at the end of error messages.
 
     Raises:
-        ValueError: Naming the first keys or shapes that differ, if the weights are of another architecture.
+        ValueError: If the weights are those of another architecture. The error names the first differences.
     """
     wanted = model.state_dict()
     differing = [
@@ -56,32 +56,32 @@ def load_weights(
     if differing:
         more = f' and {len(differing) - 3} more' if len(differing) > 3 else ''
         raise ValueError(
-            f'The weights of {source} are of another architecture than {type(model).__name__}: '
+            f'The weights of {source} do not fit the architecture {type(model).__name__}: '
             f'{"; ".join(differing[:3])}{more}. {mend}')
     model.load_state_dict(state_dict)
 
 
 def weights_file(state_dict: Mapping[str, torch.Tensor]) -> bytes:
-    """Content of the model.safetensors of a state dict: the same weights give the same bytes."""
+    """Content of model.safetensors for a state dict. Equal weights give equal bytes."""
     return save({
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in state_dict.items()})
 
 
 def weights_sha256(state_dict: Mapping[str, torch.Tensor]) -> str:
-    """sha256 of `weights_file`, by which metrics are known to belong to weights."""
+    """sha256 of `weights_file`, which says to which weights metrics belong."""
     return hashlib.sha256(weights_file(state_dict)).hexdigest()
 
 
 def load_safetensors(path: Path, mend: str) -> dict[str, torch.Tensor]:
-    """Read a safetensors file, or the one of an exported model's folder.
+    """Read a safetensors file, or the one in the folder of an exported model.
 
     Args:
         path: File or folder.
-        mend: What errors advise.
+        mend: Advice at the end of error messages.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is truncated or something else.
+        ValueError: If it is truncated or not a safetensors file.
     """
     path = path / WEIGHTS if path.is_dir() else path
     if not path.is_file():
@@ -89,15 +89,15 @@ def load_safetensors(path: Path, mend: str) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f'{str(path)!r} is truncated or no safetensors file ({error}). {mend}') from error
+        raise ValueError(f'{str(path)!r} is truncated or not a safetensors file ({error}). {mend}') from error
 
 
 def load_config(folder: Path) -> dict[str, Any]:
     """Read the config.json of an exported model.
 
     Returns:
-        'architecture', 'pretrained_cfg' (with 'label_names' where known), 'model_args', and under 'about' what this
-        project says of the model, if anything.
+        'architecture', 'pretrained_cfg' (with 'label_names' if known), 'model_args', and 'about', which holds the
+        entries that this project adds, if any.
 
     Raises:
         ValueError: If it is not in timm's form.
@@ -109,18 +109,18 @@ def load_config(folder: Path) -> dict[str, Any]:
         architecture = about.get('architecture', architecture)  # ours, where the file names timm's for all to load
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{str(folder / CONFIG)!r} is not a config.json in timm's form ({type(error).__name__}: {error}): write it "
-            'anew by hfhub/convert.py.') from error
+            f"{str(folder / CONFIG)!r} is not a config.json in timm's form ({type(error).__name__}: {error}): create "
+            'it again by hfhub/convert.py.') from error
     return {
         'architecture': architecture, 'pretrained_cfg': pretrained_cfg, 'model_args': model_args, 'about': about}
 
 
 def exported_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings of train.py that make the network of a config.json, see `load_config`."""
+    """Settings of train.py that create the network of a config.json, see `load_config`."""
     cfg, model_args = config['pretrained_cfg'], dict(config['model_args'])
     architecture = config['architecture']
     cosine = model_args.pop('cosine', False) or architecture.endswith('_cosine')
-    for name in ('num_classes', 'in_chans', 'global_pool'):  # have settings of their own
+    for name in ('num_classes', 'in_chans', 'global_pool'):  # these have their own settings
         model_args.pop(name, None)
     return {
         'model': architecture.removesuffix('_cosine'),

@@ -1,4 +1,4 @@
-"""Optimizers; importing this package registers `samsgd` and `samadamw` with timm. Imports nothing else of ours."""
+"""Optimizers. Importing this package registers `samsgd` and `samadamw` with timm. It imports no other room."""
 from .sam import SAM as SAM
 from .sam import SAMSGD as SAMSGD
 from .sam import SAMAdamW as SAMAdamW

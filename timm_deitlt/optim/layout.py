@@ -1,14 +1,14 @@
-"""How an optimizer's state lies in memory."""
+"""Memory layout of an optimizer's state."""
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 
 def match_layout(optimizer: Optimizer) -> None:
-    """Lay out an optimizer's state in memory as its parameters are.
+    """Give each tensor of an optimizer's state the memory layout of its parameter.
 
-    torch's fused steps on CPUs take memory as it comes: a momentum that was saved contiguous, beside a channels-last
-    weight, would be added to the wrong elements.
+    torch's fused steps on CPUs ignore strides. A momentum that was saved contiguous would be added to the wrong
+    elements of a channels-last weight.
     """
     for parameter, state in optimizer.state.items():
         for name, value in state.items():

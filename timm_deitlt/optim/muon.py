@@ -1,4 +1,4 @@
-"""timm's Muon on machines without bfloat16, and for hidden layers alone."""
+"""timm's Muon on machines without bfloat16, and for hidden layers only."""
 from functools import partial, wraps
 from typing import Any
 
@@ -10,8 +10,8 @@ from torch import nn
 def orthogonalize_in_float32(optimizer: Muon) -> None:
     """Let an optimizer of timm's Muon family run its Newton-Schulz iteration in float32.
 
-    timm runs it in bfloat16 and has no argument for it. A CPU without instructions for that type emulates it: one
-    384 x 1536 matrix then takes 1.4 s, in float32 0.05 s.
+    timm runs it in bfloat16 and has no argument to change this. A CPU without instructions for that type emulates it:
+    one 384 x 1536 matrix then takes 1.4 s, but only 0.05 s in float32.
     """
     step, iteration = optimizer.step, muon.zeropower_via_newtonschulz
 
@@ -29,12 +29,12 @@ def orthogonalize_in_float32(optimizer: Muon) -> None:
 def left_to_adamw(model: nn.Module) -> list[str]:
     """Patterns of the parameters that timm's Muon family should leave to its AdamW: classifiers and first layer.
 
-    Muon is meant for hidden matrices. timm's own rule goes by shape, so that it takes these too. Position embedding and
-    tokens, which a model exempts from weight decay, are for `fallback_no_weight_decay` of timm's factory; its rule
-    leaves them out already.
+    Muon is meant for hidden matrices. timm chooses parameters by their shape, so it would use Muon for these too.
+    Position embedding and tokens need no pattern: timm already leaves them to AdamW, and `fallback_no_weight_decay` of
+    its factory exempts them from weight decay.
 
     Args:
-        model: One of timm, or a module for training that holds one as `model` beside `projections`.
+        model: A model of timm, or a module for training that holds one as `model`, next to `projections`.
 
     Example:
         >>> left_to_adamw(timm.create_model('resnet32_cifar'))

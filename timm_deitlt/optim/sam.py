@@ -1,4 +1,4 @@
-"""Sharpness-aware minimisation around any optimizer; importing this module registers `samsgd` and `samadamw` with timm.
+"""Sharpness-aware minimisation around any optimizer. Importing this registers `samsgd` and `samadamw` with timm.
 
 Papers: Sharpness-Aware Minimization, https://arxiv.org/abs/2010.01412; ASAM, https://arxiv.org/abs/2102.11600
 """
@@ -21,22 +21,23 @@ _OWN_OPTIONS = ('rho', 'adaptive')
 class SAM(Optimizer):
     """Optimizer that descends along the gradient found at the worst weights nearby.
 
-    `step(closure)` calls the closure twice: at the weights w, then at w + e, where e goes `rho` far up the gradient;
-    it puts w back and lets the base optimizer step with the second gradient. The closure zeroes the gradients,
-    computes the loss, backpropagates (over all micro-batches of an update, and across ranks) and returns the loss;
-    during its second call `perturbed` is True. With `rho=0` SAM is the base optimizer, in a single pass.
+    `step(closure)` calls the closure twice: at the weights w, and at w + e, where e has the length `rho` and the
+    direction of the gradient. It then restores w, and the base optimizer steps with the second gradient. The closure
+    zeroes the gradients, computes the loss, backpropagates (over all micro-batches of an update, and across ranks) and
+    returns the loss. During its second call `perturbed` is True. With `rho=0` SAM is the base optimizer, in one pass.
 
-    Groups, state and defaults are the base optimizer's own objects, so that schedulers reach it; `rho` and `adaptive`
-    lie in the groups, where each group may have its own and `state_dict` keeps them.
+    Groups, state and defaults are the objects of the base optimizer, so schedulers reach it. `rho` and `adaptive` are
+    stored in the groups: each group may have its own values, and `state_dict` keeps them.
 
     Args:
         params: Parameters or groups of them, as for any optimizer.
-        base_optimizer_class: What makes the base optimizer: `base_optimizer_class(params, **base_kwargs)`.
-        rho: Radius, the L2 length of e over all parameters together; for ASAM about ten times that of SAM.
-        adaptive: ASAM, which measures e relative to each weight's absolute value.
+        base_optimizer_class: Creates the base optimizer by `base_optimizer_class(params, **base_kwargs)`.
+        rho: Radius, the L2 length of e over all parameters together. ASAM needs about ten times the radius of SAM.
+        adaptive: Whether to use ASAM, which measures e relative to the absolute value of each weight.
 
     Raises:
-        ValueError: If rho is negative or not finite, or the base is no optimizer or has such options of its own.
+        ValueError: If rho is negative or not finite, the base is not an optimizer, or the base has options of these
+            names.
 
     Source: e = rho g / |g| (SAM, equation 2 with p = 2); e = rho T^2 g / |T g| with T = diag(|w|) (ASAM).
 
@@ -61,24 +62,24 @@ class SAM(Optimizer):
             adaptive: bool = False,
             **base_kwargs: Any,
     ) -> None:
-        # Optimizer.__init__ is left out on purpose: it would make groups and a state beside the base optimizer's.
+        # Optimizer.__init__ is not called on purpose: it would make groups and a state of its own.
         base = base_optimizer_class(params, **base_kwargs) if callable(base_optimizer_class) else None
         if not isinstance(base, Optimizer):
             raise ValueError(
-                f'The base of SAM must be a torch.optim.Optimizer class, but {base_optimizer_class!r} makes no '
-                'optimizer; pass for example torch.optim.SGD, and its options by name.'
+                f'The base of SAM must be a torch.optim.Optimizer class, but {base_optimizer_class!r} does not create '
+                'an optimizer: pass for example torch.optim.SGD, and its options by name.'
             )
         if clash := [name for name in _OWN_OPTIONS if name in base.defaults]:
             raise ValueError(
                 f'SAM keeps {" and ".join(clash)} in the parameter groups, where {type(base).__name__} has its own '
-                'option of that name; choose a base optimizer without it.'
+                'option of that name: choose a base optimizer without it.'
             )
         base.defaults.update(rho=rho, adaptive=adaptive)
         self.base_optimizer = base
         self._share_base()
         for value in (rho, *(group['rho'] for group in self.param_groups)):
             if not 0 <= value < math.inf:
-                raise ValueError(f'rho is {value}, but the radius of SAM must be 0 or a finite positive number.')
+                raise ValueError(f'rho is {value}, but the radius of SAM must be 0 or a positive finite number.')
 
     def _share_base(self) -> None:
         base = self.base_optimizer
@@ -89,12 +90,12 @@ class SAM(Optimizer):
 
     @property
     def perturbed(self) -> bool:
-        """Whether the second pass is running: the weights are not the model's own, and no state may change."""
+        """Whether the second pass is running. The weights are then perturbed, and no state may change."""
         return self._perturbed
 
     @property
     def single_pass(self) -> bool:
-        """Whether the next step is the base optimizer's, because rho is 0 in every group."""
+        """Whether rho is 0 in every group, so that the next step is that of the base optimizer."""
         return all(group['rho'] == 0 for group in self.param_groups)
 
     @torch.no_grad()
@@ -102,11 +103,11 @@ class SAM(Optimizer):
         """Make one update from two passes of the closure.
 
         Returns:
-            The loss at the unperturbed weights. If the gradient of either pass is not finite, weights and state stay
-            as they were and a loss that is not finite is returned.
+            The loss at the unperturbed weights. If the gradient of one of the passes is not finite, weights and state
+            stay as they were, and the loss that is returned is not finite.
 
         Raises:
-            ValueError: Without a closure, unless rho is 0.
+            ValueError: If there is no closure, unless rho is 0.
         """
         if self.single_pass:
             return self.base_optimizer.step(closure)
@@ -114,9 +115,9 @@ class SAM(Optimizer):
             raise ValueError(
                 'SAM needs two forward and backward passes per step, but step() was called without a closure. Call '
                 'step(closure) with a closure that zeroes the gradients, computes the loss, backpropagates and '
-                'returns it, or train with train.py of timm_deitlt, which does (timm\'s own train.py does not). fp16 '
-                'gradient scaling (GradScaler, timm\'s NativeScaler) calls step() without one and cannot be used '
-                'with SAM: train in bf16 or fp32.'
+                'returns it, or train with train.py of timm_deitlt, which does this (timm\'s own train.py does not). '
+                'fp16 gradient scaling (GradScaler, timm\'s NativeScaler) calls step() without a closure and cannot '
+                'be used with SAM: train in bf16 or fp32.'
             )
         closure = torch.enable_grad()(closure)
         loss = closure()
@@ -128,12 +129,12 @@ class SAM(Optimizer):
             self._perturbed = True
             if params:
                 torch._foreach_add_(params, ascent)
-            del ascent  # as large as the weights, and the second pass needs the memory
+            del ascent  # it is as large as the weights, and the second pass needs the memory
             second_loss = closure()
         finally:
             self._perturbed = False
             if params:
-                # copied, not subtracted: (w + e) - e is not w
+                # copied, not subtracted, because (w + e) - e is not exactly w
                 torch._foreach_copy_(params, weights)
         gradients = [p.grad for group in self.param_groups for p in group['params'] if p.grad is not None]
         if not math.isfinite(_global_norm(gradients)):
@@ -161,7 +162,7 @@ class SAM(Optimizer):
                 ascent += gradients
         norm = _global_norm(scaled)
         if params:
-            # no direction, no step: at a stationary point the second pass repeats the first
+            # a gradient of 0 has no direction: then e is 0, and the second pass repeats the first
             ascent = list(torch._foreach_mul(ascent, [rho / norm if norm > 0 else 0. for rho in rhos]))
         return params, ascent, norm
 
@@ -176,7 +177,7 @@ class SAM(Optimizer):
         return self.base_optimizer.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a state of SAM, or from one of the base optimizer with the present `rho` and `adaptive`."""
+        """Continue from a state of SAM, or from one of the base optimizer with the current `rho` and `adaptive`."""
         self.base_optimizer.load_state_dict(state_dict)
         self._share_base()
 
@@ -188,12 +189,12 @@ class SAM(Optimizer):
 
 
 def _global_norm(tensors: list[Tensor]) -> float:
-    # half precision would overflow in the squares and loses digits in the sum
+    # in half precision the squares would overflow, and the sum would lose digits
     return float(get_total_norm([t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors]))
 
 
 def _not_finite(loss: Any) -> Any:
-    # a finite loss with a gradient that is not finite would hide that no update was made
+    # a finite loss would hide that no update was made
     if loss is None:
         return math.nan
     if isinstance(loss, Tensor):
@@ -212,7 +213,7 @@ class SAMSGD(SAM):
         >>> optimizer = SAMSGD(torch.nn.Linear(3, 1).parameters(), rho=0.1, lr=0.1, momentum=0.9)
     """
 
-    # written out, as timm reads from the signature what an optimizer takes
+    # all arguments are written out, because timm reads from the signature what an optimizer takes
     def __init__(
             self,
             params: Iterable[Any],
@@ -292,7 +293,7 @@ class SAMAdamW(SAM):
         )
 
 
-# timm reads what stands before an underscore as a wrapper: `sam_sgd` would be SGD without a word
+# the names have no underscore, because timm takes what precedes one for a wrapper: `sam_sgd` would silently be SGD
 default_registry.register(OptimInfo(
     name='samsgd',
     opt_class=SAMSGD,

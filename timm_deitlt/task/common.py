@@ -12,7 +12,7 @@ from ..evaluation import ShotEvaluator, Shots
 
 @contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Let BatchNorm layers in training normalise by the batch without updating their running statistics."""
+    """Let BatchNorm layers in training mode normalise by the batch but not update their running statistics."""
     tracking = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
     for layer in tracking:
         layer.track_running_stats = False
@@ -35,7 +35,7 @@ def set_epochs(modules: Sequence[Any], epoch: int) -> None:
 
 
 class ShotEvaluation(TrainingTask):
-    # what all tasks share; `shots` and `experts` are set by the task
+    # `shots` and `experts` are set by the task
     shots: Shots | None
     experts: tuple[str, ...]
 
@@ -45,8 +45,8 @@ class ShotEvaluation(TrainingTask):
     def create_evaluator(self, **kwargs: Any) -> ShotEvaluator:
         """Create a fresh evaluator of every expert, by shot."""
         if self.shots is None:
-            raise ValueError('This task was made without shots: pass shots=Shots.from_counts(class_counts).')
+            raise ValueError('This task was created without shots: pass shots=Shots.from_counts(class_counts).')
         return ShotEvaluator(self.shots, experts=self.experts, device=self.device, **kwargs)
 
     def end_update(self, plans: Sequence) -> None:
-        """Take note that the optimizer has stepped; `plans` are this rank's micro-batches of the update, in order."""
+        """Called after the optimizer's step; `plans` are this rank's micro-batches of the update, in order."""

@@ -1,4 +1,4 @@
-"""DeiT-LT: CLS learns the labels, DIST what a teacher says of the same image."""
+"""DeiT-LT: CLS learns the labels, DIST learns the prediction of a teacher for the same image."""
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,31 +17,32 @@ from .guidance import Guidance, GuidedStudent, GuidingTeacher
 
 
 class DeiTLTTask(ShotEvaluation, TokenDistillationTask):
-    """DeiT-LT: CLS learns the labels, DIST what the teacher says of the very image the student sees.
+    """DeiT-LT: CLS learns the labels, DIST learns the teacher's prediction for the same image.
 
-    loss = a * label_loss(CLS, target) + (1 - a) * distillation_loss(DIST, teacher), a = `task_loss_weight`.
+    loss = a * label_loss(CLS, target) + (1 - a) * distillation_loss(DIST, teacher), with a = `task_loss_weight`.
     With `guidance` the losses of `loss.guidance` are added, each with its weight.
 
-    Before the DRW start, and with 'hard' or 'soft' distillation throughout, this is timm's `TokenDistillationTask`, but
-    for the teacher's size: its input is brought to the size it was trained at.
+    Before the DRW start this is timm's `TokenDistillationTask` with one difference: images are resized to the size that
+    the teacher was trained at. With 'hard' or 'soft' distillation, which have no DRW, this holds in all epochs.
 
     Args:
         student_model: Distilled ViT whose `pretrained_cfg` holds the mean and std of its images.
         teacher_model: Network whose `pretrained_cfg` holds its mean, std and input_size, or timm's DistillationTeacher.
         distillation_loss: Loss of (dist_logits, teacher_logits); see `create_distillation_loss`.
         criterion: Loss of (cls_logits, target); cross-entropy if None.
-        teacher_normalize: 'own': the teacher's images are normalised as in its training; 'student': as the student's.
-        teacher_antialias: Whether shrinking the teacher's images filters them first.
-        teacher_scale: Factor of the teacher's logits, for one whose loss had it: LDAM's of a cosine classifier, without
-            which soft distillation sees an almost uniform teacher. Of no effect on 'hard'.
-        guidance: What the student learns place by place from the teacher's feature maps, or None. The 1 x 1
-            convolutions that this takes are trained with the student: checkpoints hold them as the task's own state.
+        teacher_normalize: 'own': the teacher's images are normalised as in its training. 'student': as the student's.
+        teacher_antialias: Whether the teacher's images are filtered before they are made smaller.
+        teacher_scale: Factor of the teacher's logits. Give the scale of the teacher's loss, such as LDAM's, if it has a
+            cosine classifier: without the scale its probabilities are almost uniform, which would spoil soft
+            distillation. It has no effect on 'hard'.
+        guidance: What the student learns at each place from the teacher's feature maps, or None. This needs 1 x 1
+            convolutions, which are trained with the student and saved in checkpoints as state of the task.
         shots: Groups of classes for `create_evaluator`.
         kwargs: `task_loss_weight`, `distill_loss_weight`, `device`, `dtype`, `verbose` as in timm.
 
     Raises:
-        ValueError: If teacher and student differ in the number of classes or channels, or one of them has no maps for
-            the guidance asked for.
+        ValueError: If teacher and student differ in the number of classes or channels, or if one of them does not have
+            the feature maps that the guidance needs.
 
     Source: DeiT-LT (https://arxiv.org/abs/2404.02900).
 
@@ -87,8 +88,8 @@ class DeiTLTTask(ShotEvaluation, TokenDistillationTask):
             ours, theirs = getattr(student, what, None), getattr(network, what, None)
             if None not in (ours, theirs) and ours != theirs:
                 raise ValueError(
-                    f'The teacher has {what}={theirs}, the student {ours}: distillation needs a teacher trained on the '
-                    "student's own classes and images.")
+                    f'The teacher has {what}={theirs}, but the student has {ours}: use a teacher that was trained on '
+                    'the same classes and channels as the student.')
         self.teacher.requires_grad_(False).eval()
         self.distillation_loss = distillation_loss.to(self.device)
         self.teacher_normalize = teacher_normalize
@@ -109,16 +110,16 @@ class DeiTLTTask(ShotEvaluation, TokenDistillationTask):
         def train(self, mode: bool = True) -> 'DeiTLTTask': ...
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell the losses the 0-based epoch; the stage is a function of it alone."""
+        """Tell the losses the 0-based epoch, which alone determines the stage."""
         set_epochs([self.criterion, self.distillation_loss], epoch)
         self._epoch = epoch
 
     def teacher_view(self, images: Tensor) -> Tensor:
-        """Bring images `[B, C, H, W]`, normalised for the student, to the teacher's normalisation and size."""
+        """Turn images `[B, C, H, W]`, normalised for the student, into the teacher's normalisation and size."""
         if images.shape[-2:] != self.teacher_size:
             images = F.interpolate(
                 images.float(), self.teacher_size, mode='bicubic', antialias=self.teacher_antialias).to(images.dtype)
-        if self.teacher_normalize == 'own':  # commutes with resizing, after which there are usually fewer pixels
+        if self.teacher_normalize == 'own':  # gives the same before resizing, but now there are usually fewer pixels
             images = self.teacher.normalize_input(images, self.student_mean, self.student_std)
         return images
 
@@ -132,21 +133,23 @@ class DeiTLTTask(ShotEvaluation, TokenDistillationTask):
         """Forward pass of student and teacher, and the loss.
 
         Args:
-            input: What the student sees, `[B, C, H, W]`.
+            input: Images for the student, `[B, C, H, W]`.
             target: Class indices `[B]` or distributions `[B, num_classes]`.
-            weak: What the teacher sees, normalised for the student, `[B, C, H, W]`; the student's images if None.
+            weak: Images for the teacher, normalised for the student, `[B, C, H, W]`. If None, the student's images.
             second_pass: Whether this is SAM's second pass, which changes no state but gradients.
 
         Returns:
-            As timm's task: 'loss', 'output' (CLS logits), 'task_loss', 'distill_loss'; with guidance 'guidance_loss'
-            and 'dense_loss', 0 where they are off; and, as sums over the batch,
-            'teacher_correct' (the teacher finds the dominant label), 'agreement' (DIST says what the teacher says) and
-            'cosine' (of the CLS and DIST tokens after the final norm).
+            As in timm's task: 'loss', 'output' (CLS logits), 'task_loss' and 'distill_loss'. With guidance also
+            'guidance_loss' and 'dense_loss', which are 0 while they are off. As sums over the batch: 'teacher_correct'
+            (the teacher predicts the dominant label), 'agreement' (DIST and the teacher predict the same class) and
+            'cosine' (similarity of the CLS and DIST tokens after the final norm).
         """
         guidance = self.guidance
         guided = () if guidance is None else (guidance.guides(self._epoch),)
         if guided and weak is not None:
-            raise ValueError('Guidance compares places of one image: leave out the weak view (--teacher-view student).')
+            raise ValueError(
+                'Guidance compares places of the same image, but the teacher gets a weak view: use --teacher-view '
+                'student.')
         with frozen_statistics(self.trainable_module) if second_pass else nullcontext():
             cls_logits, dist_logits, *places = self.trainable_module(input, *guided)
         task_loss = self.criterion(cls_logits, target)
@@ -155,7 +158,7 @@ class DeiTLTTask(ShotEvaluation, TokenDistillationTask):
             teacher_logits, *teacher_places = shown if guided else (shown,)
         extra = {} if guidance is None else self._guidance_losses(
             guidance, places, teacher_logits, teacher_places)
-        if self.teacher_scale != 1.:  # in full precision, in which different logits stay different
+        if self.teacher_scale != 1.:  # in full precision, so that rounding does not make different logits equal
             teacher_logits = teacher_logits.float() * self.teacher_scale
         distill_loss = self.distillation_loss(dist_logits, teacher_logits)
         loss = self.task_loss_weight * task_loss + self.distill_loss_weight * distill_loss
@@ -181,7 +184,7 @@ class DeiTLTTask(ShotEvaluation, TokenDistillationTask):
         zero = teacher_logits.new_zeros((), dtype=torch.float32)
         return {
             'guidance_loss': locality_guidance(maps, teacher_maps) if maps else zero,
-            # in stage two DIST's head is re-weighted at each place too, or the places would pull it back
+            # in stage two the loss of the places is re-weighted too; otherwise it would undo the re-weighting of DIST
             'dense_loss': zero if patch_logits is None else dense_distillation(
                 patch_logits, teacher_local, teacher_logits, guidance.share_of_places(self._epoch),
                 self.distillation_loss.active_weight),
@@ -203,7 +206,7 @@ class DeiTLTTask(ShotEvaluation, TokenDistillationTask):
             mode: str | None = None,
             **compile_kwargs: Any,
     ) -> nn.Module:
-        """As in timm; with guidance the plain student is compiled beside the one that shows its maps."""
+        """As in timm. With guidance both the plain student and the one that returns its maps are compiled."""
         options: dict[str, Any] = dict(backend=backend, mode=mode, **compile_kwargs)
         plain: Any = None if self.guidance is None else torch.compile(self.get_eval_model(), **options)
         compiled = super().compile(**options)
@@ -213,20 +216,20 @@ class DeiTLTTask(ShotEvaluation, TokenDistillationTask):
         return plain
 
     def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
-        """The plain student, or that of the EMA."""
+        """The plain student, or the EMA of the plain student."""
         module = super().get_eval_model(module=module, ema=ema)
         net = module if module is None else unwrap_model(module)
         return net.model if isinstance(net, GuidedStudent) else module
 
     def get_clip_parameters(self, exclude_head: bool = False) -> list[nn.Parameter]:
-        """Parameters for gradient clipping, without the student's last two if `exclude_head`."""
+        """Parameters for gradient clipping; `exclude_head` leaves out the last two of the student."""
         net = unwrap_model(self.trainable_module)
         if not isinstance(net, GuidedStudent):
             return super().get_clip_parameters(exclude_head)
         return [*list(net.model.parameters())[:-2 if exclude_head else None], *net.projections.parameters()]
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
-        """What a checkpoint holds beside the plain student: the 1 x 1 convolutions of the guidance."""
+        """State in a checkpoint next to the plain student: the 1 x 1 convolutions of the guidance."""
         module = self.get_trainable_module(ema=ema) if module is None else module
         net = None if module is None else unwrap_model(module)
         return {'projections': net.projections.state_dict()} if isinstance(net, GuidedStudent) else {}
@@ -238,10 +241,10 @@ class DeiTLTTask(ShotEvaluation, TokenDistillationTask):
             module: nn.Module | None = None,
             ema: bool = False,
     ) -> None:
-        """Go on with the state of a checkpoint; without any the convolutions begin anew.
+        """Load the state of a checkpoint. If it has none, the convolutions keep their new weights.
 
         Raises:
-            ValueError: If the state is of other blocks or stages.
+            ValueError: If the state is that of other blocks or stages.
         """
         module = self.get_trainable_module(ema=ema) if module is None else module
         net = None if module is None else unwrap_model(module)
@@ -252,11 +255,11 @@ class DeiTLTTask(ShotEvaluation, TokenDistillationTask):
 
 
 def _watch_tokens(student: nn.Module) -> dict[str, Tensor]:
-    """Keep the CLS and DIST tokens `[B, 2, D]` of the last training forward, detached."""
-    # filled beforehand: torch.compile would compile the student again once the dictionary is no longer empty
+    """Keep the CLS and DIST tokens `[B, 2, D]` of the last forward pass in training, detached."""
+    # has its entry from the start, because torch.compile would recompile the student when one is added
     tokens = {'cls_dist': torch.empty(0)}
 
-    # a plain function: an EMA's deep copy of the student then shares it instead of copying the task
+    # a plain function, because the EMA's deep copy of the student would copy the whole task with a method
     def keep(module: nn.Module, _: Any, output: Tensor) -> None:
         if module.training:
             tokens['cls_dist'] = output[:, :2].detach()

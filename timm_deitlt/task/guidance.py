@@ -1,6 +1,6 @@
-"""A student and a teacher that show their feature maps, for what is learned place by place.
+"""A student and a teacher that return their feature maps, for losses at each place of an image.
 
-What is added to the student is for training alone: checkpoints hold it as the task's own state, not as the student's.
+What is added to the student is needed for training only. Checkpoints hold it as state of the task, not of the student.
 """
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,16 +17,16 @@ from ..models.cosine import CosineLinear
 
 @dataclass(frozen=True)
 class Guidance:
-    """What a student learns from the places of a teacher's feature maps.
+    """Settings of what a student learns at each place of a teacher's feature maps.
 
     Attributes:
-        weight: Weight of locality guidance, beta; the paper has 2.5, 0 is off. The loss has the scale of the teacher's
-            maps, whose mean square is near 10 for our teachers with a cosine classifier.
-        blocks: The student's blocks that are guided, from 0; None: one a stage, spread evenly from the first to the
-            last.
-        stages: The features of the teacher that guide them, by timm's numbers; None: all its stages.
-        end_epoch: First epoch, from 0, without guidance; None: it never ends.
-        dense: Weight of dense distillation; the paper has 1, 0 is off.
+        weight: Weight of locality guidance, beta. The paper has 2.5; 0 is off. The loss grows with the teacher's maps,
+            whose mean square is near 10 for our teachers with a cosine classifier.
+        blocks: Blocks of the student that are guided, from 0. None: one for each stage, spread evenly from the first to
+            the last.
+        stages: Features of the teacher that guide them, by timm's numbers. None: all its stages.
+        end_epoch: First epoch, from 0, without guidance. None: guidance never ends.
+        dense: Weight of dense distillation. The paper has 1; 0 is off.
         epochs: Epochs over which the labels of dense distillation turn from those of places into those of images.
     """
     weight: float = 0.
@@ -41,21 +41,21 @@ class Guidance:
         return self.weight > 0 and (self.end_epoch is None or epoch < self.end_epoch)
 
     def share_of_places(self, epoch: int) -> float:
-        """Weight of a place against the image in the labels of dense distillation, in a 0-based epoch."""
+        """Weight of the place in the labels of dense distillation in a 0-based epoch; the image has the rest."""
         return 1. - epoch / self.epochs
 
 
 class GuidingTeacher(nn.Module):
-    """A teacher that gives its logits, feature maps and logits at each place, all from one pass.
+    """A teacher that returns its logits, feature maps and logits at each place, all from one pass.
 
     Args:
-        network: Classifier of timm with `forward_intermediates`; put into eval mode.
-        stages: Features by timm's numbers; None: all but the stem. Empty for none.
-        dense: Whether the logits at each place are wanted.
+        network: Classifier of timm with `forward_intermediates`. It is put into eval mode.
+        stages: Features by timm's numbers. None: all but the stem; empty: no features.
+        dense: Whether to return the logits at each place.
 
     Raises:
-        ValueError: If it has no feature maps, no such stage, or another head than average pooling and a classifier
-            where the logits at each place are wanted.
+        ValueError: If the network has no feature maps or no such stage, or if `dense` is set and its head is not
+            average pooling followed by a classifier.
 
     Example:
         >>> teacher = GuidingTeacher(timm.create_model('resnet32_cifar', num_classes=10).eval(), dense=True)
@@ -69,24 +69,24 @@ class GuidingTeacher(nn.Module):
         kind = type(network).__name__
         if not hasattr(network, 'forward_intermediates') or not hasattr(network, 'forward_head'):
             raise ValueError(
-                f'The teacher {kind} shows no feature maps (it has no forward_intermediates and forward_head as models '
-                'of timm have): use a CNN such as resnet32_sam, or leave out --guidance and --dense-distill.')
+                f'The teacher {kind} returns no feature maps (it lacks forward_intermediates or forward_head, which '
+                'models of timm have): use a CNN such as resnet32_sam, or leave out --guidance and --dense-distill.')
         self.network = cast(Any, network.eval())
         self.dense = dense
         self.stages = all_stages(network) if stages is None else list(stages)
-        # one image of the network's own size; in eval mode it leaves no trace
+        # try one image of the network's own size, which changes nothing in eval mode
         image = next(network.parameters()).new_ones(1, *self.network.pretrained_cfg['input_size'])
         try:
             with torch.no_grad():
                 features, maps = self._features(image)
         except (AssertionError, IndexError, NotImplementedError) as error:
             raise ValueError(
-                f'The teacher {kind} does not show the features {self.stages}: --guidance-stages takes numbers from 0 '
-                f'to {len(self.network.feature_info) - 1}.') from error
+                f'The teacher {kind} has no features {self.stages}: --guidance-stages takes numbers from 0 to '
+                f'{len(self.network.feature_info) - 1}.') from error
         if any(x.ndim != 4 for x in maps):
             raise ValueError(
-                f'The features of the teacher {kind} are no maps, but of shape {[tuple(x.shape) for x in maps]}: use a '
-                'CNN such as resnet32_sam.')
+                f'The features of the teacher {kind} have the shapes {[tuple(x.shape) for x in maps]}, but guidance '
+                'needs maps [B, C, H, W]: use a CNN such as resnet32_sam.')
         self.channels = [x.shape[1] for x in maps]
         if dense and not _classifies_the_mean(network, features):
             raise ValueError(
@@ -101,7 +101,7 @@ class GuidingTeacher(nn.Module):
         return features, [found[stage] for stage in self.stages]
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor], Tensor | None]:
-        """Logits `[B, K]` and maps `[B, C, H, W]` of images, and logits `[B, K, H, W]` of each place, or None."""
+        """Logits `[B, K]` and maps `[B, C, H, W]` of images, and logits `[B, K, H, W]` at each place, or None."""
         features, maps = self._features(x)
         logits = self.network.forward_head(features)
         local = self.network.get_classifier()(features.movedim(1, -1)).movedim(-1, 1) if self.dense else None
@@ -110,7 +110,7 @@ class GuidingTeacher(nn.Module):
 
 @torch.no_grad()
 def _classifies_the_mean(network: Any, features: Tensor) -> bool:
-    """Whether the head of a network is a classifier of the mean of its features over all places."""
+    """Whether the head of a network classifies the mean of its features over all places."""
     if features.ndim != 4 or not isinstance(network.get_classifier(), nn.Linear | CosineLinear):
         return False
     pooled = network.forward_head(features, pre_logits=True)
@@ -119,7 +119,7 @@ def _classifies_the_mean(network: Any, features: Tensor) -> bool:
 
 
 def all_stages(network: Any) -> list[int]:
-    """Numbers of a network's features in `forward_intermediates` without that of the stem, where it has one."""
+    """Numbers of a network's features in `forward_intermediates`, without the stem if it has one."""
     info = network.feature_info
     names = [part['module'] for part in getattr(info, 'info', info)]
     first = network.get_submodule(names[0])
@@ -128,13 +128,13 @@ def all_stages(network: Any) -> list[int]:
 
 
 class GuidedStudent(nn.Module):
-    """A distilled ViT and the 1 x 1 convolutions that bring its maps to a teacher's channels; in eval mode the ViT.
+    """A distilled ViT, and 1 x 1 convolutions that project its maps to a teacher's channels; in eval mode a ViT.
 
     Args:
-        model: timm's distilled ViT, changed by training as if it were alone.
-        channels: Of the maps that guide it, one a map.
-        blocks: Blocks that are guided, from 0, one a map; None: spread evenly from the first to the last.
-        dense: Whether its DIST head is wanted on every patch token.
+        model: timm's distilled ViT, which is trained in place.
+        channels: Channels of each map that guides it.
+        blocks: Block for each map, from 0. None: spread evenly from the first to the last.
+        dense: Whether to apply the DIST head to every patch token.
 
     Raises:
         ValueError: If the model has no DIST token, drops patches, or lacks a block.
@@ -163,22 +163,22 @@ class GuidedStudent(nn.Module):
         self.blocks = spread_blocks(depth, maps) if blocks is None else list(blocks)
         if len(self.blocks) != maps or any(not 0 <= block < depth for block in self.blocks):
             raise ValueError(
-                f'The blocks {self.blocks} are to be guided by {maps} stage(s): --guidance-blocks takes one a stage, '
-                f'from 0 to {depth - 1}, and --guidance-stages chooses the stages.')
+                f'The blocks {self.blocks} do not fit {maps} stage(s) of the teacher: give one block of 0 to '
+                f'{depth - 1} for each stage by --guidance-blocks, or choose the stages by --guidance-stages.')
         self.model = model
         self.dense = dense
         self.projections = nn.ModuleList(nn.Linear(model.embed_dim, width) for width in channels)
         self.projections.to(next(model.parameters()))
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that timm's optimizer factory spares weight decay: the model's."""
+        """Parameters that timm's optimizer factory exempts from weight decay: those of the model."""
         return {f'model.{name}' for name in self.model.no_weight_decay()}
 
     def forward(self, x: Tensor, guided: bool = True) -> Tensor | tuple[Tensor, Tensor, list[Tensor], Tensor | None]:
         """CLS and DIST logits `[B, K]`, maps `[B, C, h, w]` and DIST's logits at each place `[B, K, h, w]` or None.
 
-        Without `guided` there are no maps, and the convolutions get gradients of zero: parameters without any would
-        keep DistributedDataParallel waiting.
+        Without `guided` there are no maps, and the convolutions get gradients of zero, because DistributedDataParallel
+        would wait for parameters that get no gradient.
         """
         if not self.training:
             return self.model(x)
@@ -204,15 +204,15 @@ class GuidedStudent(nn.Module):
 
 
 def spread_blocks(depth: int, maps: int) -> list[int]:
-    """So many of `depth` blocks, evenly from the first to the last."""
+    """Choose `maps` of `depth` blocks, spread evenly from the first to the last."""
     return [int(number * (depth - 1) / max(1, maps - 1) + .5) for number in range(maps)]
 
 
 def check_guidable(model: nn.Module) -> None:
-    """Refuse a student whose patch tokens are no map of the image.
+    """Refuse a student whose patch tokens do not form a map of the image.
 
     Raises:
-        ValueError: Naming the reason.
+        ValueError: If they do not; the error gives the reason.
     """
     model = unwrap_model(model)
     if not isinstance(model, VisionTransformerDistilled):
@@ -221,8 +221,8 @@ def check_guidable(model: nn.Module) -> None:
             'a deit_lt model.')
     if isinstance(model.patch_drop, PatchDropout):
         raise ValueError(
-            '--guidance and --dense-distill compare every place, but patch_drop_rate leaves patches out: leave one of '
-            'them out.')
+            '--guidance and --dense-distill compare every place, but patch_drop_rate drops patches: leave out '
+            'patch_drop_rate, or --guidance and --dense-distill.')
 
 
 def _as_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Training on labels alone: a CNN teacher, a plain ViT, or both tokens of a distilled ViT."""
+"""Training on labels only: a CNN teacher, a plain ViT, or both tokens of a distilled ViT."""
 from contextlib import nullcontext
 from typing import Any
 
@@ -12,15 +12,14 @@ from .common import ShotEvaluation, frozen_statistics, set_epochs
 
 
 class ClassifierTask(ShotEvaluation, ClassificationTask):
-    """Training on labels alone: a CNN teacher, a plain ViT, or both tokens of a distilled ViT.
+    """Training on labels only: a CNN teacher, a plain ViT, or both tokens of a distilled ViT.
 
     Args:
         model: Model with one classifier, or timm's distilled ViT.
         criterion: Loss of logits `[B, C]` and targets; its `set_epoch`, if any, is called by `set_epoch`.
-        experts: ('cls',) trains one classifier; of a distilled ViT the DIST token and its head are then frozen, the
-            head at zero, so that timm's own evaluation, the mean of both, ranks classes as CLS does; its logits are
-            half of CLS's.
-            ('cls', 'dist') trains both tokens on the labels, with the mean of both losses.
+        experts: ('cls',) trains one classifier. In a distilled ViT the DIST token and its head are then frozen, and the
+            head is zero. So timm's own evaluation, the mean of both heads, gives half of the CLS logits and ranks the
+            classes as CLS does. ('cls', 'dist') trains both tokens on the labels, with the mean of both losses.
         shots: Groups of classes for `create_evaluator`.
         kwargs: `device`, `dtype` and `verbose` as in timm.
     """
@@ -70,7 +69,7 @@ class ClassifierTask(ShotEvaluation, ClassificationTask):
 
 
 def freeze_dist(model: Any) -> None:
-    """Make a distilled ViT a ViT of one expert: DIST token and head fixed, the head at zero."""
+    """Turn a distilled ViT into a ViT with one expert: freeze the DIST token and its head, with the head at zero."""
     nn.init.zeros_(model.head_dist.weight)
     nn.init.zeros_(model.head_dist.bias)
     model.head_dist.requires_grad_(False)

@@ -1,8 +1,9 @@
 """PaCo: parametric contrastive learning of a classifier, with two encoders and a queue of keys.
 
-A classifier learns from the labels while a projection of the same features is contrasted with those of other images:
-the micro-batch itself, its other view through a key encoder that follows the weights slowly, and a queue of keys of the
-updates before. What is saved and evaluated as the model is the plain classifier.
+A classifier learns from the labels. At the same time a projection of its features (a query) is contrasted with other
+queries of the micro-batch, with keys and with a queue. Keys are projections of a second view of the images by the key
+encoder, which follows the weights slowly. The queue holds keys of earlier updates. Only the plain classifier is saved
+and evaluated as the model.
 
 Paper: Parametric Contrastive Learning, https://arxiv.org/abs/2107.12028
 """
@@ -28,23 +29,23 @@ from .paco_network import KeyQueue, PaCoNet
 class PaCoTask(ShotEvaluation, ClassificationTask):
     """Training of a classifier by PaCo, on two views of each image.
 
-    Key encoder and queue change in `end_update` alone, once after each optimizer step. So all micro-batches of an
-    update, on whichever rank, are contrasted with the same queue, and SAM's second pass changes nothing. Keys are
-    normalised by the BatchNorm statistics of their micro-batch, which is not shuffled over ranks as in the released
-    code: the update would depend on their number. The running statistics of the key encoder are never used.
+    Key encoder and queue change only in `end_update`, once after each optimizer step. So all micro-batches of an
+    update, on all ranks, are contrasted with the same queue, and SAM's second pass changes nothing. BatchNorm
+    normalises keys by their micro-batch. Unlike the released code, we do not shuffle images over ranks, because updates
+    would then depend on the number of ranks. The running statistics of the key encoder are never used.
 
     Args:
-        model: Classifier of timm with one head; checkpoints hold it alone as their 'state_dict'.
+        model: Classifier of timm with one head. The 'state_dict' of a checkpoint holds this model only.
         class_counts: Training images per class.
         alpha, beta, gamma, temperature: See `PaCoLoss`.
-        queue_size: Keys in the queue.
+        queue_size: Number of keys in the queue.
         dim: Width of the projection.
-        momentum: Share of its weights that the key encoder keeps at each update.
+        momentum: Share of its own weights that the key encoder keeps in each update.
         shots: Groups of classes for `create_evaluator`.
         kwargs: `device`, `dtype` and `verbose` as in timm.
 
     Raises:
-        ValueError: If an argument is out of range, or the model does not fit, see `PaCoNet`.
+        ValueError: If an argument is out of range, or the model is not suitable, see `PaCoNet`.
 
     Source: PaCo (https://arxiv.org/abs/2107.12028).
 
@@ -79,8 +80,8 @@ class PaCoTask(ShotEvaluation, ClassificationTask):
         kind = next(net.parameters()).dtype
         if torch.finfo(kind).bits < 32:
             raise ValueError(
-                f"PaCo's key encoder moves by a share of {1 - momentum:.3g} at each update, which {kind} rounds away: "
-                'train in float32, with --amp.')
+                f"In each update PaCo's key encoder moves by a share of {1 - momentum:.3g}, which is lost by rounding "
+                f'in {kind}: keep the weights in float32 and use --amp.')
         super().__init__(net, PaCoLoss(class_counts, alpha, beta, gamma, temperature), **kwargs)
         self.momentum = momentum
         self.shots = shots
@@ -89,12 +90,12 @@ class PaCoTask(ShotEvaluation, ClassificationTask):
         self._forget()
 
     def _forget(self) -> None:
-        # keys and labels of the update under way, and how many of them the second pass has used
+        # keys and labels of the current update, and how many of them the second pass has used
         self._fresh: list[tuple[Tensor, Tensor]] = []
         self._reused = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Take the 0-based epoch; an update that was broken off is forgotten."""
+        """Take the 0-based epoch, and forget an update that was interrupted."""
         self._forget()
 
     def forward(
@@ -107,19 +108,19 @@ class PaCoTask(ShotEvaluation, ClassificationTask):
         """Forward pass of both encoders, and the loss.
 
         Args:
-            input: View of the trained network, `[B, C, H, W]`.
+            input: View for the trained network, `[B, C, H, W]`.
             target: Class indices `[B]`.
-            weak: View of the key encoder, `[B, C, H, W]`.
-            second_pass: Whether this is SAM's second pass over the micro-batches, in the order of the first. It reuses
-                their keys and changes no state but gradients.
+            weak: View for the key encoder, `[B, C, H, W]`.
+            second_pass: Whether this is SAM's second pass. It must visit the micro-batches in the order of the first
+                pass, reuses their keys and changes no state but gradients.
 
         Returns:
             'loss' and 'output', the logits `[B, num_classes]`.
         """
         if weak is None:
             raise ValueError(
-                "PaCo needs two views of each image, the key encoder's as `weak`: train with train.py of timm_deitlt, "
-                'or give a loader two transforms.')
+                'PaCo needs two views of each image, but `weak`, the view for the key encoder, is missing: train with '
+                'train.py of timm_deitlt, or give a loader two transforms.')
         net = self.trainable_module
         if second_pass:
             with frozen_statistics(net):
@@ -128,7 +129,7 @@ class PaCoTask(ShotEvaluation, ClassificationTask):
         else:
             logits, queries = net(input)
             with torch.no_grad():
-                # a copy, which outlives the next forward under CUDA graphs
+                # a copy, because CUDA graphs overwrite the output in the next forward pass
                 keys = self.key_encoder(weak)[1].clone()
             self._fresh.append((keys, target))
         loss = self.criterion(
@@ -137,25 +138,26 @@ class PaCoTask(ShotEvaluation, ClassificationTask):
 
     def _reuse_keys(self) -> Tensor:
         if self._reused == len(self._fresh):
-            raise ValueError('A second pass of PaCo came before the first pass over its micro-batch.')
+            raise ValueError('A second pass of PaCo came before the first pass over its micro-batch: run that first.')
         keys, _ = self._fresh[self._reused]
         self._reused += 1
         return keys
 
     @torch.no_grad()
     def end_update(self, plans: Sequence[MicroBatch]) -> None:
-        """Move the key encoder towards the stepped weights, and queue the keys of the update, those of all ranks.
+        """Move the key encoder towards the new weights, and put the keys of the update, of all ranks, into the queue.
 
         Args:
-            plans: This rank's micro-batches, in the order of the first pass; of weight 0 they leave no keys.
+            plans: This rank's micro-batches, in the order of the first pass. Those of weight 0 add no keys.
 
         Raises:
-            ValueError: If there were more or fewer first passes than micro-batches.
+            ValueError: If the number of first passes is not that of the micro-batches.
         """
         fresh = self._fresh
         self._forget()
         if len(fresh) != len(plans):
-            raise ValueError(f'An update of {len(plans)} micro-batch(es) ends after {len(fresh)} first pass(es).')
+            raise ValueError(
+                f'An update of {len(plans)} micro-batch(es) ended after {len(fresh)} first pass(es): run one for each.')
         torch._foreach_lerp_(
             list(self.key_encoder.parameters()), list(unwrap_model(self.trainable_module).parameters()),
             1. - self.momentum)
@@ -167,7 +169,7 @@ class PaCoTask(ShotEvaluation, ClassificationTask):
             self.queue.push(torch.cat(keys), torch.cat(labels))
 
     def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs: Any) -> 'PaCoTask':
-        """Wrap the trained network for this rank, as in timm, and start key encoder and queue as rank 0 has them."""
+        """Wrap the trained network for this rank, as in timm, and copy key encoder and queue from rank 0."""
         super().prepare_distributed(device_ids=device_ids, **ddp_kwargs)
         for tensor in (*self.key_encoder.state_dict().values(), *self.queue.state_dict().values()):
             dist.broadcast(tensor, src=0)
@@ -179,27 +181,27 @@ class PaCoTask(ShotEvaluation, ClassificationTask):
             mode: str | None = None,
             **compile_kwargs: Any,
     ) -> nn.Module:
-        """Compile both encoders and the plain model before distributed wrapping."""
+        """Compile both encoders and the plain model. Call it before `prepare_distributed`."""
         options: dict[str, Any] = dict(backend=backend, mode=mode, **compile_kwargs)
         eval_model: Any = torch.compile(self.get_eval_model(), **options)
         super().compile(**options)
         self.eval_model = eval_model
-        self.key_encoder.compile(**options)  # in place, so that its keys stay as they are
+        self.key_encoder.compile(**options)  # in place, so that the keys of its state_dict do not change
         return eval_model
 
     def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
-        """The plain model, or that of the EMA."""
+        """The plain model, or the EMA of the plain model."""
         module = super().get_eval_model(module=module, ema=ema)
         net = module if module is None else unwrap_model(module)
         return net.model if isinstance(net, PaCoNet) else module
 
     def get_clip_parameters(self, exclude_head: bool = False) -> list[nn.Parameter]:
-        """Parameters for gradient clipping, without the model's last two if `exclude_head`."""
+        """Parameters for gradient clipping; `exclude_head` leaves out the last two of the model."""
         net = unwrap_model(self.trainable_module)
         return [*list(net.model.parameters())[:-2 if exclude_head else None], *net.projection.parameters()]
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
-        """What a checkpoint holds beside the plain model."""
+        """State in a checkpoint next to the plain model."""
         module = self.get_trainable_module(ema=ema) if module is None else module
         if module is None:
             return {}
@@ -215,12 +217,13 @@ class PaCoTask(ShotEvaluation, ClassificationTask):
             module: nn.Module | None = None,
             ema: bool = False,
     ) -> None:
-        """Go on with the state of a checkpoint, after its model was loaded.
+        """Load the state of a checkpoint, after its model was loaded.
 
-        A plain classifier's has none: the key encoder then starts from the present weights, with an empty queue.
+        The checkpoint of a plain classifier has none. Then the key encoder starts from the current weights, and the
+        queue is empty.
 
         Raises:
-            ValueError: If the state is of other sizes.
+            ValueError: If the sizes of the state differ.
         """
         module = self.get_trainable_module(ema=ema) if module is None else module
         net = unwrap_model(module)
@@ -238,12 +241,12 @@ class PaCoTask(ShotEvaluation, ClassificationTask):
 
 
 def _gather(plans: Sequence[MicroBatch], fresh: list[tuple[Tensor, Tensor]]) -> list[tuple[int, Tensor, Tensor]]:
-    """(number, keys, labels) of the micro-batches of all ranks, those of weight 0 left out."""
+    """(number, keys, labels) of the micro-batches of all ranks, without those of weight 0."""
     keys, labels = zip(*fresh, strict=True)
     sizes = [[plan.number, len(x) if plan.weight else 0] for plan, x in zip(plans, labels, strict=True)]
     sizes = _all_gather(torch.tensor(sizes, device=labels[0].device)).tolist()
     longest = max(size for _, size in sizes)
-    # ranks exchange tensors of one shape: a short micro-batch is filled up, and cut again
+    # ranks can only exchange tensors of one shape, so a short micro-batch is padded, and cut afterwards
     all_keys = _all_gather(torch.stack([F.pad(x, (0, 0, 0, longest - len(x))) for x in keys]))
     all_labels = _all_gather(torch.stack([F.pad(x, (0, longest - len(x))) for x in labels]))
     return [
@@ -252,7 +255,7 @@ def _gather(plans: Sequence[MicroBatch], fresh: list[tuple[Tensor, Tensor]]) -> 
 
 
 def _all_gather(tensor: Tensor) -> Tensor:
-    # [S, ...] of each rank to [W * S, ...]
+    # from [S, ...] on each of W ranks to [W * S, ...]
     gathered = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
     dist.all_gather(gathered, tensor.contiguous())
     return torch.cat(gathered)

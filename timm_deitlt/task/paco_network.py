@@ -10,14 +10,14 @@ from ..loss.paco import EMPTY
 
 
 class PaCoNet(nn.Module):
-    """A classifier with a projection of its pooled features; in eval mode the plain classifier.
+    """A classifier with a projection of its pooled features; in eval mode the plain classifier only.
 
     Args:
-        model: Classifier of timm with one head, changed by training as if it were alone.
+        model: Classifier of timm with one head, which is trained in place.
         dim: Width D of the projection.
 
     Raises:
-        ValueError: If the model has several heads or none, or not timm's methods.
+        ValueError: If the model has several heads or none, or lacks timm's methods.
 
     Example:
         >>> net = PaCoNet(timm.create_model('resnet32_cifar', num_classes=10), dim=32)
@@ -48,7 +48,7 @@ class PaCoNet(nn.Module):
         ).to(next(model.parameters()))
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Logits `[B, C]`, and in training projections of length 1 `[B, D]`, float32 at least, from one pass."""
+        """Logits `[B, C]`, and in training also projections `[B, D]` of length 1, at least float32, from one pass."""
         if not self.training:
             return self.model(x)
         features = self.model.forward_head(self.model.forward_features(x), pre_logits=True)
@@ -57,13 +57,13 @@ class PaCoNet(nn.Module):
 
 
 class KeyQueue(nn.Module):
-    """The latest keys and their classes, in a ring.
+    """The latest keys and their classes, in a ring buffer.
 
-    The places start empty and count for nothing until they are filled: random vectors under random labels, as in the
-    released code, would for the first updates teach that images are like noise.
+    The places start empty and are ignored until they are filled. The released code starts with random vectors and
+    random labels, but in the first updates these would teach the network that images are similar to noise.
 
     Args:
-        size: Places K.
+        size: Number of places K.
         dim: Width D of a key.
     """
 
@@ -74,17 +74,17 @@ class KeyQueue(nn.Module):
     def __init__(self, size: int, dim: int, device: torch.device | None = None):
         super().__init__()
         if size < 1:
-            raise ValueError(f'The queue of PaCo has {size} places, it needs at least 1.')
+            raise ValueError(f'The queue of PaCo has {size} places, but needs at least 1: give a larger --paco-queue.')
         self.register_buffer('keys', torch.zeros(size, dim, device=device))
         self.register_buffer('labels', torch.full((size,), EMPTY, device=device))
         self.register_buffer('pointer', torch.zeros((), dtype=torch.int64, device=device))
 
     @torch.no_grad()
     def push(self, keys: Tensor, labels: Tensor) -> None:
-        """Put keys `[N, D]` and labels `[N]` in place of the oldest, one after the other; N is any number."""
+        """Replace the oldest keys and labels by keys `[N, D]` and labels `[N]`, in order; N is any number."""
         size, count = len(self.labels), len(labels)
-        offset = max(count - size, 0)  # what is before would be overwritten at once
-        # computed on the device: nothing waits for the pointer's value
+        offset = max(count - size, 0)  # earlier ones would be overwritten at once
+        # computed on the device, so that nothing waits for the pointer's value
         places = (self.pointer + torch.arange(offset, count, device=self.pointer.device)) % size
         self.keys[places] = keys[offset:].to(self.keys.dtype)
         self.labels[places] = labels[offset:]

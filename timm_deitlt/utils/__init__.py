@@ -1,1 +1,1 @@
-"""Files that are whole or not there, and versions. Imports nothing of ours."""
+"""Writing files completely or not at all, and versions. It imports no other room."""

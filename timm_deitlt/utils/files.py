@@ -1,17 +1,17 @@
-"""Files that are whole or not there, and what a full disk is called."""
+"""Writing files completely or not at all, and errors of a full disk."""
 import errno
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-MAKE_ROOM = 'Make room and start again; a run goes on with --resume auto and its --experiment name.'
-# A full disk, a quota, and the largest file that the file system or `ulimit -f` allows
+MAKE_ROOM = 'Make room and start again; a run continues with --resume auto and its --experiment name.'
+# a full disk, a quota that is used up, and a file larger than the file system or `ulimit -f` allows
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def no_space(error: BaseException | None) -> str | None:
-    """The operating system's words for a lack of space that led to an error; None for any other error."""
+    """The operating system's message if lack of space caused this error; None for any other error."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _NO_SPACE:
             return os.strerror(error.errno)
@@ -20,15 +20,15 @@ def no_space(error: BaseException | None) -> str | None:
 
 
 def atomic_write(path: Path, write: Callable[[Path], object], size: int | None = None) -> None:
-    """Call `write(temporary path)` and move the result to `path`: a crash leaves the old file or the new one.
+    """Call `write(temporary path)` and move the result to `path`. A crash leaves the old file or the new one.
 
     Args:
         path: File to write.
-        write: Writes it, by Python's own files, whose errors tell of a full disk.
-        size: Bytes it takes about, for the message.
+        write: Writes the file by Python's own file objects, whose errors say that a disk is full.
+        size: Approximate bytes of the file, for the message.
 
     Raises:
-        ValueError: If there is no space for it, with its folder, what it takes and what is left.
+        ValueError: If there is no space for it. The error names the folder, the space needed and the space left.
     """
     path = Path(path)
     temporary = path.with_name(f'.{path.name}.tmp')
@@ -40,16 +40,16 @@ def atomic_write(path: Path, write: Callable[[Path], object], size: int | None =
         os.umask(mask)
         os.chmod(temporary, 0o666 & ~mask)  # safetensors writes files that only their owner can read
         os.replace(temporary, path)
-    except Exception as error:  # torch's writer ends in a RuntimeError about positions
+    except Exception as error:  # on a full disk torch's writer raises a RuntimeError about file positions
         reason = no_space(error)
         if reason is None:
             raise
         temporary.unlink(missing_ok=True)
-        needed = '' if size is None else f'It takes about {amount(size)}, and '
+        needed = '' if size is None else f'It needs about {amount(size)}, and '
         left = amount(free_bytes(path.parent))
         raise ValueError(
             f'{path.name} cannot be written to {path.parent}: {reason}. {needed}{left} are left there. The files that '
-            f'were there are whole. {MAKE_ROOM}') from error
+            f'were there are undamaged. {MAKE_ROOM}') from error
     finally:
         temporary.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
@@ -71,7 +71,7 @@ def free_bytes(folder: Path) -> int:
 
 
 def amount(size: int) -> str:
-    """Words for a number of bytes."""
+    """A number of bytes with its unit, such as '1.50 GB'."""
     for unit, factor in (('GB', 1e9), ('MB', 1e6)):
         if size >= factor:
             return f'{size / factor:.2f} {unit}'

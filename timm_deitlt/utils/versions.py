@@ -1,4 +1,4 @@
-"""Versions, commit and machine of a result, and JSON that every reader takes."""
+"""Versions, commit and machine of a result, and values that are valid JSON."""
 import math
 import os
 import platform
@@ -15,7 +15,7 @@ from ..version import __version__
 
 
 def plain_json(value: Any) -> Any:
-    """The same with None for numbers that JSON cannot hold."""
+    """The same value with None in place of numbers that JSON does not allow (NaN and infinity)."""
     if isinstance(value, dict):
         return {key: plain_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -41,9 +41,9 @@ def versions() -> dict[str, str]:
 
 
 def _machine() -> str:
-    known: dict[str, Any] = getattr(torch.cpu, 'get_capabilities', dict)()  # younger than torch 2.6
+    known: dict[str, Any] = getattr(torch.cpu, 'get_capabilities', dict)()  # newer than torch 2.6
     words = [platform.machine(), f'{os.cpu_count()} cores']
-    # what bfloat16 gains on a CPU depends on these
+    # the speed of bfloat16 on a CPU depends on these
     words += [word for name, word in (('amx_bf16', 'AMX'), ('avx512_bf16', 'AVX-512 BF16')) if known.get(name)]
     if torch.cuda.is_available():
         words.append(torch.cuda.get_device_name())
