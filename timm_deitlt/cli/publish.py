@@ -85,7 +85,8 @@ def publish(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     checked = check_sample(model, str(args.run), args.sample, {
         'data_dir': args.data_dir, 'list_dir': args.list_dir, 'device': args.device})
     local = local_files(folder)
-    architecture = model.network.pretrained_cfg['architecture']
+    network: Any = model.network
+    architecture = network.pretrained_cfg['architecture']
     _logger.info(f'{args.run}: {architecture}; {checked}.')
     if str((model.config['training'] or {}).get('git')).endswith('-dirty'):
         _logger.warning('The run was trained with uncommitted changes: nobody else can get that code.')
@@ -109,7 +110,7 @@ def publish(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         return report
     if plan.empty:
         _logger.info(f'Nothing to do: {args.repo_id} holds just this.')
-        published = repository.at(remote.head)
+        published = repository.at(str(remote.head))
     else:
         published = _commit(args, repository, remote, local, f'Publish {architecture} by timm_deitlt {__version__}')
         _logger.info(f'Published: {published.url}')

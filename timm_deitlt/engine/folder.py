@@ -12,6 +12,9 @@ from .checkpoint import LAST, save_checkpoint
 
 _logger = logging.getLogger(__name__)
 
+# Takes each row of summary.csv as it is written
+Tracker = Callable[[dict[str, Any]], None]
+
 
 class RunFolder:
     """Files of one run. Only the primary rank writes, and it writes a file completely or not at all.
@@ -74,7 +77,7 @@ class RunFolder:
         self.write('metrics.json', json.dumps(metrics, indent=2) + '\n')
 
 
-def tensorboard_tracker(path: Path) -> Callable[[dict[str, Any]], None]:
+def tensorboard_tracker(path: Path) -> Tracker:
     """Tracker that writes TensorBoard events.
 
     Raises:
@@ -101,7 +104,7 @@ def wandb_tracker(
         config: dict[str, Any],
         tags: list[str],
         resume_id: str,
-) -> Callable[[dict[str, Any]], None]:
+) -> Tracker:
     """Tracker that logs to Weights & Biases.
 
     Raises:
@@ -116,7 +119,7 @@ def wandb_tracker(
     return _track_by(wandb)
 
 
-def trackio_tracker(name: str, config: dict[str, Any]):
+def trackio_tracker(name: str, config: dict[str, Any]) -> Tracker:
     """Tracker that logs to Trackio, on this machine.
 
     Raises:
@@ -130,7 +133,7 @@ def trackio_tracker(name: str, config: dict[str, Any]):
     return _track_by(trackio)
 
 
-def _track_by(module: Any):
+def _track_by(module: Any) -> Tracker:
     def track(row: dict[str, Any]) -> None:
         module.log({key: value for key, value in row.items() if value not in (None, '')}, step=int(row['epoch']))
 

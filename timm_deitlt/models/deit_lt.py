@@ -56,7 +56,7 @@ class DeiTLT(VisionTransformerDistilled):
 
 # Students are exported under the names of timm's own distilled DeiT, so that timm alone loads them; here such a model
 # shows its experts too.
-VisionTransformerDistilled.forward_experts = DeiTLT.forward_experts
+VisionTransformerDistilled.forward_experts = DeiTLT.forward_experts  # type: ignore[attr-defined]
 
 
 def _create_deit_lt(variant: str, pretrained: bool = False, **kwargs: Any) -> DeiTLT:

@@ -134,7 +134,7 @@ class TrainedModel:
         images = (pixels.float() - 255 * mean) / (255 * std)
         logits = expert_logits(self.model, images, self.experts)
         fusions = [name for name in answers if name not in EXPERTS]
-        if fusions:
+        if fusions and self.class_counts is not None:
             logits = fuse(logits, fusions, self.class_counts)
         return torch.stack([logits[name].float() for name in answers])
 
@@ -210,7 +210,7 @@ def _load_run(file: Path, device: str) -> TrainedModel:
 def _load_exported(folder: Path, name: str, device: str) -> TrainedModel:
     config = load_config(folder)
     try:
-        model = timm.create_model(f'local-dir:{folder}')
+        model: Any = timm.create_model(f'local-dir:{folder}')
     except (AssertionError, RuntimeError, TypeError) as error:
         raise ValueError(f'timm cannot make the model of {name}: {error}') from error
     load_weights(model, load_safetensors(folder, 'Export or download it again.'), name, 'Export or download it again.')
@@ -230,7 +230,7 @@ def _trained(
     config = resolve_data_config(pretrained_cfg=model.pretrained_cfg)
     return TrainedModel(
         model.to(device).eval(), create_transform(**_of_images(config), is_training=False), tuple(names),
-        tuple(experts), class_counts and tuple(class_counts), config)
+        tuple(experts), tuple(class_counts) if class_counts else None, config)
 
 
 def _of_images(config: dict[str, Any]) -> dict[str, Any]:
@@ -246,7 +246,7 @@ class _Files(Dataset):
     def __getitem__(self, image: Any) -> tuple[str, Tensor | None, str]:
         name = os.fspath(image) if isinstance(image, (str, os.PathLike)) else str(getattr(image, 'filename', '') or '')
         try:
-            opened = (as_opened if isinstance(image, Image.Image) else open_image)(image, self.in_chans)
+            opened: Any = (as_opened if isinstance(image, Image.Image) else open_image)(image, self.in_chans)
             return name, self.transform(opened), ''
         except Exception as error:  # Pillow and its decoders raise many kinds, and one image does not end the others
             return name, None, ' '.join(str(error).split()) or type(error).__name__

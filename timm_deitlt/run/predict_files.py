@@ -84,8 +84,8 @@ def predict_files(
     if output is not None:
         check_output(output)
     if workers is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-        workers = min(8, cores) if trained.device.type == 'cuda' else min(1, len(paths) // batch_size)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+        workers = min(8, cores if trained.device.type == 'cuda' else min(1, len(paths) // batch_size))
     if trained.device.type == 'cpu':
         keep_freed_memory()
     autocast = partial(torch.autocast, trained.device.type, torch.bfloat16) if amp else nullcontext
@@ -171,7 +171,7 @@ def _line(row: dict[str, Any]) -> str:
     """A row for people: the path, then each answer."""
     if 'error' in row:
         return f'{row["path"]}  not read: {row["error"]}'
-    answers = {'': row, **{name: row[name] for name in ('cls', 'dist') if name in row}}
+    answers: dict[str, Any] = {'': row, **{name: row[name] for name in ('cls', 'dist') if name in row}}
     words = [
         f'{name}{":" if name else ""} ' + ', '.join(
             f'{label} {100 * probability:.1f} %'
@@ -191,7 +191,7 @@ def _columns(trained: TrainedModel, topk: int, experts: bool) -> list[str]:
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
     """A row of a table."""
-    flat = {name: row[name] for name in ('path', 'error') if name in row}
+    flat: dict[str, Any] = {name: row[name] for name in ('path', 'error') if name in row}
     for prefix, answer in (('', row), *((f'{name}_', row.get(name, {})) for name in ('cls', 'dist'))):
         for name, values in (('label', answer.get('labels', ())), ('probability', answer.get('probabilities', ()))):
             flat.update({f'{prefix}{name}_{place}': value for place, value in enumerate(values, start=1)})

@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +85,7 @@ def analyze(path: str, overrides: dict[str, Any] | None = None, num_images: int 
         write_text(subject.folder / f'analysis{subject.suffix}.json', json.dumps(result, indent=2) + '\n')
         for name, arrays in pictures.items():
             if arrays:
-                atomic_write(
-                    subject.folder / f'{name}{subject.suffix}.npz',
-                    lambda path, arrays=arrays: _save_arrays(path, arrays))
+                atomic_write(subject.folder / f'{name}{subject.suffix}.npz', partial(_save_arrays, arrays=arrays))
     _logger.info('\n' + describe(result))
     return result
 
