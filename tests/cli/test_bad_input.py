@@ -121,7 +121,7 @@ def refused(tmp_path, capsys, monkeypatch):
     # the data
     ('--imbalance-factor .5', '--imbalance-factor must be at least 1, got 0.5'),
     ('--imbalance-factor 41', 'imbalance factor of 41 leaves 1 of 10 classes .*the largest allowed is 40'),
-    ('--n-max 4000', "With n_max 4000 class '0' .* needs 4000 images and has 144; the largest allowed n_max is"),
+    ('--n-max 4000', "With n_max 4000 class '0' .* needs 4000 images but has 144: the largest allowed n_max is"),
     ('--val-fraction 1.5', '--val-fraction must be between 0 and 1'),
     ('--val-split tset', "lt/digits has no split 'tset': use"),
     ('--class-counts no_such_file', '--class-counts no_such_file: no such file'),
@@ -288,7 +288,7 @@ def test_labels_of_the_evaluation_that_training_does_not_know_are_refused(refuse
     image_folder(tmp_path / 'data' / 'train', ant=6, bee=6)
     image_folder(tmp_path / 'data' / 'val', ant=2, dog=2)
     message = refused('--data-dir', tmp_path / 'data', base=MODEL)
-    assert "that the training set does not have, such as 'dog'; known are ant, bee" in message
+    assert "that the training set does not have, such as 'dog'. Allowed are ant, bee" in message
 
 
 def test_split_that_is_not_there_is_refused(refused, tmp_path):

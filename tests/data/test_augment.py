@@ -165,7 +165,7 @@ def test_hole_is_the_last_step_and_leaves_the_image_it_is_given_alone():
     assert (Cutout(4)(image) == 0).any() and image.all()
     for kwargs in (dict(), dict(cutout=16, no_aug=True)):
         assert 'Cutout' not in steps(train_transform((3, 32, 32), **kwargs))
-    with pytest.raises(ValueError, match='-1 pixels wide'):
+    with pytest.raises(ValueError, match='--cutout -1 is out of range'):
         train_transform((3, 32, 32), cutout=-1)
 
 

@@ -47,7 +47,7 @@ def test_hidden_and_system_entries_are_left_out_and_counted(tmp_path, caplog):
         train = create_dataset('', tmp_path)
     assert train.class_names == ('cat', 'dog') and train.class_counts == [1, 1]
     assert [line for line in caplog.messages if 'Left out' in line] == [
-        f'Left out of {tmp_path}: 8 hidden or of the system.']
+        f'Skipped in {tmp_path}: 8 hidden or system entries.']
     assert is_hidden('._0.png') and is_hidden('__MACOSX') and not is_hidden('Thumbs.png')
 
 
@@ -65,7 +65,7 @@ def test_files_of_another_kind_are_read_beside_pngs_and_the_rest_is_counted_in_o
         train = create_dataset('', tmp_path)
     assert train.class_counts == [2, 2]
     assert [line for line in caplog.messages if 'Left out' in line] == [
-        f'Left out of {tmp_path}: 2 .txt, 1 without a suffix, 1 .nef, 1 .npy.']
+        f'Skipped in {tmp_path}: 2 .txt, 1 without a suffix, 1 .nef, 1 .npy.']
 
 
 def test_an_ordinary_folder_is_what_timm_reads_in_its_order(tmp_path):
@@ -90,7 +90,7 @@ def test_large_folders_are_listed_without_opening_a_file(tmp_path):
 def test_classes_without_an_image_and_images_without_a_class_are_named(tmp_path):
     put(tmp_path, 'a/0.png', 'b/0.png')
     touch(tmp_path, 'c/x.npy')
-    with pytest.raises(ValueError, match="Class 'c' has no image in .*.npy by --in-chans N"):
+    with pytest.raises(ValueError, match="Class 'c' has no image in .*.npy needs --in-chans N"):
         create_dataset('', tmp_path)
     shutil.rmtree(tmp_path / 'c')
     (tmp_path / '.git').mkdir()

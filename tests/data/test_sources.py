@@ -94,7 +94,7 @@ def test_digits_take_other_counts():
     assert create_dataset('lt/digits', imbalance_factor=140).class_counts[-1] == 1
     with pytest.raises(ValueError, match='the largest allowed is 140'):
         create_dataset('lt/digits', imbalance_factor=141)
-    with pytest.raises(ValueError, match="class '0' .* needs 145 images and has 144; .* is 144"):
+    with pytest.raises(ValueError, match="class '0' .* needs 145 images but has 144: .* is 144"):
         create_dataset('lt/digits', n_max=145)
 
 

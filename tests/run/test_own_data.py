@@ -133,7 +133,7 @@ def test_bands_need_a_mean_and_a_filter_that_fits(bands, tmp_path):
     command = [*TINY_VIT, '--data-dir', bands, '--in-chans', 13, '--output', tmp_path]
     with pytest.raises(ValueError, match='--mean has 3 values.*13 channels.*or auto'):
         run(*command)
-    with pytest.raises(ValueError, match='Arrays are not resized by lanczos'):
+    with pytest.raises(ValueError, match='Arrays cannot be resized by lanczos'):
         run(*command, '--mean', 'auto', '--std', 'auto', '--train-interpolation', 'lanczos')
     with pytest.raises(ValueError, match='--augment-backend opencv augments grey or RGB'):
         run(*command, '--mean', .1, '--std', .1, '--augment-backend', 'opencv')

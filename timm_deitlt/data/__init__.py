@@ -1,4 +1,4 @@
-"""Long-tailed data sets by name."""
+"""Images for training and evaluation: data sets by name, long-tailed subsets, augmentation and loaders."""
 from .factory import create_dataset as create_dataset
 from .factory import has_split as has_split
 from .image import open_image as open_image

@@ -1,7 +1,7 @@
-"""The augmentation hook: what the student sees and what the teacher sees of the same image.
+"""Augmentation: the views of an image for the student and for the teacher.
 
-Transforms make uint8 images on the CPU (strong, weak, PaCo's key view, evaluation); `BatchAugment` does on the device
-what belongs to a batch: random erasing and Mixup / CutMix.
+Transforms work on the CPU and return uint8 images (strong view, weak view, view for PaCo's key encoder). `BatchAugment`
+works on batches, on the device: random erasing and Mixup / CutMix.
 """
 from typing import Any, NamedTuple
 
@@ -21,8 +21,8 @@ CROP_MODES = ('rrc', 'rkrc', 'rkrr', 'pad')
 def posterize(img: Image.Image, bits_to_keep: int, **_: Any) -> Image.Image:
     """Keep the `bits_to_keep` highest bits of every pixel; 0 bits give black.
 
-    Pillow 13 refuses 0 bits, which timm's increasing posterize asks for at magnitude 10. Black is what Pillow made of
-    it until then, so the distribution of the published recipes is kept.
+    At magnitude 10 timm's increasing posterize asks for 0 bits, which Pillow 13 refuses. Earlier versions of Pillow
+    returned black, so black keeps the distribution of the published recipes.
     """
     if bits_to_keep <= 0:
         return Image.new(img.mode, img.size)
@@ -30,7 +30,7 @@ def posterize(img: Image.Image, bits_to_keep: int, **_: Any) -> Image.Image:
 
 
 def mend_posterize(transform: transforms.Compose) -> transforms.Compose:
-    """Give timm's policies among the steps of a transform the `posterize` above; returns the transform."""
+    """Let timm's policies in a transform use the `posterize` above, and return the transform."""
     for step in transform.transforms:
         ops: list[AugmentOp] = []
         if isinstance(step, RandAugment):
@@ -44,7 +44,7 @@ def mend_posterize(transform: transforms.Compose) -> transforms.Compose:
 
 
 def _padded_crop(size: tuple[int, int], interpolation: str) -> list:
-    # CIFAR's weak augmentation, 4 pixels at 32, at any size
+    # the weak augmentation of CIFAR, which pads 32 px by 4 px, for any size
     padding = (max(1, size[1] // 8), max(1, size[0] // 8))
     mode = transforms.InterpolationMode.BICUBIC if interpolation == 'random' else str_to_interp_mode(interpolation)
     return [
@@ -56,17 +56,17 @@ def _padded_crop(size: tuple[int, int], interpolation: str) -> list:
 def _cifar10_policy(channels: int) -> transforms.AutoAugment:
     if channels not in (1, 3):
         raise ValueError(
-            f'The policy cifar10 augments grey or RGB images, not images of {channels} channels: use another --aa, or '
-            'none.')
-    # grey where an image is moved away, as the teachers of PaCo were trained
+            f'--aa cifar10 augments grey or RGB images, not images of {channels} channels: use another --aa, or leave '
+            'it out.')
+    # pixels without an image are grey, as in the training of PaCo's teachers
     return transforms.AutoAugment(transforms.AutoAugmentPolicy.CIFAR10, fill=128)
 
 
 class Cutout:
-    """One black square hole, its centre uniform over the image, so that the border may cut a part of it off.
+    """One black square. Its centre is uniform over the image, so the border may cut off a part of it.
 
     Args:
-        side: Side of the hole in pixels; at an even side the centre is right of and below the middle.
+        side: Side of the square in pixels. If it is even, the centre is the pixel right of and below the middle.
 
     Raises:
         ValueError: If the side is not positive.
@@ -81,11 +81,11 @@ class Cutout:
 
     def __init__(self, side: int):
         if side < 1:
-            raise ValueError(f'The hole of cutout is {side} pixels wide: it takes 1 or more, or --cutout 0 for none.')
+            raise ValueError(f'--cutout {side} is out of range: give the side in pixels, 1 or more, or 0 for none.')
         self.side = side
 
     def __call__(self, image: Tensor) -> Tensor:
-        """Copy of an image `[C, H, W]`, uint8 or any other type, with the hole."""
+        """Copy of an image `[C, H, W]`, of uint8 or any other type, with the square."""
         top, left = (int(torch.randint(length, ())) - self.side // 2 for length in image.shape[-2:])
         image = image.clone()
         image[..., max(top, 0):top + self.side, max(left, 0):left + self.side] = 0
@@ -96,10 +96,10 @@ class Cutout:
 
 
 class GaussianBlur:
-    """Pillow's Gaussian blur of a PIL image, its radius uniform in 0.1 to 2 pixels.
+    """Pillow's Gaussian blur of a PIL image, with a radius uniform in 0.1 to 2 pixels.
 
-    torchvision's, which timm takes, filters the same but for the border, is 40 times slower, and its kernel of 23
-    pixels needs images of 12 pixels at least.
+    timm uses torchvision's blur. It gives the same result except at the border, but is 40 times slower, and its kernel
+    of 23 pixels needs images of at least 12 pixels.
     """
 
     def __call__(self, image: Image.Image) -> Image.Image:
@@ -110,12 +110,12 @@ def check_tensor_filter(interpolation: str) -> None:
     """Refuse a resize filter that torchvision does not have for tensors.
 
     Raises:
-        ValueError: Naming those that it has.
+        ValueError: If it does not have the filter. The error names the filters that it has.
     """
     if interpolation not in _TENSOR_FILTERS:
         raise ValueError(
-            f'Arrays are not resized by {interpolation}: give {", ".join(_TENSOR_FILTERS)} as --train-interpolation '
-            'and --interpolation.')
+            f'Arrays cannot be resized by {interpolation}: give one of {", ".join(_TENSOR_FILTERS)} as '
+            '--train-interpolation and --interpolation.')
 
 
 def train_transform(
@@ -133,29 +133,29 @@ def train_transform(
         arrays: bool = False,
         **kwargs: Any,
 ) -> transforms.Compose:
-    """Training transform of timm, or with a padded crop, from a PIL image to uint8 `[C, H, W]`.
+    """Training transform of timm, or one with a padded crop, from a PIL image to uint8 `[C, H, W]`.
 
-    Of images of any channels as float tensors `[C, H, W]` it makes the same (`arrays`), without the steps that are
-    defined for colours alone.
+    With `arrays` it takes float tensors `[C, H, W]` of any number of channels and leaves out the steps that are defined
+    for colours only.
 
     Args:
         input_size: Channels, height and width of the result.
         train_crop_mode: 'rrc' (default), 'rkrc' or 'rkrr' as in timm, or 'pad': resize, then a random crop after
             padding by an eighth of the size with zeros.
-        interpolation: Name of the resize filter, 'random' for bilinear or bicubic by chance.
+        interpolation: Name of the resize filter. 'random' chooses bilinear or bicubic for each image.
         hflip: Probability of a horizontal flip.
         vflip: Probability of a vertical flip.
         no_aug: Only resize and crop the centre.
-        auto_augment: A policy of timm, or 'cifar10': AutoAugment's own for CIFAR-10.
-        color_jitter: As in timm; under a policy it is off, but for timm's '3a'.
-        color_jitter_prob: Probability of the jitter, None for always.
-        force_color_jitter: Jitter the colours under a policy too, before it.
-        cutout: Side of a square hole in pixels, see `Cutout`; 0 for none.
-        arrays: Whether images are float tensors: policy, jitter and greying are then left out.
+        auto_augment: A policy of timm, or 'cifar10', which is AutoAugment's policy for CIFAR-10.
+        color_jitter: As in timm. With a policy it is off, except for timm's '3a'.
+        color_jitter_prob: Probability of the jitter; None for always.
+        force_color_jitter: With a policy, jitter the colours too, before the policy.
+        cutout: Side of a black square in pixels, see `Cutout`; 0 for none.
+        arrays: Whether images are float tensors. Policy, jitter and conversion to grey are then left out.
         kwargs: Further arguments of `timm.data.create_transform` (scale, mean, ...).
 
     Raises:
-        ValueError: If the crop mode is not known, the hole's side negative, or the policy does not know such images.
+        ValueError: If the crop mode is unknown, `cutout` is negative, or the policy does not work on such images.
     """
     if train_crop_mode not in (None, *CROP_MODES):
         raise ValueError(f'Unknown crop mode {train_crop_mode!r}: --train-crop-mode takes {", ".join(CROP_MODES)}.')
@@ -194,7 +194,7 @@ def weak_transform(
         hflip: float = 0.5,
         vflip: float = 0.,
 ) -> transforms.Compose:
-    """The teacher's own weak view: padded crop and flips, no RandAugment, jitter or erasing; uint8 `[C, H, W]`."""
+    """Weak view for the teacher: padded crop and flips, no RandAugment, jitter or erasing; uint8 `[C, H, W]`."""
     return train_transform(
         input_size, 'pad', interpolation=interpolation, hflip=hflip, vflip=vflip, color_jitter=None, auto_augment=None)
 
@@ -211,23 +211,23 @@ def key_transform(
         gaussian_blur_prob: float = .5,
         arrays: bool = False,
 ) -> transforms.Compose:
-    """PaCo's view for the key encoder, from a PIL image to uint8 `[C, H, W]`: as in SimCLR.
+    """View for PaCo's key encoder, from a PIL image to uint8 `[C, H, W]`, as in SimCLR.
 
-    The defaults are those of CIFAR; ImageNet-LT and iNaturalist take `scale=(.08, 1.)`, `color_jitter=(.4, .4, .4)`
+    The defaults are those of CIFAR. ImageNet-LT and iNaturalist use `scale=(.08, 1.)`, `color_jitter=(.4, .4, .4)`
     and `color_jitter_prob=None` (always).
 
     Args:
-        input_size: Channels, height and width of the result; images that are not RGB keep brightness and contrast of
-            the jitter alone, and are never greyed.
-        interpolation: Name of the resize filter, 'random' for bilinear or bicubic by chance.
+        input_size: Channels, height and width of the result. For images that are not RGB the jitter only changes
+            brightness and contrast, and there is no conversion to grey.
+        interpolation: Name of the resize filter. 'random' chooses bilinear or bicubic for each image.
         hflip: Probability of a horizontal flip.
         vflip: Probability of a vertical flip.
-        scale: Share of the image in the random crop, smallest and largest.
-        color_jitter: Strength of brightness, contrast, saturation and, if given, hue; None for none.
-        color_jitter_prob: Probability of the jitter, None for always.
+        scale: Smallest and largest share of the image in the random crop.
+        color_jitter: Strength of brightness, contrast, saturation and, if given, hue; None for no jitter.
+        color_jitter_prob: Probability of the jitter; None for always.
         grayscale_prob: Probability of a grey image.
         gaussian_blur_prob: Probability of a blur, see `GaussianBlur`.
-        arrays: Whether images are float tensors, of which only crop and flips are left.
+        arrays: Whether images are float tensors. Then only crop and flips are used.
 
     Source: PaCo (https://arxiv.org/abs/2107.12028), as in its released training.
     """
@@ -246,7 +246,7 @@ def key_transform(
         arrays=arrays,
     )
     if gaussian_blur_prob and not arrays:
-        # before the last step, which makes a tensor
+        # before the last step, which turns the image into a tensor
         transform.transforms.insert(-1, transforms.RandomApply([GaussianBlur()], p=gaussian_blur_prob))
     return transform
 
@@ -255,8 +255,8 @@ class Views(NamedTuple):
     """A batch ready for the task.
 
     Attributes:
-        student: What the student sees, normalised for it, `[B, C, H, W]`.
-        weak: The weak view mixed like the student's, normalised likewise, or None where the teacher sees the student's.
+        student: View for the student, normalised for the student, `[B, C, H, W]`.
+        weak: Weak view with the same mixing and normalisation, or None if the teacher sees the student's view.
         target: Class indices `[B]`, or after Mixup a distribution `[B, num_classes]`.
     """
     student: Tensor
@@ -265,17 +265,17 @@ class Views(NamedTuple):
 
 
 class BatchAugment:
-    """Random erasing of the student's view, then one Mixup / CutMix of all views of a batch.
+    """Random erasing of the student's view, then the same Mixup / CutMix of all views of a batch.
 
-    The views are mixed as extra channels of one image, so that lambda, box and partner are the same; erasing comes
-    before and only touches the student's view, so no pixel of the weak view is ever erased.
+    The views are mixed as channels of one image, so lambda, box and partner are the same. Erasing comes first and only
+    changes the student's view, so no pixel of the weak view is ever erased.
 
     Args:
         mixup: timm's `Mixup`, or None for hard labels.
         re_prob: Probability of erasing a box of an image.
         re_mode: Fill of the box, 'const', 'rand' or 'pixel'.
         re_count: Largest number of boxes.
-        device: Where the batch lies.
+        device: Device of the batch.
 
     Example:
         >>> augment = BatchAugment(Mixup(num_classes=10), re_prob=.25, re_mode='pixel')
@@ -297,7 +297,7 @@ class BatchAugment:
         self.erase = RandomErasing(re_prob, mode=re_mode, max_count=re_count, device=device) if re_prob > 0. else None
 
     def __call__(self, images: Tensor, target: Tensor, num_views: int = 1) -> Views:
-        """Augment normalised images `[V * B, C, H, W]` (view after view, V is 1 or 2) with class indices `[V * B]`."""
+        """Augment normalised images `[V * B, C, H, W]` (V is 1 or 2, view after view) with class indices `[V * B]`."""
         student, *weak = images.chunk(num_views)
         target = target[:len(student)]
         if self.erase is not None:

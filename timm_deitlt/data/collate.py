@@ -1,4 +1,4 @@
-"""Batches of images."""
+"""Collate images into batches."""
 from typing import Any
 
 import torch
@@ -8,13 +8,13 @@ from torch.utils.data import default_collate
 
 
 def collate(batch: list[tuple[Any, int]]) -> tuple[Tensor, Tensor]:
-    """timm's `fast_collate`, which makes bytes of what it is given, for images of floats too.
+    """timm's `fast_collate`, extended to float images, which it would turn into bytes.
 
     Args:
-        batch: Of each image its view `[C, H, W]` or a tuple of V views, and its label.
+        batch: For each image a view `[C, H, W]` or a tuple of V views, and the label.
 
     Returns:
-        Images `[V * B, C, H, W]`, view after view, in the type that they have, and class indices `[V * B]`.
+        Images `[V * B, C, H, W]`, view after view, of unchanged type, and class indices `[V * B]`.
     """
     views = batch[0][0] if isinstance(batch[0][0], tuple) else (batch[0][0],)
     if not (isinstance(views[0], Tensor) and views[0].is_floating_point()):

@@ -15,25 +15,26 @@ def find_columns(
         class_map: str | Mapping[str, int] | None = None,
         **options: Any,
 ) -> dict[str, Any]:
-    """Columns by their features where they are not named, and labels for names.
+    """Find the columns of images and labels by their features, and number class names.
 
-    The image is the column 'image', else the only one with the feature Image. The label is 'label', else the only one
-    with the feature ClassLabel, else the only one of text. Names are labelled in sorted order, or by a class map.
+    The column of images is 'image', or else the only one with the feature Image. The column of labels is 'label', or
+    else the only one with the feature ClassLabel, or else the only text column. The names in a text column are numbered
+    in sorted order, or by a class map.
 
     Args:
-        name: 'hfds/' and the id or the folder of the set.
-        root: Its cache, as for timm.
-        split: Its split.
+        name: 'hfds/' followed by the id or the folder of the set.
+        root: Cache folder, as for timm.
+        split: Name of the split.
         input_key: Column of the images, if known.
         target_key: Column of the labels, if known.
-        class_map: Labels by class name, or a file of timm's.
-        options: Others of the data set, which are not needed here.
+        class_map: Labels by class name, or a class map file of timm.
+        options: Other options of the data set, which are ignored here.
 
     Returns:
-        'input_key', 'target_key' and, for names, 'class_map', as timm takes them.
+        'input_key', 'target_key' and, for a text column, 'class_map', as timm takes them.
 
     Raises:
-        ValueError: If the package is missing, or a column cannot be told; then the error lists the columns.
+        ValueError: If the package datasets is missing, or it is not clear which column to use. The error lists them.
         FileNotFoundError: If there is no such data set.
     """
     try:
@@ -73,10 +74,12 @@ def _only(usual: str, feature: str, columns: Sequence[str], name: str, kinds: Ma
 
 def _labels(names: Sequence[Any], class_map: str | Mapping[str, int] | None, where: str) -> Mapping[str, int]:
     if None in names:
-        raise ValueError(f'{where} has images without a label: remove them.')
+        raise ValueError(f'{where} has images without a label: remove these images.')
     if not class_map:
         return {name: label for label, name in enumerate(sorted(names))}
     known = read_class_map(class_map)
     if unknown := sorted(set(names) - set(known)):
-        raise ValueError(f'{where} has {len(unknown)} name(s) that --class-map does not have, such as {unknown[0]!r}.')
+        raise ValueError(
+            f'{where} has {len(unknown)} name(s) that --class-map does not have, such as {unknown[0]!r}: add them '
+            'there.')
     return known

@@ -1,4 +1,4 @@
-"""Data sets by name: the long-tailed benchmarks, and everything timm can open, made long-tailed on request."""
+"""Data sets by name: the benchmarks, and every data set that timm can open. Both can be made long-tailed."""
 import difflib
 import inspect
 import os
@@ -24,12 +24,12 @@ from .streams import Stream, describe_stream
 from .targets import image_keys, read_class_names, read_targets
 
 _PREFIXES = ('', 'lt', 'torch', 'hfds', 'hfids', 'tfds', 'wds')
-# Part of a benchmark that is made long-tailed: training images that are left over, to choose settings on
+# Split of training images that a long-tailed benchmark does not use. Settings can be chosen on them.
 UNUSED = 'unused'
-_MOST_UNUSED = 1000  # images of a class
+_MOST_UNUSED = 1000  # images per class
 _TORCH_NAMES = (*_TORCH_BASIC_DS, 'qmnist', 'imagenet', 'inaturalist', 'places365', 'image_folder')
 _TORCH_FOLDERS = ('torch/image_folder', 'torch/folder')
-# timm's options that say nothing about a benchmark
+# options of timm that a benchmark ignores
 _TIMM_OPTIONS = {*inspect.signature(timm.data.create_dataset).parameters, 'input_key', 'target_key'} - {'class_map'}
 
 
@@ -52,40 +52,40 @@ def create_dataset(
         is_training: bool | None = None,
         **kwargs: Any,
 ) -> ClassificationSet | Stream:
-    """Open a data set by name; its training part may be made long-tailed.
+    """Open a data set by name, and make its training images long-tailed if asked for.
 
     Args:
         name: 'lt/digits', 'lt/fashion_mnist', 'lt/cifar10', 'lt/cifar100', 'lt/imagenet', 'lt/inat18', or any name of
             `timm.data.create_dataset`: '' for a folder or tar file, 'torch/...', 'hfds/...', 'hfids/...', 'tfds/...',
             'wds/...'.
         root: Folder of the data; 'lt/digits' needs none.
-        split: 'train' or timm's synonyms of 'validation'; 'test' too for 'lt/' names but 'lt/inat18'. Only
-            'lt/imagenet' has both, elsewhere in 'lt/' they are the same. 'unused' of an 'lt/' name that is made
-            long-tailed: training images that are not chosen, equally many of each class and at most 1,000.
-        imbalance_factor: n_max / n_min of the training images; `None` is the default of an 'lt/' name, and the natural
-            counts of 'lt/imagenet', 'lt/inat18' and any other name. There counts fall from the class with most images,
-            in the other 'lt/' sets with the label.
+        split: 'train', or 'validation' and timm's synonyms. 'lt/' names except 'lt/inat18' also have 'test', which is
+            the same as 'validation' except in 'lt/imagenet'. 'unused' of the 'lt/' names that are made long-tailed:
+            training images that were not chosen, the same number of each class, at most 1,000.
+        imbalance_factor: n_max / n_min of the training images. `None` is the default of an 'lt/' name; 'lt/imagenet',
+            'lt/inat18' and all other names then keep all of their images. In those sets the class with the most images
+            stays the largest; in the other 'lt/' sets counts fall with the label.
         profile: 'exp' or 'step', see `class_counts`.
-        n_max: Training images of the most frequent class; by default the benchmark's, or all that the classes allow.
+        n_max: Training images of the most frequent class; by default that of the benchmark, or the largest possible.
         split_seed: Seed of the choice of images, and of the test part of 'lt/digits'.
         download: Let torchvision or timm fetch missing files.
-        list_dir: Folder of the list files of 'lt/imagenet' or 'lt/inat18'; by default they are looked for in `root` and
-            beside it.
-        class_names: Class names of the training set, in order: the labels are matched to them by name.
-        class_counts_file: Images per class of an iterable training set, see `read_class_counts`.
+        list_dir: Folder of the list files of 'lt/imagenet' or 'lt/inat18'; by default `root` and the folders around it
+            are searched.
+        class_names: Class names of the training set, in order. The labels are matched to them by name.
+        class_counts_file: File with the images per class of an iterable training set, see `read_class_counts`.
         skip_bad_images: Replace an unreadable image by another one of its class.
-        input_img_mode: PIL mode that images are converted to, or 'array'; by default that of `in_chans`.
+        input_img_mode: PIL mode that images are converted to, or 'array'; by default it follows from `in_chans`.
         in_chans: Channels of an image, see `image.open_image`.
-        is_training: Whether the split is trained on; by default whether its name says so.
-        kwargs: Further arguments of timm's `create_dataset`, its readers and torchvision's sets.
+        is_training: Whether the split is used for training; by default whether its name contains 'train'.
+        kwargs: Further arguments of timm's `create_dataset`, its readers and torchvision's data sets.
 
     Raises:
-        ValueError: If the name is unknown, an option does not fit, a class has no training image or there are fewer
+        ValueError: If the name is unknown, an option does not fit, a class has no training image, or there are fewer
             than 2 classes.
-        FileNotFoundError: If the data are not where they should be.
+        FileNotFoundError: If the files are missing.
     """
     check_imbalance(1 if imbalance_factor is None else imbalance_factor, profile)
-    root = None if root is None else os.fspath(root)  # timm compares it with strings
+    root = None if root is None else os.fspath(root)  # timm expects a string
     transform = kwargs.pop('transform', None)
     kwargs = {key: value for key, value in kwargs.items() if value is not None}
     mode = image_mode(in_chans, input_img_mode)
@@ -93,8 +93,8 @@ def create_dataset(
     prefix = name.partition('/')[0].lower() if '/' in name else ''
     if mode == ARRAY and prefix not in ('', 'hfds'):
         raise ValueError(
-            f'Images of {in_chans} channels are read from folders and hfds/, not from {name}: give --input-img-mode, '
-            'such as L, RGB or RGBA, and the --in-chans that go with it.')
+            f'Images of {in_chans} channels as arrays are read from folders and hfds/, not from {name}: give an '
+            '--input-img-mode such as L, RGB or RGBA, and the --in-chans that fit it.')
     if prefix == 'lt':
         benchmark = _find_benchmark(name, kwargs)
         part = _benchmark_part(benchmark, split)
@@ -108,7 +108,7 @@ def create_dataset(
         raise ValueError('n_max needs an imbalance factor: give one (1 is the balanced set) or leave n_max out.')
     if list_dir is not None and not (prefix == 'lt' and benchmark.files):
         listed = [known for known, candidate in BENCHMARKS.items() if candidate.files]
-        raise ValueError(f'{name or "A folder"} reads no list files, only {", ".join(listed)}: leave --list-dir out.')
+        raise ValueError(f'{name or "A folder"} has no list files, only {", ".join(listed)}: leave --list-dir out.')
     if prefix == 'lt':
         whole = 'train' if part == UNUSED else part
         whole_set = load_benchmark(benchmark, root, whole, split_seed, download, list_dir, **images)
@@ -128,7 +128,7 @@ def create_dataset(
         if isinstance(opened, IterableDataset):
             if training and imbalance_factor is not None:
                 raise ValueError(
-                    f'{name} is read as a stream and cannot be indexed, so no long-tailed part of it can be chosen: '
+                    f'{name} is read as a stream and cannot be indexed, so a long-tailed subset cannot be chosen: '
                     f'leave --imbalance-factor out.'
                 )
             dataset = describe_stream(opened, name, split, training, class_counts_file, class_names, counts)
@@ -139,7 +139,7 @@ def create_dataset(
                 opener=opener, **images)
     if isinstance(dataset, ClassificationSet):
         if class_counts_file is not None:
-            raise ValueError(f'The class counts of {dataset.name} are read from its targets: leave --class-counts out.')
+            raise ValueError(f'The class counts of {dataset.name} are known from its labels: leave --class-counts out.')
         if training and imbalance_factor is not None:
             _check_classes(dataset, training)
             dataset = long_tailed_subset(dataset, imbalance_factor, profile, n_max, split_seed, by_frequency=natural)
@@ -151,7 +151,7 @@ def create_dataset(
 
 
 def has_split(root: str | os.PathLike, split: str) -> bool:
-    """Whether a folder of images has a part of its own for this split, by timm's rules ('val' is 'validation')."""
+    """Whether a folder of images has a folder for this split, by timm's rules ('val' means 'validation')."""
     root = os.fspath(root)
     return bool(split) and os.path.isdir(root) and _search_split(root, split) != root
 
@@ -160,7 +160,7 @@ def _find_benchmark(name: str, options: dict) -> Benchmark:
     if name not in BENCHMARKS:
         raise ValueError(f'Unknown data set {name!r}{_near(name)} The benchmarks are {", ".join(BENCHMARKS)}.')
     if set(options) - _TIMM_OPTIONS:
-        raise ValueError(f'{name} has no option {", ".join(sorted(set(options) - _TIMM_OPTIONS))}.')
+        raise ValueError(f'{name} has no option {", ".join(sorted(set(options) - _TIMM_OPTIONS))}: leave it out.')
     return BENCHMARKS[name]
 
 
@@ -174,8 +174,8 @@ def _benchmark_part(benchmark: Benchmark, split: str) -> str:
         )
     if benchmark.files and part not in benchmark.files:
         raise ValueError(
-            f'{benchmark.name} has no labels of its {part} images: the public evaluation set is its validation split, '
-            'use validation (--val-split).'
+            f'{benchmark.name} has no labels of its {part} images, because the public evaluation set is its validation '
+            'split: use validation (--val-split).'
         )
     return part
 
@@ -193,14 +193,14 @@ def _left_over(
     if not count:
         name = rest.class_names[rest.class_counts.index(0)]
         raise ValueError(
-            f'All images of class {name!r} of {dataset.name} are trained on: give a smaller --n-max, or another '
-            '--val-split.')
+            f'All images of class {name!r} of {dataset.name} are used for training, so none is left for the split '
+            f'{UNUSED}: give a smaller --n-max, or another --val-split.')
     return rest.subset(np.sort(long_tailed_indices(rest.targets, [count] * rest.num_classes, seed)))
 
 
 def _check_classes(dataset: ClassificationSet | Stream, training: bool) -> None:
     if dataset.num_classes < 2:
-        raise ValueError(f'{dataset.name} has {dataset.num_classes} class(es), at least 2 are needed.')
+        raise ValueError(f'{dataset.name} has {dataset.num_classes} class(es), at least 2 are needed: add classes.')
     counts = (dataset.class_counts if training else None) or []
     empty = [dataset.class_names[label] for label, count in enumerate(counts) if count == 0]
     if empty:
@@ -221,15 +221,15 @@ def _open(
 ) -> Dataset:
     if prefix not in _PREFIXES or (prefix == '' and f'lt/{name.lower()}' in BENCHMARKS):
         raise ValueError(
-            f'Unknown data set {name!r}{_near(name)} Allowed are {", ".join(BENCHMARKS)}, no name for a folder, and '
-            f'names that begin with {", ".join(f"{known}/" for known in _PREFIXES[2:])}.'
+            f'Unknown data set {name!r}{_near(name)} Allowed are {", ".join(BENCHMARKS)}, and names that begin with '
+            f'{", ".join(f"{known}/" for known in _PREFIXES[2:])}. For a folder of images give no name.'
         )
     is_folder = prefix == '' or name.lower() in _TORCH_FOLDERS
     if root is None and prefix in ('', 'torch', 'wds'):
         raise ValueError(f'Data set {name or "folder"!r} needs the folder of its files (--data-dir){_near(name)}')
     if is_folder or (prefix == 'torch' and not download):
         if not os.path.exists(root):
-            raise FileNotFoundError(f'There is no folder {root} (--data-dir) with the data set {name or "folder"!r}.')
+            raise FileNotFoundError(f'There is no folder {root} of the data set {name or "folder"!r} (--data-dir).')
         if is_folder and kwargs.get('search_split', True):
             _check_split(root, split)
     if name.lower() in _TORCH_FOLDERS:
@@ -260,7 +260,8 @@ def _open_folder(
     folder = _search_split(root, split) if search_split else root
     options = {key: kwargs.pop(key) for key in ('class_map', 'input_key') if key in kwargs}
     if unknown := set(kwargs) - (_TIMM_OPTIONS - {'target_key'}):
-        raise ValueError(f'A folder has no option {", ".join(sorted(unknown))}: its classes are its folders.')
+        raise ValueError(
+            f'A folder has no option {", ".join(sorted(unknown))}: leave it out (the classes are the folders).')
     reader = ReaderFolder(folder, mode=input_img_mode, complete=is_training, **options)
     return timm.data.ImageDataset(
         folder, reader=reader, input_img_mode=input_img_mode, target_transform=target_transform)
@@ -275,7 +276,7 @@ def _near(name: str) -> str:
 
 
 def _check_split(root: str, split: str) -> None:
-    # without a folder of this split timm would read all of root, training images for validation among them
+    # without a folder for this split timm would read all of root, and validate on training images too
     if not os.path.isdir(root) or has_split(root, split):
         return
     others = [

@@ -1,4 +1,4 @@
-"""Images in folders of classes. Folders are listed, several levels deep; no image is opened."""
+"""Images in folders of classes. Folders are listed at all levels; no image is opened."""
 import logging
 import os
 import pickle
@@ -15,7 +15,7 @@ from .image import check_readers, image_suffixes
 
 _logger = logging.getLogger(__name__)
 
-# Put there by operating systems, archivers and network drives; names that begin with a dot are hidden in any case
+# Operating systems, archivers and network drives create these. Names that begin with a dot are hidden as well.
 SYSTEM_NAMES = frozenset({
     '__MACOSX', '__pycache__', 'Thumbs.db', 'ehthumbs.db', 'desktop.ini', 'Desktop.ini', 'Icon\r', '@eaDir',
     '$RECYCLE.BIN', 'System Volume Information', 'lost+found',
@@ -25,13 +25,13 @@ _NUMBER = re.compile(r'\d+')
 
 @dataclass
 class Listing:
-    """What lies below a folder.
+    """Files below a folder.
 
     Attributes:
-        files: Images as path relative to the folder, and bytes; None bytes for a broken link. In natural order.
-        folders: Its own folders, in natural order, empty ones too.
-        left_out: How many other files there are of each suffix.
-        hidden: Hidden and system files and folders, which were not looked into.
+        files: Path of each image relative to the folder, and its bytes (None for a broken link), in natural order.
+        folders: Folders directly in the folder, in natural order, also empty ones.
+        left_out: Number of other files, by suffix.
+        hidden: Number of hidden and system files and folders. Such folders are not listed.
     """
     files: list[tuple[str, int | None]] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
@@ -39,26 +39,26 @@ class Listing:
     hidden: int = 0
 
     def words(self) -> str:
-        """What was left out, in words; empty if nothing was."""
+        """Text that says what was skipped; empty if nothing was."""
         parts = [f'{count:,} {suffix or "without a suffix"}' for suffix, count in sorted(
             self.left_out.items(), key=lambda item: (-item[1], item[0]))]
-        return ', '.join([*([f'{self.hidden:,} hidden or of the system'] if self.hidden else []), *parts])
+        return ', '.join([*([f'{self.hidden:,} hidden or system entries'] if self.hidden else []), *parts])
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is hidden, or belongs to the system."""
+    """Whether a file or folder of this name is hidden or belongs to the operating system."""
     return name.startswith('.') or name in SYSTEM_NAMES
 
 
 def list_images(root: str | os.PathLike, suffixes: Container[str]) -> Listing:
-    """List the images below a folder, however deep; links are followed, but not into a folder that they lie in.
+    """List the images below a folder at all levels. Links are followed, unless they lead to a folder that holds them.
 
     Args:
         root: Folder.
-        suffixes: Endings of images in lower case, see `image.image_suffixes`.
+        suffixes: Suffixes of images in lower case, see `image.image_suffixes`.
     """
     listing = Listing()
-    blocks = []  # of each folder, so that a name is sorted among those beside it only
+    blocks = []  # one for each folder, so that names are only sorted within their folder
     waiting = ['']
     while waiting:
         place = waiting.pop()
@@ -106,32 +106,33 @@ def _leads_back(path: str) -> bool:
 def _size(entry: os.DirEntry) -> int | None:
     try:
         return entry.stat().st_size
-    except OSError:  # a broken link, which reading the image will report
+    except OSError:  # a broken link; reading the image will report it
         return None
 
 
 def _order(name: str) -> tuple[str, str]:
-    """Sorts as timm's `natural_key` does, in a quarter of the time: numbers by their length, then by their digits."""
+    """Sort key with the order of timm's `natural_key` (numbers by length, then by digits), in a quarter of its time."""
     return _NUMBER.sub(_ranked, name.lower()), name
 
 
 def _ranked(match: re.Match) -> str:
     digits = match[0].lstrip('0')
-    return f'\0{chr(len(digits))}{digits}'  # the zero sorts a number before any letter
+    return f'\0{chr(len(digits))}{digits}'  # the \0 sorts a number before any letter
 
 
 class ReaderFolder(Reader):
-    """timm reader of a folder whose own folders are the classes, however deep an image lies in them.
+    """timm reader of a folder that holds one folder for each class. Images may lie at any level below it.
 
     Args:
         root: Folder.
-        class_map: Labels by class name, or a file of timm's that holds them; images of other classes are left out.
-        input_key: Endings of images, such as '.jpg;.png'; by default all that `mode` opens.
+        class_map: Labels by class name, or a class map file of timm. Images of other classes are skipped.
+        input_key: Suffixes of images, such as '.jpg;.png'; by default all that can be opened in `mode`.
         mode: Mode that images will be opened in, see `image.image_mode`.
-        complete: Whether every folder must hold an image, as for training.
+        complete: Whether every class folder must hold an image, as in training.
 
     Raises:
-        ValueError: If there is no image, one lies outside of the classes, or a class has none that should.
+        ValueError: If there is no image, if an image lies outside of the class folders, or if `complete` is set and a
+            class has no image.
     """
 
     def __init__(
@@ -147,7 +148,7 @@ class ReaderFolder(Reader):
         suffixes = frozenset(input_key.lower().split(';')) if input_key else image_suffixes(mode)
         listing = list_images(self.root, suffixes)
         if listing.words():
-            _logger.info(f'Left out of {self.root}: {listing.words()}.')
+            _logger.info(f'Skipped in {self.root}: {listing.words()}.')
         classes = [path.partition(os.sep)[0] if os.sep in path else '' for path, _ in listing.files]
         if not class_map:
             self._check(listing, set(classes), complete and not input_key)
@@ -158,7 +159,7 @@ class ReaderFolder(Reader):
         if not kept:
             raise ValueError(self._nothing(listing, names))
         if len(kept) < len(classes):
-            _logger.info(f'Left out of {self.root}: {len(classes) - len(kept):,} images of classes not in --class-map.')
+            _logger.info(f'Skipped in {self.root}: {len(classes) - len(kept):,} images of classes not in --class-map.')
         self.paths = [listing.files[i][0] for i in kept]
         self.targets = [self.class_to_idx[classes[i]] for i in kept]
         self.image_keys = [f'{path}:{size}' for path, size in (listing.files[i] for i in kept)]
@@ -166,18 +167,20 @@ class ReaderFolder(Reader):
 
     def _check(self, listing: Listing, names: set[str], complete: bool) -> None:
         if '' in names:
-            raise ValueError(f'Images lie directly in {self.root}, each must lie in the folder of its class.')
+            raise ValueError(f'Images lie directly in {self.root}: put each image into the folder of its class.')
         empty = [name for name in listing.folders if name not in names]
         if names and empty and complete:
             raise ValueError(
-                f'Class {empty[0]!r} has no image in {os.path.join(self.root, empty[0])}: add images (whatever Pillow '
-                f'reads{_arrays(listing)}), remove the folder, or name the classes by --class-map.')
+                f'Class {empty[0]!r} has no image in {os.path.join(self.root, empty[0])}: add images (any format that '
+                f'Pillow reads{_arrays(listing)}), remove the folder, or name the classes by --class-map.')
 
     def _nothing(self, listing: Listing, names: set[str]) -> str:
         if names:
-            return f'Found 0 images of the classes in --class-map in {self.root}, which has such as {min(names)!r}.'
+            return (
+                f'Found 0 images of the classes in --class-map in {self.root}, which has classes such as '
+                f'{min(names)!r}: name the classes in --class-map as the folders are named.')
         return (
-            f'Found 0 images in the folders of {self.root} (left out: {listing.words() or "nothing"}): give the folder '
+            f'Found 0 images in the folders of {self.root} (skipped: {listing.words() or "nothing"}): give the folder '
             f'that holds one folder for each class, with images that Pillow reads{_arrays(listing)}.')
 
     def __getitem__(self, index: int) -> tuple[BinaryIO, int]:
@@ -192,10 +195,10 @@ class ReaderFolder(Reader):
 
 
 def read_class_map(class_map: str | Mapping[str, int], root: str = '') -> Mapping[str, int]:
-    """Labels by class name, from timm's kinds of file.
+    """Labels by class name, from a class map file of timm.
 
     Raises:
-        ValueError: If the file is none of them.
+        ValueError: If the file cannot be read as one.
     """
     try:
         return load_class_map(class_map, root)
@@ -205,4 +208,4 @@ def read_class_map(class_map: str | Mapping[str, int], root: str = '') -> Mappin
 
 
 def _arrays(listing: Listing) -> str:
-    return '; .npy by --in-chans N or --input-img-mode array' if '.npy' in listing.left_out else ''
+    return '; .npy needs --in-chans N or --input-img-mode array' if '.npy' in listing.left_out else ''

@@ -1,4 +1,4 @@
-"""K folds of a set that is too small to hold images out of."""
+"""K folds of a data set that is too small to hold out images."""
 import numpy as np
 
 from .long_tail import ClassificationSet
@@ -6,10 +6,10 @@ from .sampling import Integers, by_label
 
 
 def stratified_folds(targets: Integers, folds: int, seed: int = 0) -> np.ndarray:
-    """Fold of every image: the images of a class are dealt out one by one, and the next class goes on where it ended.
+    """Fold of every image. Images are dealt out one by one, and each class continues where the class before it ended.
 
-    So folds differ by one image of a class at most, and by one image in all. A class of a single image is in no fold,
-    as it would have none left to train on.
+    So two folds differ by at most one image, in each class and in total. A class with a single image is in no fold,
+    because it would have no image left for training.
 
     Args:
         targets: Labels `[N]`.
@@ -17,14 +17,14 @@ def stratified_folds(targets: Integers, folds: int, seed: int = 0) -> np.ndarray
         seed: Seed of the choice, from a generator of its own.
 
     Returns:
-        int64 `[N]`, the fold 0 to `folds` - 1 that evaluates an image, -1 for none.
+        int64 `[N]`: the fold from 0 to `folds` - 1 that evaluates the image, or -1 for none.
 
     Raises:
         ValueError: If there are fewer than 2 folds, or fewer images than folds.
     """
     targets = np.asarray(targets)
     if not 2 <= folds <= len(targets):
-        raise ValueError(f'--folds is at least 2 and at most the number of images ({len(targets)}), got {folds}.')
+        raise ValueError(f'--folds must be at least 2 and at most the number of images ({len(targets)}), got {folds}.')
     rng = np.random.RandomState(seed)
     dealt, result = 0, np.full(len(targets), -1)
     for members in by_label(targets, int(targets.max()) + 1):
@@ -45,14 +45,14 @@ def split_fold(
     """Training and evaluation images of one fold, see `stratified_folds`.
 
     Returns:
-        What is trained on, what is evaluated, and the labels of the classes that no fold evaluates.
+        Training set, evaluation set, and the labels of the classes that no fold evaluates.
 
     Raises:
         ValueError: If the set cannot be indexed, or the fold is empty.
     """
     if not isinstance(dataset, ClassificationSet):
         raise ValueError(
-            f'{dataset.name} is read as a stream and cannot be cut into folds: name a --val-split in place of --folds.')
+            f'{dataset.name} is read as a stream and cannot be cut into folds: give a --val-split instead of --folds.')
     of_image = stratified_folds(dataset.targets, folds, seed)
     train, evaluation = np.flatnonzero(of_image != fold), np.flatnonzero(of_image == fold)
     if not len(evaluation):

@@ -5,11 +5,11 @@ from PIL import Image
 
 
 class HeldImages:
-    """Decoded images of one mode in a single buffer, which the loader's processes share where they are forked.
+    """Decoded images in a single buffer, which forked loader processes share.
 
     Args:
-        images: Their numbers, and the images.
-        max_bytes: Size at which filling ends.
+        images: Pairs of a number and its image.
+        max_bytes: Largest allowed size of all images.
 
     Raises:
         MemoryError: If the images are larger.
@@ -41,6 +41,6 @@ class HeldImages:
         return number in self._places
 
     def __getitem__(self, number: int) -> Image.Image:
-        """The image of a number; it must not be changed in place."""
+        """The image with this number. Do not change it in place."""
         mode, size, start, end = self._places[number]
         return Image.frombuffer(mode, size, memoryview(self._pixels)[start:end], 'raw', mode, 0, 1)  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
-"""One way to open an image, in training, validation, analysis and prediction alike.
+"""Open an image, in the same way in training, validation, analysis and prediction.
 
-The paper's benchmarks are opened as they were published, see `long_tail`; everything else is opened here.
+The images of the paper's benchmarks are opened as in the published runs, see `long_tail`. All others are opened here.
 """
 import struct
 from collections.abc import Container
@@ -15,11 +15,11 @@ from PIL import Image
 from timm.data.readers.img_extensions import get_img_extensions
 from torch import Tensor
 
-# Mode of images that are no pictures: as many channels as asked for, of whatever numbers
+# Mode of images that are not ordinary pictures: any number of channels, and any numbers
 ARRAY = 'array'
-# What lies under transparent pixels, whose own colour is hidden and arbitrary
+# Colour that replaces transparent pixels, because their stored colour is arbitrary
 BACKGROUND = 'white'
-# What Pillow recognises but, on most machines, does not decode
+# Formats that Pillow recognises but does not decode on most machines
 _NOT_DECODED = {'BUFR', 'EPS', 'GRIB', 'HDF5', 'MPEG', 'WMF'}
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -33,13 +33,13 @@ _INSTALL = "pip install 'timm_deitlt[tiff]'"
 
 
 def image_mode(in_chans: int = 3, asked: str | None = None) -> str:
-    """Mode in which images of so many channels are opened: `asked`, else 'L', 'RGB' or 'array'."""
+    """Mode in which images of `in_chans` channels are opened: `asked`, or else 'L', 'RGB' or 'array'."""
     return asked or {1: 'L', 3: 'RGB'}.get(in_chans, ARRAY)
 
 
 @cache
 def image_suffixes(mode: str = 'RGB') -> frozenset[str]:
-    """Endings of the files that are opened in a mode: all that Pillow decodes, and '.npy' as arrays; lower case."""
+    """Lower-case suffixes of the files that can be opened in a mode: all that Pillow decodes, and .npy as arrays."""
     pillows = {
         suffix for suffix, kind in Image.registered_extensions().items()
         if kind in Image.OPEN and kind not in _NOT_DECODED}
@@ -51,25 +51,25 @@ def open_image(
         in_chans: int = 3,
         mode: str | None = None,
 ) -> Image.Image | Tensor:
-    """Open and decode an image: upright, in one mode, scaled by its bit depth, on one background.
+    """Open and decode an image: upright, in the given mode, scaled by its bit depth, on a white background.
 
-    A JPEG is turned upright by its EXIF orientation. Grey images of 16 bits are scaled to 8 bits by their depth, never
-    by their own extremes. Transparent pixels lie on white, unless the mode has an alpha channel of its own.
+    A JPEG is turned upright by its EXIF orientation. Grey images of 16 bits are scaled to 8 bits by their bit depth,
+    not by their darkest and lightest pixel. Transparent pixels become white, unless the mode has an alpha channel.
 
     Args:
-        source: Path, or file open for reading bytes.
-        in_chans: Channels wanted.
+        source: Path, or binary file that is open for reading.
+        in_chans: Number of channels of the result.
         mode: Mode of Pillow, or 'array'; by default 'L' for 1 channel, 'RGB' for 3, and 'array' for any other number.
 
     Returns:
-        A PIL image; in the mode 'array' a float32 tensor `[in_chans, H, W]`, from an image, a TIFF of many bands, or
-        an .npy file of `[H, W, C]`, `[C, H, W]` or `[H, W]`. There whole numbers are scaled so that the largest of
-        their type is 255, and floats are multiplied by 255: mean and std are thus given in units of full scale, or of
+        A PIL image. In the mode 'array' a float32 tensor `[in_chans, H, W]`, from an image, a TIFF of many bands, or an
+        .npy file of shape `[H, W, C]`, `[C, H, W]` or `[H, W]`. Integers are scaled so that the largest number of their
+        type becomes 255, and floats are multiplied by 255. So mean and std are in units of the largest number, or of
         the floats.
 
     Raises:
-        OSError: If the file cannot be read or is no image.
-        ValueError: If its numbers have no known range, are not finite, or are not of so many channels.
+        OSError: If the file cannot be read or is not an image.
+        ValueError: If the range of its numbers is not known, a number is not finite, or it has other channels.
 
     Example:
         >>> import io
@@ -99,13 +99,15 @@ def as_opened(image: Image.Image, in_chans: int = 3, mode: str | None = None) ->
 
 
 def check_readers(suffixes: Container[str], mode: str) -> None:
-    """Refuse files of these endings before the first is opened, if what reads them is not installed.
+    """Refuse files with these suffixes before the first is opened, if the package that reads them is not installed.
+
+    Pillow is not enough for TIFFs: it reads no more than 4 bands, and only 8 of 16 bits of a colour.
 
     Raises:
-        ValueError: Naming the package. Pillow reads no TIFF of more than 4 bands, and 16 bits of a colour as 8.
+        ValueError: If the package is missing. The error names it.
     """
     if mode == ARRAY and ('.tif' in suffixes or '.tiff' in suffixes) and not find_spec('tifffile'):
-        raise ValueError(f'TIFFs are read as arrays by tifffile, which is not installed: {_INSTALL}.')
+        raise ValueError(f'Reading TIFFs as arrays needs tifffile, which is not installed: {_INSTALL}.')
 
 
 def _read(file: BinaryIO, in_chans: int, mode: str) -> Image.Image | Tensor:
@@ -116,10 +118,10 @@ def _read(file: BinaryIO, in_chans: int, mode: str) -> Image.Image | Tensor:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    image.load()  # after which a TIFF is upright already
+    image.load()  # this already turns a TIFF upright
     try:
         orientation = image.getexif().get(_ORIENTATION)
-    except (SyntaxError, struct.error, ValueError, KeyError, TypeError):  # damaged EXIF of a whole image
+    except (SyntaxError, struct.error, ValueError, KeyError, TypeError):  # damaged EXIF in an undamaged image
         orientation = None
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
@@ -127,14 +129,14 @@ def _upright(image: Image.Image) -> Image.Image:
 def _in_mode(image: Image.Image, mode: str, kind: str | None) -> Image.Image:
     if image.mode == mode:
         return image if image.info.get('transparency') is None else _on_background(image).convert(mode)
-    if image.mode.startswith('I;16') or (image.mode == 'I' and kind in ('PNG', 'PPM')):  # 'I' by older Pillows
+    if image.mode.startswith('I;16') or (image.mode == 'I' and kind in ('PNG', 'PPM')):  # 'I' in older Pillows
         bits = image.tag_v2.get(_BITS_PER_SAMPLE, (16,))[0] if hasattr(image, 'tag_v2') else 16
         image = Image.fromarray(_eight_bits(bits)[np.asarray(image).astype(np.uint16)])
     elif image.mode in ('I', 'F') and mode not in ('I', 'F'):
         what = 'floats' if image.mode == 'F' else 'whole numbers of 32 bits'
         raise ValueError(
             f'it holds {what}, whose range is not known: save it with 8 or 16 bits, or train on the numbers as they '
-            'are by --input-img-mode array --in-chans 1 --mean auto --std auto')
+            'are with --input-img-mode array --in-chans 1 --mean auto --std auto')
     elif image.has_transparency_data and mode not in ('RGBA', 'LA', 'PA', 'RGBa', 'La'):
         image = _on_background(image)
     return image.convert(mode)
@@ -147,7 +149,7 @@ def _on_background(image: Image.Image) -> Image.Image:
 
 @cache
 def _eight_bits(bits: int) -> np.ndarray:
-    """8-bit value of every 16-bit one of an image with so many significant bits."""
+    """8-bit value of each 16-bit value, for an image with this many significant bits."""
     largest = 2 ** bits - 1
     return np.rint(np.arange(2 ** 16).clip(max=largest) * (255 / largest)).astype(np.uint8)
 
@@ -170,13 +172,13 @@ def _read_array(file: BinaryIO, in_chans: int) -> np.ndarray:
 
 def _read_tiff(file: BinaryIO) -> np.ndarray:
     check_readers(('.tiff',), ARRAY)
-    import tifffile  # an extra
+    import tifffile  # an optional dependency
 
     try:
         return tifffile.imread(file)
-    except Exception as error:  # tifffile and its codecs raise many kinds
+    except Exception as error:  # tifffile and its codecs raise many types of errors
         raise ValueError(
-            f'tifffile cannot read it ({" ".join(str(error).split())}); what unpacks TIFFs comes with {_INSTALL}'
+            f'tifffile cannot read it ({" ".join(str(error).split())}): if a codec is missing, {_INSTALL}'
         ) from error
 
 
@@ -188,10 +190,10 @@ def _as_tensor(array: np.ndarray, in_chans: int) -> Tensor:
         array = array.transpose(1, 2, 0)
     if array.ndim != 3 or array.shape[-1] != in_chans or not array.size:
         raise ValueError(
-            f'it is of shape {list(shape)}, not of height, width and {in_chans} channels (--in-chans {in_chans})')
+            f'it has the shape {list(shape)}, but needs height, width and {in_chans} channels (--in-chans {in_chans})')
     kind = array.dtype.kind
     if kind not in 'buif':
-        raise ValueError(f'it holds {array.dtype}, not real numbers')
+        raise ValueError(f'it holds {array.dtype}, but real numbers are needed')
     largest = np.iinfo(array.dtype).max if kind in 'ui' else 1
     array = np.ascontiguousarray(array.transpose(2, 0, 1)).astype(np.float32) * np.float32(255 / largest)
     if not np.isfinite(array).all():

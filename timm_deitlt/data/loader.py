@@ -1,7 +1,7 @@
-"""Loaders whose every image, micro-batch and update is a function of (seed, epoch, position) alone.
+"""Loaders in which every image, micro-batch and update is a function of (seed, epoch, position) only.
 
-An update is a global batch, cut into micro-batches of a fixed size; ranks only say who computes which micro-batch. So a
-resumed run is the same run, and 1 x 4 (accumulation) makes the same updates as 2 x 2.
+An update is a global batch that is cut into micro-batches of a fixed size. The rank only decides who computes which
+micro-batch. So a resumed run is the same run, and 1 rank with 4 micro-batches makes the same updates as 2 ranks with 2.
 """
 import math
 import time
@@ -23,15 +23,15 @@ from .sizes import SizeSchedule
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One forward and backward of one rank.
+    """One forward and backward pass of one rank.
 
     Attributes:
-        number: Position in the epoch, counted over all ranks; seeds everything random about it.
-        indices: Images, as positions in the data set.
-        weight: Share of its mean loss in the update's loss: images / images in the update; 0 for a rank that only
-            fills up a short last update.
-        last: Whether the update ends with it.
-        size_index: Position of its image size in those of the run.
+        number: Position in the epoch, counted over all ranks. It seeds everything that is random in the micro-batch.
+        indices: Positions of its images in the data set.
+        weight: Weight of its mean loss in the loss of the update: its images / images in the update. It is 0 if the
+            rank has nothing to do in a short last update.
+        last: Whether it is the last one of this rank in the update.
+        size_index: Position of its image size in the list of sizes.
     """
     number: int
     indices: tuple[int, ...]
@@ -41,21 +41,22 @@ class MicroBatch:
 
 
 class MicroBatchSampler(Sampler):
-    """Batch sampler of one rank: lists of (image, seed, position of its size) in the order of the updates.
+    """Batch sampler of one rank: lists of (image, seed, position of its size), in the order of the updates.
 
     Args:
-        num_images: Images of the data set.
+        num_images: Number of images in the data set.
         batch_size: Images in a micro-batch.
         grad_accum_steps: Micro-batches of each rank in an update.
         world_size: Number of ranks.
         rank: This rank.
-        repeats: Views of each image in an epoch (repeated augmentation); 0 or 1 for none. An epoch keeps its length,
-            so it then holds 1 / repeats of the images; from 2560 on a multiple of 256, as published.
-        even: Drop one image of an odd last micro-batch, as Mixup pairs them. A last micro-batch of a single image,
-            which BatchNorm cannot normalise, is always dropped.
+        repeats: Views of each image in an epoch (repeated augmentation); 0 or 1 for none. The epoch keeps its length,
+            so it then holds 1 / repeats of the images. From 2560 images on its length is a multiple of 256, as
+            published.
+        even: Drop one image of an odd last micro-batch, because Mixup pairs images. A last micro-batch of a single
+            image is always dropped, because BatchNorm cannot normalise it.
         seed: Seed of the run.
-        global_batch_size: Images in an update; by default those of all micro-batches above. A multiple of `batch_size`
-            that needs fewer leaves ranks idle, as a short last update does.
+        global_batch_size: Images in an update; by default batch_size * grad_accum_steps * world_size. If a smaller
+            multiple of `batch_size` does not fill all ranks, some have nothing to do, as in a short last update.
         sizes: Chooses the image size of each update; None for one size.
     """
 
@@ -81,7 +82,7 @@ class MicroBatchSampler(Sampler):
         self.seed = seed
         self.sizes = sizes
         self.epoch = 0
-        # the published multiple of 256 takes less than a tenth off 2560 images, and up to half off fewer
+        # of 2560 images the published multiple of 256 drops less than a tenth, but of fewer images up to a half
         self.repeat_sampler = RepeatAugSampler(
             range(num_images), num_replicas=1, rank=0, num_repeats=repeats,
             selected_round=256 if num_images >= 2560 else 0) if repeats > 1 else None
@@ -92,8 +93,8 @@ class MicroBatchSampler(Sampler):
         self.updates_per_epoch = math.ceil(length / self.per_update)
         if not length:
             raise ValueError(
-                f'{num_images} training image(s) leave no batch (Mixup pairs images). Use more images or --mixup 0 '
-                '--cutmix 0.')
+                f'{num_images} training image(s) leave no batch, because Mixup pairs images: use more images, or '
+                '--mixup 0 --cutmix 0.')
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -114,7 +115,7 @@ class MicroBatchSampler(Sampler):
             images = order[start:start + self.per_update]
             size_index = self.sizes.choice(self.epoch, update) if self.sizes else 0
             count = math.ceil(len(images) / self.batch_size)
-            if self.repeat_sampler:  # the views of an image belong to different micro-batches
+            if self.repeat_sampler:  # put the views of an image into different micro-batches
                 images = [image for first in range(count) for image in images[first::count]]
             cuts = [tuple(images[i * self.batch_size:(i + 1) * self.batch_size]) for i in range(count)]
             steps = math.ceil(count / self.world_size)
@@ -139,7 +140,7 @@ class MicroBatchSampler(Sampler):
 
 
 class AugmentedViews(Dataset):
-    """One or two views of each image; an item is asked for by (index, seed, position of its size)."""
+    """One or two views of each image. The key of an item is (index, seed, position of its size)."""
 
     def __init__(self, dataset: Dataset, transforms: Sequence[Sequence]):
         self.dataset: Any = dataset
@@ -156,9 +157,9 @@ class AugmentedViews(Dataset):
 
 
 class _InProcess:
-    """The batches of timm's PrefetchLoader on the CPU without workers, each image normalised while it is in the cache.
+    """The batches of timm's PrefetchLoader on a CPU without workers; normalises each image while it is in the cache.
 
-    Memory is gone through once, not five times: zeroed, collated, made float, less the mean, by the deviation.
+    This goes through memory once instead of five times (zero, collate, convert to float, subtract, divide).
     """
 
     def __init__(self, views: AugmentedViews, sampler: MicroBatchSampler, mean: Tensor, std: Tensor):
@@ -185,9 +186,9 @@ class TrainLoader:
 
     Args:
         dataset: Map-style data set of (PIL image, class index) with `transform` unset, or timm's iterable data set.
-        transforms: For each of `sizes`, or for the only size, a transform a view: PIL image to uint8 `[C, H, W]`; the
-            student's first, then the weak view's.
-        mean: Mean of the normalisation, a value a channel in 0..1.
+        transforms: For each of `sizes`, or for the only size, one transform per view, from a PIL image to uint8
+            `[C, H, W]`: first that of the student, then that of the weak view.
+        mean: Mean of the normalisation, one value per channel, in 0..1.
         std: Standard deviation of the normalisation.
         batch_size: Images in a micro-batch.
         grad_accum_steps: Micro-batches of each rank in an update.
@@ -196,12 +197,12 @@ class TrainLoader:
         repeats: Views of each image in an epoch.
         even: Whether micro-batches must have an even size (Mixup).
         seed: Seed of the run.
-        workers: Loader processes; started anew each epoch, so that a resumed epoch is the same epoch.
-        pin_memory: Pin host memory.
-        device: Where batches go.
+        workers: Loader processes. They start again in each epoch, so that a resumed epoch is the same epoch.
+        pin_memory: Whether to pin host memory.
+        device: Device of the batches.
         dtype: Type of the images.
-        global_batch_size: Images in an update, see `MicroBatchSampler`; an iterable set has those of all micro-batches.
-        sizes: Chooses the image size of each update, of a map-style set only; None for one size.
+        global_batch_size: Images in an update, see `MicroBatchSampler`. It has no effect on an iterable set.
+        sizes: Chooses the image size of each update, for map-style sets only; None for one size.
     """
 
     def __init__(
@@ -253,7 +254,7 @@ class TrainLoader:
             self.loader = _InProcess(self.views, self.sampler, self.loader.mean[0], self.loader.std[0])
 
     def epoch(self, epoch: int) -> Iterator[list[tuple[MicroBatch, Tensor, Tensor]]]:
-        """Yield the updates of an epoch: this rank's (plan, images `[V * B, C, H, W]`, class indices `[V * B]`)."""
+        """Yield each update as a list of this rank's (plan, images `[V * B, C, H, W]`, class indices `[V * B]`)."""
         if self.sampler is None:
             yield from self._stream(epoch)
             return
@@ -266,7 +267,7 @@ class TrainLoader:
                 group = []
 
     def seconds_per_image(self, images: int = 8) -> float:
-        """Seconds that reading and augmenting an image takes in one process, timed with some; 0 for a stream."""
+        """Seconds to read and augment one image in one process, measured on a few images; 0 for a stream."""
         if self.sampler is None:
             return 0.
         items = next(iter(self.sampler))[:images]
@@ -276,10 +277,10 @@ class TrainLoader:
         return (time.perf_counter() - began) / len(items)
 
     def _stream(self, epoch: int) -> Iterator[list[tuple[MicroBatch, Tensor, Tensor]]]:
-        # an iterable set only estimates its length: an update is planned when its micro-batches are there
+        # an iterable set only estimates its length, so an update is planned when its micro-batches have arrived
         if hasattr(self.dataset, 'set_epoch'):
             self.dataset.set_epoch(epoch)
-        seed_everything(self.seed, epoch, self.rank, 0, STREAM)  # its images have no positions, from which to seed each
+        seed_everything(self.seed, epoch, self.rank, 0, STREAM)  # images of a stream have no positions to seed them by
         batches = enumerate(self.loader)
         while group := list(islice(batches, self.grad_accum_steps)):
             weight = 1 / (len(group) * self.world_size)
@@ -290,7 +291,7 @@ class TrainLoader:
 
 
 class _Transformed(Dataset):
-    # a wrapper, so that teacher and student can each look at the same images in their own way
+    # a wrapper, so that teacher and student can each transform the same images in their own way
     def __init__(self, dataset: Dataset, transform: Callable):
         self.dataset: Any = dataset
         self.transform = transform
@@ -325,7 +326,7 @@ def create_eval_loader(
         device: torch.device | str = 'cpu',
         dtype: torch.dtype = torch.float32,
 ) -> PrefetchLoader:
-    """Loader over a whole data set in order; ranks take turns, the padding is known to timm's evaluators."""
+    """Loader over a whole data set in order. Ranks take turns, and timm's evaluators know about the padding."""
     sampler = None
     if isinstance(dataset, IterableDataset):
         cast(Any, dataset).transform = transform
@@ -335,7 +336,7 @@ def create_eval_loader(
         dataset = _Transformed(dataset, transform)
         if world_size > 1:
             sampler = OrderedDistributedSampler(dataset, num_replicas=world_size, rank=rank)
-    # a generator of its own: torch draws the workers' seed from it, and evaluation leaves the global one alone
+    # torch draws the seed of the workers from this generator, so that evaluation does not change the global one
     loader = DataLoader(
         dataset, batch_size=batch_size, sampler=sampler, num_workers=workers, collate_fn=collate,
         pin_memory=pin_memory, generator=torch.Generator())

@@ -1,4 +1,4 @@
-"""A data set that knows its targets without decoding an image, and parts of it: long-tailed, held out."""
+"""A data set that knows its labels without decoding images, and its long-tailed and held-out subsets."""
 import hashlib
 import json
 import struct
@@ -26,7 +26,7 @@ from .sampling import (
     stratified_split,
 )
 
-# What PIL and its decoders raise on a file that is no image, is cut off or is damaged.
+# Errors of PIL and its decoders if a file is not an image, is truncated or is damaged.
 _DECODE_ERRORS = (
     OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError,
 )
@@ -37,7 +37,7 @@ class UnreadableImageError(ValueError):
 
 
 class ClassificationSet(Dataset):
-    """Map-style image set whose targets are known without decoding an image.
+    """Map-style set of images whose labels are known without decoding an image.
 
     Args:
         base: Data set that yields `(PIL image, target, ...)`.
@@ -45,21 +45,20 @@ class ClassificationSet(Dataset):
         class_names: Names by label.
         name: Name of the data set, part of the fingerprint.
         indices: Images of `base` that belong to this set, in order; all by default.
-        keys: One string for every image of `base` that tells it from others, such as its file name; part of the
-            fingerprint.
+        keys: A unique string for every image of `base`, such as its file name; part of the fingerprint.
         input_img_mode: PIL mode that images are converted to.
         skip_bad_images: Replace an unreadable image by the next readable one of its class instead of raising.
-        opener: Opens a file of one of timm's data sets; by default Pillow as it is, which published figures are for.
+        opener: Opens a file of timm's data sets. By default Pillow alone opens it, as in the published runs.
 
     Attributes:
-        transform: Applied to the PIL image; `None` returns it as it is.
-        targets: int64 `[N]`, labels of the images of this set.
-        indices: int64 `[N]`, their positions in `base`.
+        transform: Applied to the PIL image. With `None` the image is returned unchanged.
+        targets: Labels of the images of this set, int64 `[N]`.
+        indices: Positions of these images in `base`, int64 `[N]`.
         held: Decoded images by their position in `base`, see `hold`, or None.
 
     Raises:
-        UnreadableImageError: On access, if an image cannot be read; with `skip_bad_images` only if no image of its
-            class can.
+        UnreadableImageError: On access, if an image cannot be read. With `skip_bad_images` only if no image of the
+            class can be read.
 
     Example:
         >>> from timm_deitlt.data import create_dataset
@@ -95,10 +94,10 @@ class ClassificationSet(Dataset):
         low, high = self._base_targets.min(initial=0), self._base_targets.max(initial=-1)
         if low < 0 or high >= self.num_classes:
             raise ValueError(
-                f'{name} has labels from {low} to {high}, its {self.num_classes} classes allow 0 to '
+                f'{name} has labels from {low} to {high}, but its {self.num_classes} classes allow 0 to '
                 f'{self.num_classes - 1}.'
             )
-        # One flag per image rather than a counter: loader workers may set it at the same time and again each epoch.
+        # One flag per image instead of a counter, because several workers may meet the same image, and in each epoch.
         self._bad = torch.zeros(len(self._base_targets), dtype=torch.bool).share_memory_() if skip_bad_images else None
 
     @property
@@ -112,15 +111,15 @@ class ClassificationSet(Dataset):
 
     @property
     def bad_images(self) -> int:
-        """Unreadable images met so far, each counted once, by this process and by loader workers."""
+        """Number of different unreadable images that this process and its loader workers have met so far."""
         return 0 if self._bad is None else int(self._bad[torch.from_numpy(self.indices)].sum())
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the set's name and its images with the names of their classes, whatever order either is in."""
+        """SHA-256 of the name of the set and of its images with their class names, independent of their order."""
         seen: Counter[str] = Counter()
         names = []
-        for class_name in self.class_names:  # of a repeated name each class is one of its own
+        for class_name in self.class_names:  # classes that share a name are still different classes
             names.append(f'{class_name} {seen[class_name]}')
             seen[class_name] += 1
         images = self.indices.tolist() if self.keys is None else [self.keys[i] for i in self.indices.tolist()]
@@ -140,18 +139,18 @@ class ClassificationSet(Dataset):
         return image if self.transform is None else self.transform(image), int(self.targets[i])
 
     def hold(self, max_bytes: float) -> bool:
-        """Decode the images of timm's data sets (folders, lists, archives) once and keep them, where they fit.
+        """Decode the images of timm's data sets (folders, lists, archives) once and keep them in memory if they fit.
 
-        Sets of torchvision and scikit-learn are in memory as they are.
+        Sets of torchvision and scikit-learn are in memory anyway.
 
         Args:
-            max_bytes: Most bytes that the images may take; whether they do is estimated of a few before all are read.
+            max_bytes: Largest allowed size of all images. It is first estimated from a few images.
 
         Returns:
-            Whether they are kept.
+            Whether the images are kept.
 
         Raises:
-            UnreadableImageError: If an image cannot be read; with `skip_bad_images` it is left to its access.
+            UnreadableImageError: If an image cannot be read. With `skip_bad_images` the image is not kept instead.
         """
         known = isinstance(self.base, ImageDataset) and self.input_img_mode in ('L', 'RGB', 'RGBA')
         if self.held is not None or not known or not len(self):
@@ -182,7 +181,7 @@ class ClassificationSet(Dataset):
             if not isinstance(self.base, ImageDataset):
                 image = self.base[index][0]
                 return image.convert(self.input_img_mode) if self.input_img_mode else image
-            # timm's own access replaces an unreadable image by the next one, of whatever class.
+            # timm's ImageDataset would replace an unreadable image by the next one, even of another class.
             with self.base.reader[index][0] as file:
                 if self.opener is not None:
                     return self.opener(file)
@@ -213,11 +212,11 @@ class ClassificationSet(Dataset):
         return str(name or f'number {index} of {self.name}')
 
     def subset(self, positions: Integers, name: str | None = None) -> 'ClassificationSet':
-        """The images at these positions, in this order; shares images and the record of bad ones."""
+        """Subset of the images at these positions, in this order. It shares decoded images and flags of bad images."""
         return self._derive(self._base_targets, self.class_names, self.indices[np.asarray(positions)], name)
 
     def with_classes(self, class_names: Sequence[str]) -> 'ClassificationSet':
-        """The same images with labels that count in the order of `class_names`, matched by name.
+        """The same images with labels in the order of `class_names`, matched by name.
 
         Raises:
             ValueError: If this set has a class that is not among `class_names`.
@@ -246,7 +245,7 @@ def label_table(own: tuple[str, ...], wanted: tuple[str, ...], name: str) -> lis
     """Label in `wanted` of every class of `own`, by name.
 
     Raises:
-        ValueError: If a class of `own` is unknown to `wanted`, or names repeat and do not agree as they are.
+        ValueError: If a class of `own` is not in `wanted`, or if names repeat and the two lists differ.
     """
     if own == wanted:
         return list(range(len(own)))
@@ -254,30 +253,32 @@ def label_table(own: tuple[str, ...], wanted: tuple[str, ...], name: str) -> lis
     unknown = [class_name for class_name in own if class_name not in labels]
     if unknown:
         raise ValueError(
-            f'{name} has {len(unknown)} class(es) that the training set does not have, such as {unknown[0]!r}; '
-            f'known are {", ".join(wanted[:10])}{", ..." if len(wanted) > 10 else ""}.'
+            f'{name} has {len(unknown)} class(es) that the training set does not have, such as {unknown[0]!r}. '
+            f'Allowed are {", ".join(wanted[:10])}{", ..." if len(wanted) > 10 else ""}.'
         )
     if len(set(own)) < len(own) or len(labels) < len(wanted):
-        raise ValueError(f'{name} orders its classes differently and has several of one name: they cannot be matched.')
+        raise ValueError(
+            f'{name} orders its classes in another way, and several have the same name, so they cannot be matched: '
+            'rename these classes.')
     return [labels[class_name] for class_name in own]
 
 
 def check_same_classes(train_set: Any, eval_set: Any) -> None:
-    """Refuse an evaluation set whose labels do not mean what they mean in the training set.
+    """Refuse an evaluation set whose labels stand for other classes than in the training set.
 
     Raises:
-        ValueError: Naming the first difference of the class names, in order.
+        ValueError: If the class names or their order differ. The error names the first difference.
     """
     train, evaluation = train_set.class_names, eval_set.class_names
     for label, (ours, theirs) in enumerate(zip(train, evaluation)):  # noqa: B905 the length is compared below
         if ours != theirs:
             raise ValueError(
-                f'Label {label} is {ours!r} in {train_set.name} and {theirs!r} in {eval_set.name}; load the second '
+                f'Label {label} is {ours!r} in {train_set.name} and {theirs!r} in {eval_set.name}: load the second '
                 f'by create_dataset(..., class_names=train_set.class_names).'
             )
     if len(train) != len(evaluation):
         raise ValueError(
-            f'{train_set.name} has {len(train)} classes and {eval_set.name} has {len(evaluation)}; load the second by '
+            f'{train_set.name} has {len(train)} classes and {eval_set.name} has {len(evaluation)}: load the second by '
             f'create_dataset(..., class_names=train_set.class_names).'
         )
 
@@ -287,24 +288,24 @@ def holdout(
         fraction: float,
         seed: int = 0,
 ) -> tuple[ClassificationSet, ClassificationSet, list[int]]:
-    """Hold a stratified part of a training set out for validation.
+    """Hold out a stratified part of a training set for validation.
 
     Returns:
-        What stays for training, what is held out, and the labels of the classes too small to give an image.
+        The set for training, the held-out set, and the labels of classes that are too small to give an image.
 
     Raises:
         ValueError: If the set cannot be indexed, the fraction is not between 0 and 1, or no class can give an image.
     """
     if not isinstance(dataset, ClassificationSet):
         raise ValueError(
-            f'{dataset.name} is read as a stream and cannot be indexed, so no part of it can be held out; '
-            f'name a validation split instead.'
+            f'{dataset.name} is read as a stream and cannot be indexed, so no part of it can be held out: give a '
+            'validation split instead (--val-split).'
         )
     stay, held, small = stratified_split(dataset.targets, fraction, seed)
     if len(held) == 0:
         raise ValueError(
-            f'Holding out {fraction} of {dataset.name} takes no image: its largest class has '
-            f'{max(dataset.class_counts)}; hold out a larger part (--val-fraction), or evaluate all in turn (--folds).'
+            f'Holding out {fraction} of {dataset.name} takes no image, because its largest class has '
+            f'{max(dataset.class_counts)}: give a larger --val-fraction, or evaluate all images in turn by --folds.'
         )
     return dataset.subset(stay), dataset.subset(held), small
 
@@ -320,17 +321,17 @@ def long_tailed_subset(
     """Long-tailed random subset of a data set.
 
     Args:
-        dataset: Where to choose from; every class has an image.
+        dataset: Set to choose from. Every class has an image.
         imbalance_factor: n_max / n_min, at least 1.
         profile: 'exp' or 'step'.
         n_max: Images of the most frequent class; by default as many as the classes can supply.
         seed: Seed of the choice.
-        by_frequency: Classes decrease in the order of their count in `dataset` (by label among equals) instead of in
-            the order of their labels.
+        by_frequency: If True, counts fall in the order of the counts in `dataset` (by label among equal ones). If
+            False, they fall in the order of the labels.
 
     Raises:
-        ValueError: If a class would be empty, naming the largest imbalance factor, or has fewer images than asked
-            for, naming the largest n_max.
+        ValueError: If a class would be empty or has too few images. The error names the largest possible imbalance
+            factor or n_max.
     """
     check_imbalance(imbalance_factor, profile)
     available = np.asarray(dataset.class_counts)
@@ -339,7 +340,7 @@ def long_tailed_subset(
     largest = largest_n_max(available, imbalance_factor, profile)
     if n_max is None and min(profile_counts(len(available), largest, imbalance_factor, profile)) == 0:
         raise ValueError(
-            f'An imbalance factor of {imbalance_factor:.10g} leaves a class of {dataset.name} without an image; with '
+            f'An imbalance factor of {imbalance_factor:.10g} leaves a class of {dataset.name} without an image: with '
             f'{max(available)} to {min(available)} images in a class the largest allowed is '
             f'{largest_imbalance_factor(available, profile)}.'
         )
@@ -348,7 +349,7 @@ def long_tailed_subset(
         short = int(np.argmax(counts > available))
         raise ValueError(
             f'With n_max {n_max} class {dataset.class_names[order[short]]!r} of {dataset.name} needs {counts[short]} '
-            f'images and has {available[short]}; the largest allowed n_max is {largest}.'
+            f'images but has {available[short]}: the largest allowed n_max is {largest}.'
         )
     by_label = np.empty_like(counts)
     by_label[order] = counts

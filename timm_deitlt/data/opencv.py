@@ -1,7 +1,7 @@
-"""timm's training transform on arrays, by OpenCV and torch instead of Pillow: the same draws, about twice as fast.
+"""timm's training transform by OpenCV and torch instead of Pillow: the same random numbers, about twice as fast.
 
-Pixels differ from Pillow's by rounding; where an image is turned also by OpenCV's bicubic kernel (a = -0.75, Pillow's
-is -1) and by the half pixel along the border that Pillow fills at once.
+Pixels differ from those of Pillow by rounding. Rotated images differ in two more ways: OpenCV has another bicubic kernel
+(a = -0.75, where Pillow has -1), and Pillow fills half a pixel more along the border.
 """
 import copy
 import math
@@ -22,13 +22,13 @@ from torchvision import transforms
 
 from .augment import Cutout
 
-cv2.setNumThreads(1)  # a loader process has one core, as with Pillow
+cv2.setNumThreads(1)  # a loader process uses one core, as with Pillow
 
 _FILTERS = {transforms.InterpolationMode.BILINEAR: 'bilinear', transforms.InterpolationMode.BICUBIC: 'bicubic'}
 _LEVELS = np.arange(256)
 # Pillow's SMOOTH
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], dtype=np.float32) / 13
-# What asks for the steps that are not done here
+# Flags that ask for steps that OpenCV does not do here
 _FLAGS = {
     'Resize': '--train-crop-mode, --no-aug', 'ColorJitter': '--color-jitter', 'RandomGrayscale': '--grayscale-prob',
     'RandomApply': '--color-jitter-prob, --gaussian-blur-prob', 'AutoAugment': '--aa', 'AugMixAugment': '--aa',
@@ -38,13 +38,13 @@ _FLAGS = {
 def to_opencv(transform: transforms.Compose) -> transforms.Compose:
     """The same training transform on arrays, from a PIL image, RGB or grey, to uint8 `[C, H, W]`.
 
-    It draws what timm's draws, in the same order, so that a seed chooses the same crop, flip and operations.
+    It draws the same random numbers as timm's, in the same order. So a seed gives the same crop, flip and operations.
 
     Args:
-        transform: As `augment.train_transform` makes it: a random resized crop, then flips, RandAugment and cutout.
+        transform: Result of `augment.train_transform`: a random resized crop, then flips, RandAugment and cutout.
 
     Raises:
-        ValueError: If a step or an operation is not among those.
+        ValueError: If it has another step or operation.
     """
     steps: list[Any] = []
     for step in transform.transforms:
@@ -53,7 +53,7 @@ def to_opencv(transform: transforms.Compose) -> transforms.Compose:
         elif isinstance(step, (transforms.RandomHorizontalFlip, transforms.RandomVerticalFlip)) and len(steps) == 1:
             steps[0].flips.append((step.p, 1 if isinstance(step, transforms.RandomHorizontalFlip) else 0))
         elif isinstance(step, RandAugment) and steps:
-            ops = np.array([_on_arrays(op) for op in step.ops])  # which timm's draw makes of a list, for every image
+            ops = np.array([_on_arrays(op) for op in step.ops])  # otherwise timm would turn the list into an array for every image
             steps.append(RandAugment(ops, step.num_layers, step.choice_weights))
         elif isinstance(step, MaybePILToTensor) and steps:
             steps.append(_to_tensor)
@@ -62,13 +62,13 @@ def to_opencv(transform: transforms.Compose) -> transforms.Compose:
         else:
             name = type(step).__name__
             raise ValueError(
-                f'--augment-backend opencv does random resized crops, flips, RandAugment and cutout, not {name} '
-                f'({_FLAGS.get(name, "--train-crop-mode")}): leave one of them out.')
+                f'--augment-backend opencv does random resized crops, flips, RandAugment and cutout, but not {name} '
+                f'({_FLAGS.get(name, "--train-crop-mode")}): leave out the flag for it, or --augment-backend.')
     return transforms.Compose(steps)
 
 
 class _Crop:
-    """Random resized crop, and the flips after it, which cost less on the crop before it is enlarged."""
+    """Random resized crop and flips. The flips come before enlarging the crop, which is faster."""
 
     def __init__(self, step: RandomResizedCropAndInterpolation):
         self.step = step
@@ -77,15 +77,15 @@ class _Crop:
         self.filters = [_FILTERS[mode] for mode in filters if mode in _FILTERS]
         if len(self.filters) < len(filters):
             raise ValueError(
-                '--augment-backend opencv resizes by bilinear or bicubic: give one of them as --train-interpolation, '
-                'or leave it out.')
+                '--augment-backend opencv can only resize by bilinear or bicubic: give one of them as '
+                '--train-interpolation, or leave it out.')
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         top, left, height, width = self.step.get_params(image, self.step.scale, self.step.ratio)
         mode = random.choice(self.filters) if len(self.filters) > 1 else self.filters[0]
         flips = [code for p, code in self.flips if torch.rand(1).item() < p]
         channels = len(image.getbands())
-        if not height * width:  # of a tiny image, which Pillow enlarges to black
+        if not height * width:  # an empty crop of a tiny image, for which Pillow returns black
             return np.zeros((*self.step.size, channels), np.uint8)
         pixels = np.asarray(image)[top:top + height, left:left + width]
         for code in flips:
@@ -102,20 +102,20 @@ class _Crop:
 def _on_arrays(op: AugmentOp) -> AugmentOp:
     if op.name not in OPERATIONS:
         raise ValueError(
-            f'--augment-backend opencv does not know the operation {op.name}: leave it out, or use another --aa.')
+            f'--augment-backend opencv does not have the operation {op.name}: leave it out, or use another --aa.')
     op = copy.copy(op)
     op.aug_fn = OPERATIONS[op.name]
     return op
 
 
 def _to_tensor(image: np.ndarray) -> Tensor:
-    return torch.from_numpy(image).permute(2, 0, 1)  # the loader's copy into the batch puts it in order
+    return torch.from_numpy(image).permute(2, 0, 1)  # the loader's copy into the batch makes it contiguous
 
 
-# Operations: arrays `[H, W, C]` of uint8, RGB or grey, with the arguments of timm's of the same name
+# Operations on uint8 arrays `[H, W, C]`, RGB or grey, with the arguments of timm's operations of the same name
 
 def _keep_channels(image: np.ndarray, result: np.ndarray) -> np.ndarray:
-    return result.reshape(image.shape)  # OpenCV drops a single one
+    return result.reshape(image.shape)  # OpenCV drops a single channel
 
 
 def _scalar(fillcolor: Sequence[int] | int) -> tuple[int, ...]:
@@ -132,7 +132,7 @@ def _is_bicubic(resample: Sequence[int] | int) -> bool:
 
 
 def _between(t: np.ndarray, bicubic: bool) -> np.ndarray:
-    """Pillow's weights `[..., 4]` of the pixels -1, 0, 1, 2 at the place `t` in 0 to 1."""
+    """Pillow's weights `[..., 4]` of the pixels -1, 0, 1, 2 for interpolation at position `t` in 0 to 1."""
     if not bicubic:
         return np.stack([0 * t, 1 - t, t, 0 * t], axis=-1)
     return np.stack([t * (t * (2 - t) - 1), 1 - t * t * (2 - t), t * (1 + t * (1 - t)), t * t * (t - 1)], axis=-1)
@@ -149,10 +149,10 @@ def _shear_x(
         resample: Sequence[int] | int,
 ) -> np.ndarray:
     height, width, channels = image.shape
-    shifts = factor * (np.arange(height) + .5)  # pixel x of row y is the source's at x + shifts[y]
+    shifts = factor * (np.arange(height) + .5)  # pixel x of row y comes from x + shifts[y] in the source
     whole = np.floor(shifts).astype(int)
     weights = torch.from_numpy(_between(shifts - whole, _is_bicubic(resample)).astype(np.float32))
-    whole = whole.clip(-width - 1, width)  # a row beyond is all outside
+    whole = whole.clip(-width - 1, width)  # rows that are shifted further are empty
     margin = int(abs(whole).max()) + 2
     padded = cv2.copyMakeBorder(image, 0, 0, margin, margin, cv2.BORDER_REPLICATE).reshape(height, -1)
     length = (width + 3) * channels
@@ -163,7 +163,7 @@ def _shear_x(
     sheared = pixels[:, :length] * weights[:, :1]
     for tap in (1, 2, 3):
         sheared.addcmul_(pixels[:, tap * channels:tap * channels + length], weights[:, tap:tap + 1])
-    # Pillow cuts off after the point, OpenCV rounds
+    # Pillow truncates decimals, OpenCV rounds them
     result = cv2.subtract(sheared.numpy(), .499, dtype=cv2.CV_8U).reshape(image.shape)
     columns = np.arange(width, dtype=np.float32)
     first = (-.5 - shifts.astype(np.float32))[:, None]
@@ -183,7 +183,7 @@ def _translate_x(
 ) -> np.ndarray:
     bicubic = _is_bicubic(resample)
     height, width, channels = image.shape
-    # columns x whose source x + pixels lies at most half a pixel outside
+    # the columns x for which x + pixels lies at most half a pixel outside of the source
     first, last = max(0, math.ceil(-pixels - .5)), min(width, math.ceil(width - pixels - .5))
     if first >= last:
         return _filled(image.shape, fillcolor).copy()
@@ -222,7 +222,7 @@ def _rotate(
 
 
 def _look_up(image: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """Replace levels by those of a table `[256]` or `[256, C]`, cut off after the point and at 0 and 255 as Pillow."""
+    """Look up levels in a table `[256]` or `[256, C]`, truncated to integers and clipped to 0 to 255 as in Pillow."""
     table = np.clip(table, 0, 255).astype(np.uint8)
     if table.ndim == 2:
         table = table.reshape(1, 256, -1)
@@ -284,7 +284,7 @@ def _brightness(image, factor, **_):
 
 def _sharpness(image, factor, **_):
     smooth = _keep_channels(image, cv2.filter2D(image, -1, _SMOOTH)).copy()
-    for border in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]):  # which Pillow leaves as it is
+    for border in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]):  # Pillow does not change the border
         smooth[border] = image[border]
     return _blend(smooth, image, factor)
 

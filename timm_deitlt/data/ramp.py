@@ -1,4 +1,4 @@
-"""An augmentation that grows stronger over the first epochs."""
+"""An augmentation that becomes stronger over the first epochs."""
 from collections.abc import Iterable
 
 from timm.data.auto_augment import RandAugment
@@ -8,15 +8,15 @@ from .augment import BatchAugment
 
 
 class AugmentationRamp:
-    """Sets the strength of an augmentation by the epoch: from none to all of it, linearly.
+    """Sets the strength of an augmentation by the epoch, linearly from zero to full strength.
 
-    What is scaled are the magnitude of RandAugment and the probabilities of its operations, of erasing and of mixing;
-    crops and flips stay. The strength is a function of the epoch alone, so that a resumed epoch is the same epoch.
+    It scales the magnitude of RandAugment and the probabilities of its operations, of erasing and of mixing. Crops and
+    flips do not change. The strength depends only on the epoch, so a resumed epoch is the same epoch.
 
     Args:
-        epochs: First 0-based epoch of full strength.
-        views: Training transforms, changed in place.
-        batch: What is done to batches, changed in place.
+        epochs: First 0-based epoch with full strength.
+        views: Training transforms; changed in place.
+        batch: Augmentation of batches; changed in place.
 
     Example:
         >>> augment = BatchAugment(Mixup(num_classes=10), re_prob=.25)
@@ -40,6 +40,6 @@ class AugmentationRamp:
         return min(1., epoch / self.epochs)
 
     def set_epoch(self, epoch: int) -> None:
-        """Take the strength of a 0-based epoch; loader processes started later have it too."""
+        """Set the strength of a 0-based epoch. Loader processes that start later have it too."""
         for part, name, full in self.parts:
             setattr(part, name, full * self.strength(epoch))

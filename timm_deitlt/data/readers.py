@@ -1,4 +1,4 @@
-"""Image sets that list files describe: ImageNet-LT and iNaturalist-2018. No image is opened to read them."""
+"""Data sets that are described by list files: ImageNet-LT and iNaturalist-2018. No image is opened."""
 import json
 import os
 from collections import Counter, defaultdict
@@ -14,13 +14,13 @@ from ..benchmarks import Benchmark
 
 
 class ReaderImageList(Reader):
-    """timm reader of the images that a list names.
+    """timm reader of the images in a list.
 
     Args:
         root: Folder of the images.
-        paths: Their names relative to it, as listed.
-        files: Where they lie, relative to it.
-        targets: Their labels `[N]`.
+        paths: Paths of the images relative to `root`, as in the list.
+        files: Paths relative to `root` where the images really are.
+        targets: Labels of the images `[N]`.
         class_names: Names by label.
     """
 
@@ -53,7 +53,7 @@ class ReaderImageList(Reader):
 
 @dataclass
 class _Listing:
-    """What a list file says, in its order, and where it says so."""
+    """Content of a list file, in its order, with the place of each entry in the file."""
     source: Path
     unit: str
     places: list
@@ -70,20 +70,22 @@ def read_list(
         part: str,
         list_dir: str | os.PathLike | None = None,
 ) -> ReaderImageList:
-    """Read the list file of a benchmark's part and see that every image is there.
+    """Read the list file of a part of a benchmark, and check that every image exists.
 
-    An image that is not where the list says may also lie one level higher: ImageNet's own `val/` has no class folders
-    (`val/X.JPEG` for `val/n01440764/X.JPEG`), and older copies of iNaturalist-2018 have no super-categories.
+    An image may also lie one level higher than the list says. ImageNet's own `val/` has no class folders (`val/X.JPEG`
+    for `val/n01440764/X.JPEG`), and older copies of iNaturalist-2018 have no super-categories.
 
     Args:
-        benchmark: One with list files: text with `path label` a line, or JSON with `images` and `annotations`.
+        benchmark: A benchmark with list files: text with `path label` on each line, or JSON with `images` and
+            `annotations`.
         root: Folder of the images.
         part: 'train', 'validation' or 'test'.
-        list_dir: Folder of the list file; by default `root`, the benchmark's own folder in it, or the one `root` is in.
+        list_dir: Folder of the list file; by default `root`, `files_folder` of the benchmark in `root`, and the parent
+            of `root` are searched.
 
     Raises:
-        FileNotFoundError: If the list or an image is not there.
-        ValueError: If `root` is missing, or the list says what cannot be; the error names the line.
+        FileNotFoundError: If the list or an image does not exist.
+        ValueError: If `root` is None, or the list is not valid. The error names the line.
     """
     if root is None:
         raise ValueError(f'{benchmark.name} needs the folder of its images (--data-dir).')
@@ -95,7 +97,7 @@ def read_list(
             names = {**_folder_names(_read(benchmark, _find(benchmark, root, 'train', list_dir))), **names}
         class_names = [names[label] for label in range(benchmark.num_classes)]
     files = _find_images(root, listing)
-    # by path, so that every file that lists the same images makes the same data set
+    # sorted by path, so that all files that list the same images give the same data set
     order = sorted(range(len(files)), key=listing.paths.__getitem__)
     paths, files = ([column[i] for i in order] for column in (listing.paths, files))
     return ReaderImageList(root, paths, files, [listing.labels[i] for i in order], class_names)
@@ -106,11 +108,11 @@ def count_listed(
         root: str | os.PathLike | None = None,
         list_dir: str | os.PathLike | None = None,
 ) -> list[int]:
-    """Training images per label, from the list file alone: no image need be there.
+    """Training images per label, from the list file only. The images need not exist.
 
     Raises:
-        FileNotFoundError: If the list is not there.
-        ValueError: If it says what cannot be.
+        FileNotFoundError: If the list does not exist.
+        ValueError: If the list is not valid.
     """
     return listed_classes(benchmark, _find(benchmark, root, 'train', list_dir))[0]
 
@@ -119,7 +121,7 @@ def listed_classes(benchmark: Benchmark, source: Path) -> tuple[list[int], list[
     """Images and names of the classes in a training list, by label.
 
     Raises:
-        ValueError: If it says what cannot be, or misses a class.
+        ValueError: If the list is not valid, or has no image of a class.
     """
     listing = _read(benchmark, source)
     counts = np.bincount(listing.labels, minlength=benchmark.num_classes).tolist()
@@ -153,19 +155,19 @@ def _read(benchmark: Benchmark, source: Path, complete: bool = True) -> _Listing
     try:
         listing = _read_json(source) if source.suffix == '.json' else _read_text(source)
     except UnicodeDecodeError as error:
-        raise ValueError(f'{source} is no text in UTF-8 ({error}): fetch it again.') from error
+        raise ValueError(f'{source} is not a text file in UTF-8 ({error}): download it again.') from error
     if not listing.paths:
-        raise ValueError(f'{source} names no image: fetch it again.')
+        raise ValueError(f'{source} names no image: download it again.')
     for i, label in enumerate(listing.labels):
         if type(label) is not int or not 0 <= label < num_classes:
             raise ValueError(
-                f'{listing.place(i)}: the label {label!r} of {listing.paths[i]} is none of the {num_classes} classes, '
-                f'which are 0 to {num_classes - 1}.'
+                f'{listing.place(i)}: the label {label!r} of {listing.paths[i]} is none of the {num_classes} classes. '
+                f'Allowed are 0 to {num_classes - 1}.'
             )
     if len(set(listing.paths)) < len(listing.paths):
         (path, times), = Counter(listing.paths).most_common(1)
         last = len(listing.paths) - 1 - listing.paths[::-1].index(path)
-        raise ValueError(f'{listing.place(last)}: {path} is listed {times} times.')
+        raise ValueError(f'{listing.place(last)}: {path} is listed {times} times, but only once is allowed.')
     absent = sorted(set(range(num_classes)).difference(listing.labels))
     if absent and complete:
         raise ValueError(
@@ -187,7 +189,7 @@ def _read_text(source: Path) -> _Listing:
                 labels.append(int(label))
             except ValueError as error:
                 raise ValueError(
-                    f'{source}, line {number}: expected "path label" with a whole number as label, got '
+                    f'{source}, line {number}: a line must be "path label" with a whole number as label, got '
                     f'{line.strip()!r}.'
                 ) from error
             paths.append(path)
@@ -212,16 +214,16 @@ def _read_json(source: Path) -> _Listing:
         ) from error
     if len(labels) < len(notes):
         (image, times), = Counter(note['image_id'] for note in notes).most_common(1)
-        raise ValueError(f'{source}, image id {image!r}: has {times} annotations, exactly one is needed.')
+        raise ValueError(f'{source}, image id {image!r}: it has {times} annotations, but exactly one is needed.')
     bare = next((i for i, image in enumerate(images) if image not in labels), None)
     if bare is not None:
         raise ValueError(
-            f'{source}, image id {images[bare]!r}: has no annotation, so the class of {paths[bare]} is unknown.')
+            f'{source}, image id {images[bare]!r}: it has no annotation, so the class of {paths[bare]} is unknown.')
     return _Listing(source, 'image id', images, paths, [labels[image] for image in images])
 
 
 def _folder_names(listing: _Listing) -> dict[int, str]:
-    """Names by label: the folder of its images, the WordNet id in ImageNet."""
+    """Class names by label. The name is that of the folder of the images, which is the WordNet id in ImageNet."""
     names: dict[int, str] = {}
     labels: dict[str, int] = {}
     for i, (path, label) in enumerate(zip(listing.paths, listing.labels, strict=True)):
@@ -229,14 +231,14 @@ def _folder_names(listing: _Listing) -> dict[int, str]:
         if names.setdefault(label, folder) != folder or labels.setdefault(folder, label) != label:
             raise ValueError(
                 f'{listing.place(i)}: {path} has label {label}, but elsewhere label {label} is folder '
-                f'{names[label]!r} and folder {folder!r} is label {labels.get(folder, label)}; each class needs a '
-                'folder of its own.'
+                f'{names[label]!r} and folder {folder!r} is label {labels.get(folder, label)}: each class needs its '
+                'own folder.'
             )
     return names
 
 
 def _find_images(root: str | os.PathLike, listing: _Listing) -> list[str]:
-    """Where every image lies below `root`."""
+    """Path of every image relative to `root`, where it really is."""
     files = list(listing.paths)
     elsewhere = _missing(root, files, range(len(files)))
     for i in elsewhere:
@@ -247,13 +249,13 @@ def _find_images(root: str | os.PathLike, listing: _Listing) -> list[str]:
         first = min(missing)
         raise FileNotFoundError(
             f'{listing.place(first)}: {listing.paths[first]} is not in {root}, where {len(missing)} of the '
-            f'{len(files)} listed images are missing. Give the folder that the paths begin in by --data-dir.'
+            f'{len(files)} listed images are missing. Give the folder that the paths start from by --data-dir.'
         )
     return files
 
 
 def _missing(root: str | os.PathLike, files: list[str], positions: Iterable[int]) -> list[int]:
-    # one listing a folder: asking for every image would take minutes on a network file system
+    # list each folder once, because checking every image would take minutes on a network file system
     folders = defaultdict(list)
     for i in positions:
         folders[files[i].rpartition('/')[0]].append(i)

@@ -1,4 +1,4 @@
-"""How many images of which class, and which: count profiles, long-tailed subsets, stratified splits."""
+"""Which images to choose, and how many of each class: count profiles, long-tailed subsets, stratified splits."""
 import math
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ Integers = Sequence[int] | np.ndarray
 
 
 def check_imbalance(imbalance_factor: float, profile: str = 'exp') -> None:
-    """Refuse an imbalance factor or a profile that describes no long-tailed set.
+    """Refuse an imbalance factor or profile that does not describe a long-tailed set.
 
     Raises:
         ValueError: If the factor is below 1 or infinite, or the profile is unknown.
@@ -18,13 +18,13 @@ def check_imbalance(imbalance_factor: float, profile: str = 'exp') -> None:
         raise ValueError(f'Unknown imbalance profile {profile!r}, choose one of {", ".join(PROFILES)}.')
     if not 1 <= imbalance_factor < math.inf:
         raise ValueError(
-            f'The imbalance factor is n_max / n_min: a number of at least 1 (1 is the balanced set), '
-            f'got {imbalance_factor}.'
+            f'The imbalance factor is n_max / n_min and must be at least 1 (1 is a balanced set), got '
+            f'{imbalance_factor}.'
         )
 
 
 def profile_counts(num_classes: int, n_max: int, imbalance_factor: float, profile: str) -> list[int]:
-    """Counts without any check: the smallest may be 0."""
+    """Class counts without any check, so that the smallest may be 0."""
     if profile == 'step':
         head = num_classes // 2
         return [n_max] * head + [int(n_max / imbalance_factor)] * (num_classes - head)
@@ -37,9 +37,9 @@ def class_counts(num_classes: int, n_max: int, imbalance_factor: float, profile:
     Args:
         num_classes: Number of classes C, at least 2.
         n_max: Images of the most frequent class.
-        imbalance_factor: n_max / n_min, at least 1; 1 is the balanced set.
-        profile: 'exp': n_i = int(n_max * (1 / imbalance_factor) ** (i / (C - 1))); 'step': the first half of the
-            classes has n_max, the others int(n_max / imbalance_factor).
+        imbalance_factor: n_max / n_min, at least 1; 1 is a balanced set.
+        profile: With 'exp' class i has int(n_max * (1 / imbalance_factor) ** (i / (C - 1))) images. With 'step' the
+            first half of the classes has n_max images, and the others have int(n_max / imbalance_factor).
 
     Raises:
         ValueError: If an argument is out of its range, or a class would get no image.
@@ -50,23 +50,23 @@ def class_counts(num_classes: int, n_max: int, imbalance_factor: float, profile:
     if num_classes < 2:
         raise ValueError(f'A long-tailed set needs at least 2 classes, got {num_classes}.')
     if n_max < 1:
-        raise ValueError(f'n_max is the number of images of the most frequent class, at least 1, got {n_max}.')
+        raise ValueError(f'n_max is the number of images of the most frequent class and must be at least 1, got {n_max}.')
     counts = profile_counts(num_classes, n_max, imbalance_factor, profile)
     if min(counts) == 0:
-        # n * (1 / n) may round to just below 1, as for n = 49, and the published formula truncates it to 0.
+        # n * (1 / n) may round to just below 1, for example with n = 49, and the published formula truncates it to 0.
         largest = n_max if min(profile_counts(num_classes, n_max, n_max, profile)) else n_max - 0.01
         raise ValueError(
             f'An imbalance factor of {imbalance_factor:.10g} leaves {counts.count(0)} of {num_classes} classes without '
-            f'an image when the largest class has {n_max}; the largest allowed is {largest:.10g}.'
+            f'an image if the largest class has {n_max}: the largest allowed is {largest:.10g}.'
         )
     return counts
 
 
 def largest_n_max(available: Sequence[int], imbalance_factor: float, profile: str = 'exp') -> int:
-    """Largest n_max whose class counts do not exceed the images at hand.
+    """Largest n_max whose class counts do not exceed the available images.
 
     Args:
-        available: Images at hand per class, in the order of `class_counts`.
+        available: Available images per class, in the order of `class_counts`.
         imbalance_factor: n_max / n_min, at least 1.
         profile: 'exp' or 'step'.
     """
@@ -75,7 +75,7 @@ def largest_n_max(available: Sequence[int], imbalance_factor: float, profile: st
         shares = [1.] * (num_classes // 2) + [1 / imbalance_factor] * (num_classes - num_classes // 2)
     else:
         shares = [(1 / imbalance_factor) ** (i / (num_classes - 1)) for i in range(num_classes)]
-    # int(n * share) <= a as long as n < (a + 1) / share; the loop takes back what rounding added.
+    # int(n * share) <= a as long as n < (a + 1) / share. The loop corrects rounding errors.
     n_max = math.ceil(min((a + 1) / share for a, share in zip(available, shares, strict=True)))
     while np.any(np.greater(profile_counts(num_classes, n_max, imbalance_factor, profile), available)):
         n_max -= 1
@@ -86,7 +86,7 @@ def largest_imbalance_factor(available: Sequence[int], profile: str = 'exp') -> 
     """Largest whole imbalance factor that leaves no class empty at its `largest_n_max`.
 
     Args:
-        available: Images at hand per class, none of them 0, in the order of `class_counts`.
+        available: Available images per class, none of them 0, in the order of `class_counts`.
         profile: 'exp' or 'step'.
     """
     last = len(available) - 1
@@ -102,7 +102,7 @@ def largest_imbalance_factor(available: Sequence[int], profile: str = 'exp') -> 
 
 
 def by_label(targets: np.ndarray, num_labels: int) -> list[np.ndarray]:
-    """Indices of every label, ascending, in the time of one sort however many labels there are."""
+    """Ascending indices of every label, by a single sort for any number of labels."""
     order = np.argsort(targets, kind='stable')
     return np.split(order, np.searchsorted(targets[order], np.arange(num_labels + 1)))[1:-1]
 
@@ -110,8 +110,8 @@ def by_label(targets: np.ndarray, num_labels: int) -> list[np.ndarray]:
 def long_tailed_indices(targets: Integers, counts: Integers, seed: int = 0) -> np.ndarray:
     """Indices of a random subset with the given number of images per label.
 
-    The choice is the one of the published long-tailed CIFAR sets for the same seed, drawn from a generator of its
-    own: the global random state is neither read nor changed.
+    For the same seed it is the choice of the published long-tailed CIFAR sets. It has its own generator, so the global
+    random state is neither used nor changed.
 
     Args:
         targets: Labels `[N]`.
@@ -119,7 +119,7 @@ def long_tailed_indices(targets: Integers, counts: Integers, seed: int = 0) -> n
         seed: Seed of the choice.
 
     Returns:
-        int64 indices, the labels one after the other in ascending order.
+        int64 indices, ordered by label.
 
     Raises:
         ValueError: If a label has fewer images than asked for.
@@ -132,7 +132,7 @@ def long_tailed_indices(targets: Integers, counts: Integers, seed: int = 0) -> n
     chosen = []
     for label, (candidates, count) in enumerate(zip(by_label(targets, len(counts)), counts, strict=True)):
         if not 0 <= count <= len(candidates):
-            raise ValueError(f'{count} images of label {label} are asked for, {len(candidates)} are there.')
+            raise ValueError(f'{count} images of label {label} are asked for, but there are {len(candidates)}.')
         rng.shuffle(candidates)
         chosen.append(candidates[:count])
     return np.concatenate(chosen).astype(np.int64)
@@ -143,15 +143,15 @@ def stratified_split(
         fraction: float,
         seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """Split off the same fraction of every class, leaving each at least one image.
+    """Split off the same fraction of every class, but leave at least one image of each class.
 
     Args:
         targets: Labels `[N]`.
-        fraction: Part to hold out of each class, 0 < fraction < 1; round(n * fraction) images.
-        seed: Seed of the choice, from a generator of its own.
+        fraction: Fraction to hold out, 0 < fraction < 1. Of n images of a class, round(n * fraction) are held out.
+        seed: Seed of the choice, which has its own generator.
 
     Returns:
-        Indices that stay, indices held out (both sorted), and the labels too small to give an image.
+        Indices that stay and indices held out (both sorted), and the labels of classes too small to give an image.
 
     Raises:
         ValueError: If the fraction is not between 0 and 1.

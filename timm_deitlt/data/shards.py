@@ -1,4 +1,4 @@
-"""Shards of a WebDataset that no _info.json describes: their images are counted once."""
+"""Count the images in shards of a WebDataset without an _info.json, once."""
 import hashlib
 import json
 import logging
@@ -12,7 +12,7 @@ from ..utils.files import write_text
 
 _logger = logging.getLogger(__name__)
 
-# timm's default of the key of the image, and its names of the description
+# timm's default suffixes of images, and its names of the file that describes the shards
 _IMAGE_KEYS = 'jpg;png;webp'
 _INFO = ('_info.json', 'info.json')
 
@@ -27,24 +27,25 @@ def count_shards(
         class_map: Any = None,
         **options: Any,
 ) -> tuple[dict[str, int], list[int] | None]:
-    """Count the images of local shards that neither a file nor the split describes; the count is kept in the cache.
+    """Count the images of local shards if neither a file nor the split says their number. The count is cached.
 
     Args:
         name: Name of the data set, for messages.
         root: Folder of the shards.
-        split: Their names in braces, such as 'train-{0000..0003}.tar'; with '|N' behind they are not counted.
-        num_samples: Images, if known: then nothing is counted.
-        input_key: Endings of images; by default timm's.
-        target_key: Field of the .json that holds the label; by default the label is the .cls file.
-        class_map: If given, or with `target_key`, classes are not counted.
-        options: Others of the data set, which are not needed here.
+        split: Names of the shards with braces, such as 'train-{0000..0003}.tar'. With '|N' at the end, N is the number
+            of images and nothing is counted.
+        num_samples: Number of images. If given, nothing is counted.
+        input_key: Suffixes of images; by default those of timm.
+        target_key: Field of the .json file that holds the label; by default the label is in the .cls file.
+        class_map: Labels by class name. With this or `target_key` classes are not counted.
+        options: Other options of the data set, which are ignored here.
 
     Returns:
-        'num_samples' for timm if it was counted, and the images of each label where they are known.
+        'num_samples' for timm if it was counted, and the images of each label if they are known.
 
     Raises:
         ValueError: If the shards are not named, are not local, or hold no image.
-        FileNotFoundError: If one is missing.
+        FileNotFoundError: If a shard is missing.
     """
     if num_samples is not None or '|' in split or any(os.path.isfile(os.path.join(root, info)) for info in _INFO):
         return {}, None
@@ -60,11 +61,11 @@ def count_shards(
             cache.parent.mkdir(parents=True, exist_ok=True)
             write_text(cache, json.dumps(counted))
         except OSError as error:
-            _logger.warning(f'Cannot keep the count of {name} for the next run: {error}')
+            _logger.warning(f'The count of {name} cannot be kept for the next run: {error}')
     if not counted['num_samples']:
         raise ValueError(
-            f'{split} in {root} holds no image with a label: each is N.jpg (or .png, .webp) beside N.cls, or name '
-            'their endings by --input-key and --target-key.')
+            f'{split} in {root} holds no image with a label: each image N.jpg (or .png, .webp) needs a label N.cls. Give '
+            'other suffixes by --input-key and --target-key.')
     labels = counted['labels'] if not class_map else None
     counts = None if labels is None else [labels.get(str(label), 0) for label in range(1 + max(map(int, labels)))]
     return {'num_samples': counted['num_samples']}, counts
@@ -78,7 +79,8 @@ def _expand(name: str, root: str | os.PathLike, split: str) -> list[str]:
             f'{root} has no _info.json that names the shards of the split {split!r}{there}: name them by '
             "--train-split or --val-split, such as 'train-{0000..0003}.tar'.")
     if '://' in split or split.startswith('pipe:'):
-        raise ValueError(f"{split} is not on this machine and not counted: give the number of images, '{split}|N'.")
+        raise ValueError(
+            f"{split} is not on this machine, so its images cannot be counted: give their number N as '{split}|N'.")
     try:
         from webdataset.shardlists import expand_urls
     except ImportError as error:
@@ -86,7 +88,8 @@ def _expand(name: str, root: str | os.PathLike, split: str) -> list[str]:
     files = expand_urls(split)
     missing = [file for file in files if not os.path.isfile(os.path.join(root, file))]
     if missing:
-        raise FileNotFoundError(f'{len(missing)} of {len(files)} shards are not in {root}, such as {missing[0]}.')
+        raise FileNotFoundError(
+            f'{len(missing)} of {len(files)} shards are not in {root}, such as {missing[0]}: check the names in {split!r}.')
     return files
 
 
@@ -99,7 +102,7 @@ def _read(cache: Path) -> dict[str, Any] | None:
 
 
 def _count(files: Sequence[str], input_key: str, target_key: str | None) -> dict[str, Any]:
-    """Images that have a label, and how many there are of each .cls."""
+    """Number of images that have a label, and number of images of each label in .cls files."""
     images = 0
     labels: dict[str, int] = {}
     for file in files:
@@ -115,7 +118,7 @@ def _count(files: Sequence[str], input_key: str, target_key: str | None) -> dict
                     text = content.read().decode() if content else ''
                     samples.setdefault(f'{folder}/{stem}', {})[suffix.lower()] = text.strip()
         except (tarfile.TarError, OSError, UnicodeDecodeError) as error:
-            raise ValueError(f'The shard {file} cannot be read ({error}): fetch it again.') from error
+            raise ValueError(f'The shard {file} cannot be read ({error}): download it again.') from error
         kept = [
             sample for sample in samples.values()
             if sample.keys() & set(input_key.split(';')) and ('json' if target_key else 'cls') in sample]

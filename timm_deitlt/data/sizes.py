@@ -1,4 +1,4 @@
-"""Training at several image sizes: which one an update has."""
+"""Training at several image sizes: the size of each update."""
 from collections.abc import Sequence
 
 import torch
@@ -10,15 +10,16 @@ from .seeds import IMAGE_SIZE, derive_seed
 class SizeSchedule:
     """Image size of each update, drawn with the probabilities of timm's `ScheduledBatchSampler`.
 
-    Every micro-batch of an update has the same size, on all ranks, and it is a function of (seed, epoch, update) alone.
+    Every micro-batch of an update has the same size on all ranks. The size depends only on (seed, epoch, update).
 
     Args:
         sizes: Sides of square images in pixels; 'progressive' moves from the first to the last.
-        probs: Weight of each size, None for equal ones; one of weight 0 is never drawn.
+        probs: Weight of each size; None for equal weights. A size of weight 0 is never drawn.
         schedule: 'constant' or 'progressive'.
         epochs: Epochs in which 'progressive' goes from the first size to the last.
-        spread: Standard deviation of its window of probabilities, in positions of the list; 0 for the nearest size.
-        random_mix: Part of its updates that draws from all sizes alike.
+        spread: Standard deviation of the probabilities of 'progressive', in positions of the list; 0 for the nearest
+            size only.
+        random_mix: Share of updates of 'progressive' that draw from all sizes with equal probability.
         seed: Seed of the run.
 
     Raises:
@@ -42,7 +43,7 @@ class SizeSchedule:
     ):
         self.sizes = tuple(sizes)
         self.seed = seed
-        # of timm's sampler only the probabilities: its batches know neither updates nor ranks
+        # only the probabilities of timm's sampler are used, because its batches know neither updates nor ranks
         self._timms = ScheduledBatchSampler(
             range(1), [1] * len(self.sizes), probs,  # type: ignore[arg-type]
             choice_schedule=schedule, schedule_epochs=epochs,
@@ -54,14 +55,14 @@ class SizeSchedule:
 
     @property
     def drawn(self) -> list[int]:
-        """The sizes that are not of weight 0."""
+        """The sizes whose weight is not 0."""
         return [size for size, weight in zip(self.sizes, self._timms.choice_weights, strict=True) if weight]
 
     def mean(self, epoch: int, updates: int) -> float:
-        """Mean side in pixels of the images of an epoch of so many updates."""
+        """Mean side, in pixels, of the images of an epoch with this number of updates."""
         return sum(self.sizes[self.choice(epoch, update)] for update in range(updates)) / updates
 
     def choice(self, epoch: int, update: int) -> int:
-        """Position in `sizes` of the size of an update of an epoch, both from 0."""
+        """Position in `sizes` of the image size of an update of an epoch, both counted from 0."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch, update, 0, IMAGE_SIZE))
         return int(torch.multinomial(self.probabilities(epoch), 1, generator=generator))

@@ -1,4 +1,4 @@
-"""The images of the named benchmarks, whole: digits, Fashion-MNIST, CIFAR, and those of list files."""
+"""All images of the named benchmarks: digits, Fashion-MNIST, CIFAR, and those with list files."""
 import gzip
 import os
 import shutil
@@ -43,7 +43,7 @@ class GreyImages(Dataset):
 
 
 def pixel_keys(images: Iterable) -> list[str]:
-    """A checksum of the pixels of every image, so that other images of the same name are told apart."""
+    """A checksum of the pixels of every image, which identifies the image."""
     return [f'{zlib.crc32(np.ascontiguousarray(image).data):08x}' for image in images]
 
 
@@ -56,20 +56,20 @@ def load_benchmark(
         list_dir: str | os.PathLike | None = None,
         **options: Any,
 ) -> ClassificationSet:
-    """All images of a part of a benchmark, before any is left out.
+    """All images of a part of a benchmark, before a long-tailed subset is chosen.
 
     Args:
-        benchmark: Which.
+        benchmark: The benchmark.
         root: Folder of its files; the digits need none.
         part: 'train', 'validation' or 'test'; the last two are the same where the set has only one of them.
-        split_seed: Seed of the digits' test part, the only one that is not given by the files.
+        split_seed: Seed of the test part of the digits. All other benchmarks have fixed parts.
         download: Let torchvision fetch missing files into `root`.
         list_dir: Folder of the list files, see `read_list`.
         options: Further arguments of `ClassificationSet`.
 
     Raises:
-        ValueError: If `root` is missing, a file is damaged, or a list file says what cannot be.
-        FileNotFoundError: If files are missing, naming them.
+        ValueError: If `root` is None, a file is damaged, or a list file is not valid.
+        FileNotFoundError: If files are missing. The error names them.
     """
     training = part == 'train'
     if benchmark.files:
@@ -81,8 +81,8 @@ def load_benchmark(
         base = _digits()
     elif root is None:
         raise ValueError(
-            f'{benchmark.name} needs the folder of its files (--data-dir); with --dataset-download they are fetched '
-            f'into it.'
+            f'{benchmark.name} needs the folder of its files: give it by --data-dir, and add --dataset-download to '
+            f'download the files into it.'
         )
     elif benchmark.name == 'lt/fashion_mnist':
         base = _fashion_mnist(benchmark.name, Path(root), training, download)
@@ -119,11 +119,12 @@ def _fashion_mnist(name: str, root: Path, training: bool, download: bool) -> Gre
     if found is None:
         raise FileNotFoundError(
             f'{name} needs {" and ".join(files)} (or .gz), looked for in {folders[0]} and {folders[1]}. '
-            f'Give the folder that holds them by --data-dir, or let --dataset-download fetch them.{failure}'
+            f'Give the folder that holds them by --data-dir, or download them by --dataset-download.{failure}'
         )
     images, targets = _read_idx(found[0], read_image_file), _read_idx(found[1], read_label_file)
     if len(images) != len(targets):
-        raise ValueError(f'{found[0]} holds {len(images)} images and {found[1]} holds {len(targets)} labels.')
+        raise ValueError(
+            f'{found[0]} holds {len(images)} images and {found[1]} holds {len(targets)} labels: download them again.')
     return GreyImages(images, targets)
 
 
@@ -138,7 +139,7 @@ def _find_idx(folders: list[Path], files: list[str]) -> list[Path] | None:
 
 
 def _read_idx(path: Path, read: Callable) -> np.ndarray:
-    # torchvision states its expectations on the content by assertions, and reads plain files only
+    # torchvision checks the content by assertions, and cannot read .gz files
     try:
         if path.suffix != '.gz':
             return read(str(path)).numpy()
@@ -148,7 +149,7 @@ def _read_idx(path: Path, read: Callable) -> np.ndarray:
                 shutil.copyfileobj(packed, unpacked)
             return read(plain).numpy()
     except (OSError, EOFError, zlib.error, ValueError, TypeError, RuntimeError, AssertionError, KeyError) as error:
-        raise ValueError(f'{path} is damaged or no idx file of the expected kind ({error}); fetch it again.') from error
+        raise ValueError(f'{path} is damaged or not the expected idx file ({error}): download it again.') from error
 
 
 def _cifar(benchmark: Benchmark, root: str | os.PathLike, training: bool, download: bool) -> CIFAR10:
@@ -159,9 +160,9 @@ def _cifar(benchmark: Benchmark, root: str | os.PathLike, training: bool, downlo
         folder = Path(root) / cifar.base_folder
         files = [file for file, _ in (*cifar.train_list, *cifar.test_list)] + [cifar.meta['filename']]
         missing = [file for file in files if not (folder / file).is_file()]
-        trouble = f'without {", ".join(missing)}' if missing else 'where a file is not the published one (checksum)'
+        trouble = f'without {", ".join(missing)}' if missing else 'where a file is not the published one (by checksum)'
         raise FileNotFoundError(
             f'{benchmark.name} needs the python version of {cifar.__name__}, looked for in {folder}, {trouble}. '
-            f'Give the folder that holds {cifar.base_folder} by --data-dir, or let --dataset-download fetch it. '
+            f'Give the folder that holds {cifar.base_folder} by --data-dir, or download it by --dataset-download. '
             f'({error})'
         ) from error

@@ -7,20 +7,20 @@ from torch import Tensor
 
 from .long_tail import ClassificationSet
 
-# Read at most so many images, evenly from all: their mean is off by less than a hundredth of the deviation
+# Largest number of images to read. Their mean differs from that of all by less than a hundredth of the deviation.
 MOST_IMAGES = 4096
 
 
 def channel_statistics(dataset: ClassificationSet, limit: int = MOST_IMAGES) -> tuple[list[float], list[float], int]:
-    """Measure the channels over the pixels of images, in which each image has the same weight.
+    """Mean and standard deviation of each channel over all pixels. Each image has the same weight.
 
     Args:
         dataset: Images, with `transform` unset.
-        limit: Images to read at most, evenly from the whole set.
+        limit: Largest number of images to read, spread evenly over the set.
 
     Returns:
-        Mean and standard deviation of each channel in units of full scale (0..1 for pictures), to six digits, and the
-        images they are measured on. A channel that is the same everywhere has the deviation 1, so that it becomes 0.
+        Mean and standard deviation of each channel in units of the largest value (0..1 for pictures), with six digits,
+        and the number of images that were read. A constant channel gets the deviation 1, so it becomes 0.
     """
     chosen = np.linspace(0, len(dataset) - 1, num=min(limit, len(dataset))).astype(int)
     first: Any = 0.

@@ -1,4 +1,4 @@
-"""Iterable sets (WebDataset, TFDS, streamed Hugging Face sets): what training must know of them beforehand."""
+"""Iterable data sets (WebDataset, TFDS, streamed Hugging Face sets), and their class counts."""
 import hashlib
 import json
 import os
@@ -21,26 +21,26 @@ class Stream(IterableImageDataset):
 
 
 def read_class_counts(path: str | os.PathLike) -> tuple[list[str] | None, list[int]]:
-    """Class names, where the file has them, and training images per class.
+    """Class names, if the file has them, and training images per class.
 
     Args:
-        path: A JSON list of counts by label, a JSON object {class name: count} in the order of the labels, or text
-            with one count a line.
+        path: A JSON list of counts by label, a JSON object {class name: count} in the order of the labels, or a text
+            file with one count a line.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it holds anything else.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f'There is no file of class counts {path} (--class-counts).')
+        raise FileNotFoundError(f'The file of class counts {path} (--class-counts) does not exist.')
     try:
         with open(path, encoding='utf-8') as file:
             text = file.read().strip()
         content = json.loads(text) if text[:1] in ('[', '{') else [int(line) for line in text.splitlines()]
     except ValueError as error:
         raise ValueError(
-            f'{path} must be a JSON list of counts, a JSON object of class names and counts, or text with one count a '
-            f'line: {error}'
+            f'{path} must be a JSON list of counts, a JSON object of class names and counts, or a text file with one '
+            f'count a line: {error}'
         ) from error
     names, counts = (list(content), list(content.values())) if isinstance(content, dict) else (None, content)
     wrong = [count for count in counts if type(count) is not int or count < 0]
@@ -58,19 +58,19 @@ def describe_stream(
         class_names: Sequence[str] | None = None,
         counted: Sequence[int] | None = None,
 ) -> Stream:
-    """Give an iterable set the attributes of `ClassificationSet` that need no index.
+    """Give an iterable set those attributes of `ClassificationSet` that need no index.
 
-    Sets `name`, `class_names`, `num_classes`, `class_counts` (`None` for an evaluation set without a file) and
-    `fingerprint`. With `class_names` the labels are turned into that order by name.
+    It sets `name`, `class_names`, `num_classes`, `class_counts` (`None` for an evaluation set without a file) and
+    `fingerprint`. With `class_names` the labels are changed to that order, by name.
 
     Args:
-        dataset: timm's iterable data set, returned as it is.
+        dataset: timm's iterable data set, which is changed and returned.
         name: Its name.
-        split: Its split.
+        split: Name of its split.
         training: Whether counts are needed.
         class_counts_file: See `read_class_counts`.
-        class_names: Wanted class names in order.
-        counted: Training images of each label where they were counted; a file of counts wins over them.
+        class_names: Class names in the order that the labels shall have.
+        counted: Training images of each label, if they were counted. A file of counts takes precedence.
 
     Raises:
         FileNotFoundError: If the file is missing.
@@ -79,8 +79,8 @@ def describe_stream(
     counts = list(counted) if training and counted and class_counts_file is None else None
     if training and class_counts_file is None and counts is None:
         raise ValueError(
-            f'{name} is read as a stream, so its images per class are not known beforehand: give them by '
-            f'--class-counts FILE (a JSON list, a JSON object of class names and counts, or one count a line).'
+            f'{name} is read as a stream, so its images per class are not known: give them by --class-counts FILE (a '
+            f'JSON list, a JSON object of class names and counts, or one count a line).'
         )
     own: Sequence[str] = reader_class_names(dataset) if dataset.target_transform is None else []
     if class_counts_file is not None:
@@ -93,13 +93,13 @@ def describe_stream(
             counts = [by_name[class_name] for class_name in own]
         own = own or file_names or [str(label) for label in range(len(counts))]
         if len(counts) != len(own):
-            raise ValueError(f'{class_counts_file} has {len(counts)} counts, {name} has {len(own)} classes.')
+            raise ValueError(f'{class_counts_file} has {len(counts)} counts, but {name} has {len(own)} classes.')
     elif counts is not None:
         own = own or [str(label) for label in range(len(counts))]
     own = tuple(own or class_names or ())
     wanted = own if class_names is None else tuple(class_names)
     if not wanted:
-        raise ValueError(f'{name} does not say what its classes are: give them by --class-counts FILE.')
+        raise ValueError(f'{name} does not name its classes: give them by --class-counts FILE.')
     table = label_table(own, wanted, name)
     if own != wanted:
         dataset.target_transform = table.__getitem__

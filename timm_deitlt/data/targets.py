@@ -1,4 +1,4 @@
-"""What timm's and torchvision's map-style sets know of their images: targets, class names, file names."""
+"""Labels, class names and file names of the map-style data sets of timm and torchvision."""
 import hashlib
 import logging
 import os
@@ -16,16 +16,16 @@ _logger = logging.getLogger(__name__)
 
 
 def read_targets(base: Dataset, name: str, root: str | os.PathLike | None, split: str) -> np.ndarray:
-    """Label of every image, from what the set knows; only a set that exposes none is read through, once.
+    """Label of every image, from the attributes of the set. If it has none, all images are read once.
 
     Args:
-        base: timm's or torchvision's data set.
-        name: Its name, for messages and the cache.
-        root: Its folder, for the cache.
-        split: Its split, for the cache.
+        base: Data set of timm or torchvision.
+        name: Name of the set, for messages and the cache.
+        root: Folder of the set, for the cache.
+        split: Split of the set, for the cache.
 
     Returns:
-        int64 `[N]`, after the set's `target_transform`.
+        Labels after the `target_transform` of the set, int64 `[N]`.
 
     Raises:
         ValueError: If the images do not have one class index each.
@@ -56,9 +56,9 @@ def _as_labels(values: Iterable, name: str) -> np.ndarray:
         labels = np.empty((0, 0))
     if labels.ndim != 1 or labels.dtype.kind not in 'iu' or np.any(labels < 0):
         raise ValueError(
-            f'{name} must have one class index of 0 or more for every image, found such as '
-            f'{next(iter(values), None)!r}; names are turned into indices by --class-map, sets without labels or with '
-            f'several per image are not supported.'
+            f'{name} must have one class index of 0 or more for every image, but has labels such as '
+            f'{next(iter(values), None)!r}: turn names into indices by --class-map. Sets without labels, or with '
+            f'several labels per image, are not supported.'
         )
     return labels.astype(np.int64)
 
@@ -68,20 +68,20 @@ def _scan(base: Any, name: str, root: str | os.PathLike | None, split: str) -> n
     key = '\n'.join([type(base).__module__, type(base).__qualname__, name, place, split, str(len(base))])
     cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
     cache = cache / 'timm_deitlt' / 'targets' / f'{hashlib.sha256(key.encode()).hexdigest()}.npy'
-    # what a target transform computes cannot be told from its name
+    # with a target transform the labels are not cached, because the key does not say what it computes
     cached = getattr(base, 'target_transform', None) is None
     if cached and cache.is_file():
         try:
             return _as_labels(np.load(cache, allow_pickle=False), name)
         except (OSError, ValueError, EOFError):
-            _logger.warning(f'{cache} is damaged and made anew.')
-    _logger.info(f'{name} does not expose its targets: reading its {len(base)} images once.')
+            _logger.warning(f'{cache} is damaged, so it is created again.')
+    _logger.info(f'{name} has no list of its labels: reading its {len(base)} images once.')
     labels = _as_labels([_plain(base[i][1]) for i in range(len(base))], name)
     if cached:
         try:
             _save(labels, cache)
         except OSError as error:
-            _logger.warning(f'Cannot keep the targets of {name} for the next run: {error}')
+            _logger.warning(f'The labels of {name} cannot be kept for the next run: {error}')
     return labels
 
 
@@ -97,7 +97,7 @@ def _save(labels: np.ndarray, path: Path) -> None:
 
 
 def names_by_index(class_to_idx: dict) -> list[str]:
-    """Class names in the order of their index; several names of one index are joined, a gap is named by its number."""
+    """Class names in the order of their index. Several names of an index are joined; one without a name is a number."""
     names: list[list[str]] = [[] for _ in range(max(class_to_idx.values(), default=-1) + 1)]
     for class_name, index in class_to_idx.items():
         names[index].append(str(class_name))
@@ -105,13 +105,13 @@ def names_by_index(class_to_idx: dict) -> list[str]:
 
 
 def reader_class_names(base: Any) -> list[str]:
-    """Class names of a timm data set by label, as far as its reader knows them."""
+    """Class names by label of a timm data set, if its reader knows them."""
     reader = base.reader
     return names_by_index(getattr(reader, 'class_to_idx', None) or getattr(reader, 'class_name_to_idx', None) or {})
 
 
 def read_class_names(base: Dataset, targets: np.ndarray) -> list[str]:
-    """Class names by label; a label that has no name is named by its number."""
+    """Class names by label. The name of a label without a name is its number."""
     if getattr(base, 'target_transform', None) is not None:
         names = []  # the names belong to the labels before the transform
     elif hasattr(base, 'reader'):
@@ -125,7 +125,7 @@ def read_class_names(base: Dataset, targets: np.ndarray) -> list[str]:
 
 
 def image_keys(base: Any) -> list[str] | None:
-    """A string per image that tells it from others wherever the set lies: file and size, or a checksum of pixels."""
+    """A string that identifies each image, whatever folder the set is in: file and size, or a checksum of pixels."""
     source = getattr(base, 'reader', base)
     if known := getattr(source, 'image_keys', None):
         return known
@@ -141,10 +141,10 @@ def image_keys(base: Any) -> list[str] | None:
 def _file_key(file: Any, root: str | os.PathLike) -> str:
     if isinstance(file, tuple | list | np.ndarray):
         file = file[0]
-    if hasattr(file, 'path'):  # of a tar file
+    if hasattr(file, 'path'):  # in a tar file
         return f'{file.path}:{file.size}'
     try:
         size = os.path.getsize(file)
-    except OSError:  # a broken link, which reading the image will report
+    except OSError:  # a broken link; reading the image will report it
         size = None
     return f'{os.path.relpath(file, root)}:{size}'

@@ -242,7 +242,7 @@ def count_order(counts: Sequence[int]) -> list[int]:
 def _without_prefix(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     if not state_dict or not all(
             isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state_dict.items()):
-        raise ValueError(f'Not a state dict: it must map names to tensors, but holds {_kinds(state_dict)}.')
+        raise ValueError(f'Not a state dict: found {_kinds(state_dict)}, but it must map names to tensors.')
     prefix = 'module.' if all(key.startswith('module.') for key in state_dict) else ''
     return {key.removeprefix(prefix): value for key, value in state_dict.items()}
 

@@ -128,7 +128,7 @@ def all_stages(network: Any) -> list[int]:
 
 
 class GuidedStudent(nn.Module):
-    """A distilled ViT, and 1 x 1 convolutions that project its maps to a teacher's channels; in eval mode a ViT.
+    """A distilled ViT with 1 x 1 convolutions that project its maps to a teacher's channels; the ViT in eval mode.
 
     Args:
         model: timm's distilled ViT, which is trained in place.
