@@ -25,7 +25,7 @@ from timm_deitlt.models import CosineLinear
 from timm_deitlt.models.conversion import ROWS
 from timm_deitlt.run.build.model import build_model
 from timm_deitlt.run.settings import model_settings
-from timm_deitlt.run.teachers import teacher_args
+from timm_deitlt.run.teacher_settings import teacher_args
 from timm_deitlt.settings.layers import model_kind, parse_args, recipe_names
 
 

@@ -245,7 +245,7 @@ def test_nan_on_one_rank_stops_both_at_the_same_update(played):
 SPY = '''
 import os
 from torch import distributed
-from timm_deitlt.run import teach as run
+from timm_deitlt.run import train_teacher as run
 
 def log(text):
     with open(os.environ['SPY_LOG'], 'a') as file:

@@ -48,8 +48,8 @@ from timm_deitlt.data.loader import TrainLoader
 from timm_deitlt.data.seeds import seed_everything
 from timm_deitlt.engine.checkpoint import load_checkpoint, save_checkpoint
 from timm_deitlt.engine.fit import fit, restore
-from timm_deitlt.engine.folder import RunFolder
 from timm_deitlt.engine.meter import Meter, NonFiniteLossError
+from timm_deitlt.engine.run_folder import RunFolder
 from timm_deitlt.loss import LabelLoss, class_weights
 from timm_deitlt.models.weights import tensor_bytes
 from timm_deitlt.optim import SAMSGD
@@ -436,7 +436,7 @@ def test_state_of_an_optimizer_is_known_before_its_first_step(name, kwargs):
 
 def test_milestone_is_there_before_the_checkpoint_that_goes_on_after_it(tmp_path, monkeypatch):
     written = []
-    monkeypatch.setattr('timm_deitlt.engine.folder.save_checkpoint', lambda path, state: written.append(path.name))
+    monkeypatch.setattr('timm_deitlt.engine.run_folder.save_checkpoint', lambda path, state: written.append(path.name))
     RunFolder(tmp_path).save({'epoch': 4}, milestone=True)
     assert written == ['milestone-5.pth.tar', 'last.pth.tar'], 'killed in between, the epoch is done again'
 

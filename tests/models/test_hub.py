@@ -32,7 +32,7 @@ import json, logging, sys
 logging.basicConfig(level=logging.INFO)
 from timm_deitlt.run.build.data import build_data
 from timm_deitlt.run.settings import resolve_settings
-from timm_deitlt.run.teach import resolve_teacher
+from timm_deitlt.run.train_teacher import resolve_teacher
 from timm_deitlt.settings.layers import parse_args
 settings = resolve_settings(parse_args(sys.argv[1:]))
 teacher = resolve_teacher(settings, build_data(settings))

@@ -13,8 +13,8 @@ from timm_deitlt.models.weights import exported_settings, load_config
 from timm_deitlt.run import train as run
 from timm_deitlt.run.build.data import build_data
 from timm_deitlt.run.settings import resolve_settings
-from timm_deitlt.run.teach import resolve_teacher
 from timm_deitlt.run.teacher_file import reorder_classes
+from timm_deitlt.run.train_teacher import resolve_teacher
 from timm_deitlt.run.validate import validate
 
 CLASSES = [str(i) for i in range(10)]

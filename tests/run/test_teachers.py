@@ -19,13 +19,14 @@ from timm.layers import set_fused_attn
 from torch import nn
 
 from timm_deitlt.models.cosine import CosineLinear
-from timm_deitlt.run import teach, teachers
+from timm_deitlt.run import teacher_settings as teachers
 from timm_deitlt.run import train as run
+from timm_deitlt.run import train_teacher as teach
 from timm_deitlt.run.build.data import build_data
 from timm_deitlt.run.build.trainer import build_trainer
 from timm_deitlt.run.settings import NO_NETWORK, resolve_settings
 from timm_deitlt.run.teacher_cache import cache_folder, cached_or_trained
-from timm_deitlt.run.teachers import cache_key, split_name, teacher_args
+from timm_deitlt.run.teacher_settings import cache_key, split_name, teacher_args
 from timm_deitlt.run.validate import validate
 from timm_deitlt.settings.checks import validate_args
 from timm_deitlt.settings.flags import FLAGS

@@ -14,7 +14,7 @@ from timm_deitlt.benchmarks import BENCHMARKS
 from timm_deitlt.run.build.trainer import rho_schedule
 from timm_deitlt.run.dry_run import dry_run
 from timm_deitlt.run.settings import resolve_settings
-from timm_deitlt.run.teachers import IRRELEVANT_SETTINGS, split_name, teacher_args
+from timm_deitlt.run.teacher_settings import IRRELEVANT_SETTINGS, split_name, teacher_args
 from timm_deitlt.settings.checks import validate_args
 from timm_deitlt.settings.layers import TEACHER_RECIPES, load_recipe, parse_args, recipe_names, recipes_for, resolve
 

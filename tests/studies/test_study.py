@@ -9,7 +9,7 @@ from conftest import ROOT
 from timm_deitlt.data.augment import weak_transform
 from timm_deitlt.run.build.loaders import build_train_transform
 from timm_deitlt.run.settings import resolve_settings
-from timm_deitlt.run.teachers import teacher_settings
+from timm_deitlt.run.teacher_settings import teacher_settings
 from timm_deitlt.settings.checks import validate_args
 from timm_deitlt.settings.layers import model_kind, recipes_for, resolve
 from timm_deitlt.studies.cells import Cell, cell_args, cell_path, cell_settings, plan, read_results, resolved_settings

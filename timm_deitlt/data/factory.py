@@ -13,8 +13,8 @@ from timm.data.dataset_factory import _EVAL_SYNONYM, _TORCH_BASIC_DS, _TRAIN_SYN
 from torch.utils.data import Dataset, IterableDataset
 
 from ..benchmarks import BENCHMARKS, Benchmark
-from .columns import find_columns
 from .folders import ReaderFolder
+from .hf_columns import find_columns
 from .image import ARRAY, image_mode, open_image
 from .long_tail import ClassificationSet, long_tailed_subset
 from .sampling import check_imbalance, long_tailed_indices

@@ -9,8 +9,8 @@ from ..evaluation import Shots, format_table
 from ..models.weights import load_weights
 from ..optim.layout import match_layout
 from ..settings.resolved import Settings
-from .folder import RunFolder
 from .progress import Progress
+from .run_folder import RunFolder
 from .trainer import Trainer
 
 _logger = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from ..models.weights import CONFIG, WEIGHTS, load_config, load_safetensors, loa
 from ..run.build.model import build_model
 from ..run.settings import choose_precision, resolve_settings
 from ..run.teacher_cache import RECORD, read_record
-from ..run.teachers import NO_WEIGHTS, benchmark_tag, cache_key, key_sha256
+from ..run.teacher_settings import NO_WEIGHTS, benchmark_tag, cache_key, key_sha256
 from ..settings.layers import with_defaults
 from ..version import __version__
 from .figures import METRICS, VALIDATION, find_figures, headline

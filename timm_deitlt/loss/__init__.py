@@ -4,9 +4,9 @@ The stage of a loss is a pure function of the epoch given to `set_epoch`, so no 
 computed in at least float32, also under autocast. A class-weighted mean is normalised inside the batch that is given.
 Under gradient accumulation this is the micro-batch, as in the released code.
 """
-from .classes import class_weights as class_weights
-from .classes import full_precision as full_precision
-from .classes import weighted_cross_entropy as weighted_cross_entropy
+from .class_weights import class_weights as class_weights
+from .class_weights import full_precision as full_precision
+from .class_weights import weighted_cross_entropy as weighted_cross_entropy
 from .distillation import DISTILLATION_LOSS_TYPES as DISTILLATION_LOSS_TYPES
 from .distillation import DistillationLoss as DistillationLoss
 from .distillation import DRWDistillationLoss as DRWDistillationLoss

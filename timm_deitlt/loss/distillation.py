@@ -4,7 +4,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .classes import check_classes, class_weights, full_precision, weighted_cross_entropy
+from .class_weights import check_classes, class_weights, full_precision, weighted_cross_entropy
 
 DISTILLATION_LOSS_TYPES = ('hard', 'soft', 'drw_hard', 'drw_soft')
 

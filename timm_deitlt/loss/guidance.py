@@ -4,7 +4,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from .classes import full_precision, weighted_cross_entropy
+from .class_weights import full_precision, weighted_cross_entropy
 
 
 def locality_guidance(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:

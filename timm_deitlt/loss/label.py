@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from timm.loss import create_classification_loss
 from torch import Tensor, nn
 
-from .classes import check_classes, checked_counts, class_weights, full_precision, weighted_cross_entropy
+from .class_weights import check_classes, checked_counts, class_weights, full_precision, weighted_cross_entropy
 
 
 class LDAMLoss(nn.Module):

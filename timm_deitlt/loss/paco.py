@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from . import full_precision
-from .classes import check_classes, checked_counts
+from .class_weights import check_classes, checked_counts
 
 EMPTY = -1  # class of a contrast that does not count
 

@@ -31,7 +31,7 @@ from .build.model import check_student, untrained_cfg
 from .build.normalisation import assumed_settings, to_be_measured
 from .build.trainer import rho_schedule
 from .settings import resolve_settings
-from .teachers import teacher_settings
+from .teacher_settings import teacher_settings
 
 _logger = logging.getLogger(__name__)
 

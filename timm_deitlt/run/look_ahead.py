@@ -19,7 +19,7 @@ from .build.model import build_model
 from .build.trainer import build_trainer
 from .space import check_space
 from .teacher_cache import cache_folder, is_cached
-from .teachers import teacher_key, teacher_settings
+from .teacher_settings import teacher_key, teacher_settings
 
 # Seconds. A step this long is timed well enough; the time of a larger batch is scaled up from it
 _LONG_ENOUGH = .5

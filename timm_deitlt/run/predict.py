@@ -27,7 +27,7 @@ from .results import EXPERTS
 from .settings import model_settings
 from .teacher_cache import RECORD
 from .teacher_file import HUB
-from .teachers import NO_WEIGHTS
+from .teacher_settings import NO_WEIGHTS
 
 # What a transform makes of an image, and what shows an image to it
 _IMAGES = ('input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')

@@ -3,7 +3,7 @@ from typing import Any
 
 from timm.utils import unwrap_model
 
-from ..engine.folder import RunFolder
+from ..engine.run_folder import RunFolder
 from ..engine.trainer import Trainer
 from ..evaluation import format_table
 from ..evaluation.confusion import describe_confusion
@@ -11,7 +11,7 @@ from ..models.weights import weights_sha256
 from ..settings.resolved import Settings
 from ..utils.versions import versions
 from .build.data import Data
-from .teachers import Teacher
+from .teacher_settings import Teacher
 
 EXPERTS = ('mean', 'cls', 'dist')
 

@@ -16,7 +16,7 @@ from ..models._timm import TimmModel
 from ..models.weights import WEIGHTS, load_safetensors, load_weights, weights_file
 from ..settings.resolved import TeacherSettings
 from ..utils.files import atomic_write, write_text
-from .teachers import Teacher, key_sha256, split_name
+from .teacher_settings import Teacher, key_sha256, split_name
 
 _logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from .build.data import Data
 from .build.model import build_model
 from .settings import model_settings
 from .teacher_cache import RECORD, read_record
-from .teachers import NO_WEIGHTS, Teacher, benchmark_tag, key_sha256, split_name
+from .teacher_settings import NO_WEIGHTS, Teacher, benchmark_tag, key_sha256, split_name
 
 _logger = logging.getLogger(__name__)
 

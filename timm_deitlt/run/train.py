@@ -12,8 +12,8 @@ from timm.utils.distributed import init_distributed_device_so
 
 from ..engine.checkpoint import check_checkpoint
 from ..engine.fit import fit, restore
-from ..engine.folder import RunFolder, tensorboard_tracker, trackio_tracker, wandb_tracker
 from ..engine.progress import doing
+from ..engine.run_folder import RunFolder, tensorboard_tracker, trackio_tracker, wandb_tracker
 from ..engine.speed import choose_speed, speed_before
 from ..engine.trainer import Trainer
 from ..models.weights import load_weights
@@ -32,7 +32,7 @@ from .look_ahead import look_ahead
 from .results import final_table, run_record, run_result
 from .settings import settings_of_this_process
 from .start import Start, claim, find_start, report_changes
-from .teach import evaluate_teacher, resolve_teacher
+from .train_teacher import evaluate_teacher, resolve_teacher
 
 _logger = logging.getLogger(__name__)
 

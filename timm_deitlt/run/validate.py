@@ -28,7 +28,7 @@ from .build.trainer import autocast_of
 from .results import EXPERTS, final_table
 from .settings import resolve_settings
 from .teacher_file import HUB, reorder_classes
-from .teachers import NO_WEIGHTS
+from .teacher_settings import NO_WEIGHTS
 
 _logger = logging.getLogger(__name__)
 

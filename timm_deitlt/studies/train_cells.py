@@ -21,7 +21,7 @@ from ..run.finish import has_mechanisms
 from ..run.mechanisms import analyze
 from ..run.settings import drw_start, resolve_settings
 from ..run.teacher_cache import RECORD
-from ..run.teachers import teacher_settings
+from ..run.teacher_settings import teacher_settings
 from ..run.train import train
 from ..run.validate import validate
 from ..settings.checks import validate_args

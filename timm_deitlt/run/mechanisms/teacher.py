@@ -12,7 +12,7 @@ from ...engine.trainer import expert_logits
 from ..build.loaders import build_mixup, build_train_loader
 from ..build.model import build_task
 from ..teacher_file import from_file
-from ..teachers import Teacher, teacher_settings
+from ..teacher_settings import Teacher, teacher_settings
 from .subject import Subject
 
 _logger = logging.getLogger(__name__)

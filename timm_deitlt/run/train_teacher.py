@@ -12,8 +12,8 @@ from torch import nn
 from ..engine.checkpoint import load_checkpoint
 from ..engine.device import local_device
 from ..engine.fit import fit, restore
-from ..engine.folder import RunFolder
 from ..engine.progress import doing
+from ..engine.run_folder import RunFolder
 from ..engine.speed import choose_speed, speed_before
 from ..engine.trainer import evaluate
 from ..evaluation import ShotEvaluator, format_table
@@ -27,7 +27,7 @@ from .build.trainer import autocast_of, build_trainer
 from .results import run_record, run_result
 from .teacher_cache import cached_or_trained
 from .teacher_file import from_file, from_hub
-from .teachers import Teacher, teacher_key, teacher_settings
+from .teacher_settings import Teacher, teacher_key, teacher_settings
 
 _logger = logging.getLogger(__name__)
 
