@@ -7,7 +7,7 @@ from typing import Any
 
 from timm.data import IterableImageDataset
 
-from .long_tail import label_table
+from .class_names import label_table
 from .targets import reader_class_names
 
 
@@ -60,7 +60,7 @@ def describe_stream(
 ) -> Stream:
     """Give an iterable set those attributes of `ClassificationSet` that need no index.
 
-    It sets `name`, `class_names`, `num_classes`, `class_counts` (`None` for an evaluation set without a file) and
+    These are `name`, `class_names`, `num_classes`, `class_counts` (`None` of an evaluation set without a file) and
     `fingerprint`. With `class_names` the labels are changed to that order, by name.
 
     Args:
@@ -80,8 +80,7 @@ def describe_stream(
     if training and class_counts_file is None and counts is None:
         raise ValueError(
             f'{name} is read as a stream, so its images per class are not known: give them by --class-counts FILE (a '
-            f'JSON list, a JSON object of class names and counts, or one count a line).'
-        )
+            f'JSON list, a JSON object of class names and counts, or one count a line).')
     own: Sequence[str] = reader_class_names(dataset) if dataset.target_transform is None else []
     if class_counts_file is not None:
         file_names, counts = read_class_counts(class_counts_file)

@@ -1,7 +1,5 @@
 """The text of a model card, section by section."""
-import re
 import statistics
-from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -10,6 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..evaluation import GROUPS
+from . import markdown as md
 from .card_facts import EXPERTS, Facts, model_name
 
 __all__ = ['card_text']
@@ -50,7 +49,7 @@ def card_text(facts: Facts) -> str:
 
 
 def _introduction(facts: Facts) -> str:
-    architecture, data = _code(facts.architecture), _escape(facts.dataset_name)
+    architecture, data = md.code(facts.architecture), md.escape(facts.dataset_name)
     if not facts.student:
         text = (
             f'An image classifier ({architecture}) trained on {data}, made to be a teacher for {_PAPER} (CVPR 2024): '
@@ -64,7 +63,7 @@ def _introduction(facts: Facts) -> str:
             f'A Vision Transformer ({architecture}) whose two tokens, CLS and DIST, both learned the labels of {data}: '
             f'{_PAPER} (CVPR 2024) without a teacher. The answer is the mean of their logits.')
     else:
-        teacher = f', {_code(facts.teacher["name"])},' if facts.teacher else ''
+        teacher = f', {md.code(facts.teacher["name"])},' if facts.teacher else ''
         text = (
             f'A Vision Transformer ({architecture}) trained on {data} by {_PAPER} (CVPR 2024). It holds two experts: '
             f'the CLS token learned the labels, the DIST token what a teacher{teacher} says of the images. The method '
@@ -73,14 +72,14 @@ def _introduction(facts: Facts) -> str:
     if facts.converted:
         text += f' The weights were released by {_AUTHORS}; here they are converted, and trained no further.'
     link = '[timm](https://github.com/huggingface/pytorch-image-models)'
-    return f'# {_escape(model_name(facts.about))}\n\n{text} It is a model of {link}, with the plugin `timm_deitlt`.'
+    return f'# {md.escape(model_name(facts.about))}\n\n{text} It is a model of {link}, with the plugin `timm_deitlt`.'
 
 
 def _results(facts: Facts) -> str:
     if not facts.measured:
         return (
             'Nobody has measured these weights with this code, so there are no figures here. To measure them:\n\n'
-            + _block('bash', facts.about.evaluation))
+            + md.block('bash', facts.about.evaluation))
     table = [['', *_COLUMNS.values()]]
     for key in ('classes', 'train_images', 'test_images'):
         counts = [facts.shots[group][key] for group in GROUPS]
@@ -92,10 +91,10 @@ def _results(facts: Facts) -> str:
             [f'{label}, seed {facts.metrics["seed"]}', *_cells(own, expert)] for expert, label in facts.experts.items()]
     return '\n\n'.join([
         'Top-1 accuracy in percent: *overall* counts every image alike, the other columns every class alike.',
-        _table(table),
-        f'{_number_of_runs(facts)} Evaluated on {_escape(facts.data["evaluated_on"])}. Groups of classes: '
-        f'{_escape(facts.shots["rule"].split(": ", 1)[-1])}.{_missing_classes(facts)} To repeat the figures:',
-        _block('bash', facts.about.evaluation),
+        md.table(table),
+        f'{_number_of_runs(facts)} Evaluated on {md.escape(facts.data["evaluated_on"])}. Groups of classes: '
+        f'{md.escape(facts.shots["rule"].split(": ", 1)[-1])}.{_missing_classes(facts)} To repeat the figures:',
+        md.block('bash', facts.about.evaluation),
     ])
 
 
@@ -109,14 +108,14 @@ def _number_of_runs(facts: Facts) -> str:
     return (
         f'Mean ± standard deviation of n = {len(facts.runs)} runs (seeds {seeds}) on the same images, each measured '
         f'after its last epoch. These weights are those of seed {facts.metrics["seed"]}; their own figures come last.'
-        + (f' The runs are of different commits: {", ".join(map(_code, commits))}.' if len(commits) > 1 else ''))
+        + (f' The runs are of different commits: {", ".join(map(md.code, commits))}.' if len(commits) > 1 else ''))
 
 
 def _missing_classes(facts: Facts) -> str:
     labels = facts.shots['missing_classes']
     if not labels:
         return ''
-    names = [_escape(facts.class_names[label]) for label in labels[:_MOST_CLASSES_LISTED]]
+    names = [md.escape(facts.class_names[label]) for label in labels[:_MOST_CLASSES_LISTED]]
     more = f' and {len(labels) - len(names):,} more' if len(labels) > len(names) else ''
     return f' Left out for want of evaluation images: {", ".join(names)}{more}.'
 
@@ -149,7 +148,7 @@ def _use(facts: Facts) -> str:
         f'for probability, label in zip(*logits[0].softmax(dim=0).topk({min(5, config["num_classes"])})):',
         "    print(f'{" + ('names[label]' if named else 'label') + "}: {probability:.1%}')",
     ])
-    parts = ['In a checkout of `timm_deitlt`:', _block('bash', 'pip install -e .'), _block('python', code)]
+    parts = ['In a checkout of `timm_deitlt`:', md.block('bash', 'pip install -e .'), md.block('python', code)]
     if name:
         parts.append(f"By its name, where it is listed: `timm.create_model('{name}', pretrained=True)`.")
     if config['architecture'] != facts.architecture:
@@ -161,7 +160,7 @@ def _use(facts: Facts) -> str:
         teacher = facts.architecture.removesuffix('_cifar')
         parts += [
             'As the teacher of a student, with the other flags of the student and its data:',
-            _block('bash', f'python train.py --teacher {teacher} --teacher-checkpoint {hub_id}')]
+            md.block('bash', f'python train.py --teacher {teacher} --teacher-checkpoint {hub_id}')]
     return '\n\n'.join(parts)
 
 
@@ -172,12 +171,12 @@ def _details(facts: Facts) -> str:
     images += [f'{name} {cfg[name]}' for name in ('interpolation', 'crop_pct') if name in cfg]
     args = ', '.join(f'{name}={value}' for name, value in config.get('model_args', {}).items() if name not in _SHOWN)
     gmacs = _gmacs(config)
-    return _bullets([
-        f'**Architecture:** {_code(config["architecture"])}' + (f' with {_code(args)}' if args else ''),
-        f'**Parameters (M):** {_short(facts.about.num_params / 1e6)}',
-        f'**GMACs:** {_short(gmacs)}' if gmacs else '',
+    return md.bullets([
+        f'**Architecture:** {md.code(config["architecture"])}' + (f' with {md.code(args)}' if args else ''),
+        f'**Parameters (M):** {md.short(facts.about.num_params / 1e6)}',
+        f'**GMACs:** {md.short(gmacs)}' if gmacs else '',
         f'**Images:** {", ".join(images)}',
-        f'**Normalisation:** mean {_numbers(cfg["mean"])}, standard deviation {_numbers(cfg["std"])}',
+        f'**Normalisation:** mean {md.numbers(cfg["mean"])}, standard deviation {md.numbers(cfg["std"])}',
         f'**Classes:** {config["num_classes"]:,}',
     ])
 
@@ -198,7 +197,8 @@ def _gmacs(config: dict[str, Any]) -> float | None:
 def _training(facts: Facts) -> str:
     info, data, metrics, counts = facts.info, facts.data, facts.metrics, facts.class_counts
     training = {**(info.get('training') or {}), **{key: value for key, value in metrics.items() if value is not None}}
-    lines = [f'**Data:** {_escape(facts.dataset_name)}' + (f' ({_code(facts.data_name)})' if facts.data_name else '')]
+    source = f' ({md.code(facts.data_name)})' if facts.data_name else ''
+    lines = [f'**Data:** {md.escape(facts.dataset_name)}{source}']
     if counts:
         lines[0] += (
             f', {sum(counts):,} images of {len(counts):,} classes, from {max(counts):,} of the most frequent to '
@@ -210,30 +210,30 @@ def _training(facts: Facts) -> str:
             + (f' to {min(images):,}' if min(images) < max(images) else '') + ' images'
             for group, images in facts.groups.items() if images))
     if data.get('fingerprint'):
-        lines.append(f'**Split:** seed {data["split_seed"]}, fingerprint of the images {_code(data["fingerprint"])}')
+        lines.append(f'**Split:** seed {data["split_seed"]}, fingerprint of the images {md.code(data["fingerprint"])}')
     if facts.converted:
-        sha256 = f', sha256 {_code(info["source_sha256"])}' if info.get('source_sha256') else ''
-        lines.append(f'**Released file:** {_code(info["source_file"])}{sha256}')
-        return 'Trained by those who released it; the data is described as this code makes it.\n\n' + _bullets(lines)
+        sha256 = f', sha256 {md.code(info["source_sha256"])}' if info.get('source_sha256') else ''
+        lines.append(f'**Released file:** {md.code(info["source_file"])}{sha256}')
+        return 'Trained by those who released it; the data is described as this code makes it.\n\n' + md.bullets(lines)
     schedule = [f'{training["epochs"]} epochs'] if 'epochs' in training else []
     if training.get('epochs_trained', training.get('epochs')) != training.get('epochs'):
         schedule[0] = f'{training["epochs_trained"]} of {training["epochs"]} epochs'
     schedule += [f'seed {training["seed"]}'] if 'seed' in training else []
     if 'seconds' in training:
         teacher_too = (facts.teacher or {}).get('source') == 'trained'
-        schedule.append(_duration(training['seconds']) + (', its teacher included' if teacher_too else ''))
+        schedule.append(md.duration(training['seconds']) + (', its teacher included' if teacher_too else ''))
     lines.append(f'**Schedule:** {", ".join(schedule)}' if schedule else '')
     if metrics:
         validated = 'eval_images_per_second' in metrics  # later, by validate.py
         lines.append(f'**{"Measured by" if validated else "Code"}:** {_versions(facts)}')
     elif training.get('git'):
-        lines.append(f'**Code:** `timm_deitlt` {info["version"]}, commit {_code(training["git"])}')
-    return _bullets(lines) + (f'\n\n{_block("bash", facts.about.command)}' if facts.about.command else '')
+        lines.append(f'**Code:** `timm_deitlt` {info["version"]}, commit {md.code(training["git"])}')
+    return md.bullets(lines) + (f'\n\n{md.block("bash", facts.about.command)}' if facts.about.command else '')
 
 
 def _class_counts(facts: Facts) -> str:
     named = sorted(zip(facts.class_names, facts.class_counts, strict=True), key=lambda pair: -pair[1])
-    listed = [f'{_escape(name)} ({count:,})' for name, count in named]
+    listed = [f'{md.escape(name)} ({count:,})' for name, count in named]
     if len(listed) > _MOST_CLASSES_LISTED:
         listed[5:-5] = [f'... ({len(listed) - 10:,} more) ...']
     return ', '.join(listed)
@@ -244,7 +244,7 @@ def _versions(facts: Facts) -> str:
     git, machine = versions.pop('git'), versions.pop('machine')
     words = [f'{name} {version}' for name, version in versions.items()]
     words[0] += f' (commit {git})' if git != 'unknown' else ''
-    return _escape(f'{", ".join(words)}, on {machine}')
+    return md.escape(f'{", ".join(words)}, on {machine}')
 
 
 def _teacher(facts: Facts) -> str:
@@ -258,16 +258,16 @@ def _teacher(facts: Facts) -> str:
         'file': 'given as a file',
     }.get(teacher['source'], 'of which the figures do not say where it came from')
     if str(teacher.get('path')).startswith('hf-hub:'):
-        origin = f'taken from {_code(teacher["path"])}'
-    text = f'{_code(teacher["name"])}, {origin}.'
+        origin = f'taken from {md.code(teacher["path"])}'
+    text = f'{md.code(teacher["name"])}, {origin}.'
     if teacher.get('top1') is None:
         return text
-    rows = [['', *_COLUMNS.values()], [_escape(teacher['name']), *_cells(facts, 'teacher')]]
-    return f'{text} On the same evaluation images:\n\n{_table(rows)}'
+    rows = [['', *_COLUMNS.values()], [md.escape(teacher['name']), *_cells(facts, 'teacher')]]
+    return f'{text} On the same evaluation images:\n\n{md.table(rows)}'
 
 
 def _limits(facts: Facts) -> str:
-    return _bullets([
+    return md.bullets([
         *(_measured_limits(facts) if facts.measured else ['How well it recognises rare classes is not known.']),
         f'It knows {facts.config["num_classes"]:,} classes, and gives every image one of them whatever it shows. It is '
         'meant for research on long-tailed data; it was not examined for decisions about people or for safety, so '
@@ -281,7 +281,7 @@ def _measured_limits(facts: Facts) -> list[str]:
     images = facts.shots['tail']['test_images']
     lines = []
     if None not in (head, tail):
-        words = _compare(tail, head, 'worse than', 'as well as', 'better than')
+        words = md.compare(tail, head, 'worse than', 'as well as', 'better than')
         lines.append(
             f'Rare classes are recognised {words} frequent ones: {tail:.1f} on the tail, {head:.1f} on the head{over}. '
             f'The tail has {images:,} evaluation images' + (
@@ -290,14 +290,14 @@ def _measured_limits(facts: Facts) -> list[str]:
         words = []
         for expert in ('cls', 'dist'):
             alone = facts.mean(expert, 'tail')
-            order = _compare(tail, alone, 'worse than', 'as good as', 'better than')
+            order = md.compare(tail, alone, 'worse than', 'as good as', 'better than')
             words.append(f'{order} {EXPERTS[expert]} alone ({alone:.1f})')
         lines.append(f'On the tail the mean of both experts ({tail:.1f}) is {" and ".join(words)}{over}.')
     words = []
     for key, where in (('top1', 'overall'), ('tail', 'on the tail')):
         own, teacher = facts.mean('mean', key), facts.mean('teacher', key)
         if None not in (own, teacher):
-            order = _compare(own, teacher, 'worse', 'as good', 'better')
+            order = md.compare(own, teacher, 'worse', 'as good', 'better')
             words.append(f'{order} {where} ({own:.1f} against {teacher:.1f})')
     if words:
         lines.append(f'Next to its teacher the student is {" and ".join(words)}{over}.')
@@ -312,11 +312,11 @@ def _measured_limits(facts: Facts) -> list[str]:
 
 def _plots(facts: Facts) -> str:
     titles = {name: name.rsplit('.', 1)[0].replace('_', ' ') for name in facts.about.plots}
-    return '\n\n'.join(f'![{_escape(title)}](plots/{quote(name)})' for name, title in titles.items())
+    return '\n\n'.join(f'![{md.escape(title)}](plots/{quote(name)})' for name, title in titles.items())
 
 
 def _files(facts: Facts) -> str:
-    return _bullets([
+    return md.bullets([
         f'`model.safetensors`, sha256 `{facts.about.weights_sha256}`',
         '`config.json`: architecture, images, class names, data',
         '`metrics.json`: these figures, by class too' if facts.measured else '',
@@ -331,52 +331,3 @@ def _cells(facts: Facts, row: str) -> list[str]:
         spread = f' ± {statistics.stdev(figures):.1f}' if mean is not None and len(figures) > 1 else ''
         cells.append('-' if mean is None else f'{mean:.1f}{spread}')
     return cells
-
-
-def _compare(own: float, other: float, less: str, equal: str, more: str) -> str:
-    own, other = round(own, 6), round(other, 6)
-    return less if own < other else more if own > other else equal
-
-
-def _short(number: float) -> str:
-    return f'{number:.1f}' if number >= 1 else f'{number:.2g}'
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return ' '.join(f'{value:.4g}' for value in values)
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f'{hours} h {minutes} min' if hours else f'{minutes} min {seconds} s'
-
-
-def _escape(text: str) -> str:
-    """The text in one line of Markdown, or in a cell of a table, as it is."""
-    text = re.sub(r'([\\`*\[\]<>|~&$])', r'\\\1', ' '.join(text.split()))
-    return re.sub(r'(?<![^\W_])_|_(?![^\W_])', r'\\_', text)  # inside a word it is harmless
-
-
-def _ticks(text: str, least: int) -> str:
-    return '`' * max(least, 1 + max(map(len, re.findall('`+', text)), default=0))
-
-
-def _code(text: str) -> str:
-    text = ' '.join(text.split())
-    ticks = _ticks(text, 1)
-    return f'{ticks} {text} {ticks}' if len(ticks) > 1 else f'`{text}`'
-
-
-def _block(language: str, text: str) -> str:
-    ticks = _ticks(text, 3)
-    return f'{ticks}{language}\n{text}\n{ticks}'
-
-
-def _bullets(lines: Sequence[str]) -> str:
-    return '\n'.join(f'- {line}' for line in lines if line)
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    first, *others = (f'| {" | ".join(row)} |' for row in rows)
-    return '\n'.join([first, '|---|' + '---:|' * (len(rows[0]) - 1), *others])

@@ -251,11 +251,10 @@ def convert_file(
         'version': __version__,
     }
     model = write(out, released, weights, benchmark, names, about)
+    numbered = 'by count' if order == 'count' else 'as listed'
     print(
-        f'{file}: {released.kind}, {released.architecture}, {released.num_classes} classes, '
-        f'{released.image_size} px, {benchmark}\n'
-        f'weights from {place}; classes {"by count" if order == "count" else "as listed"}, from {names[0]} to '
-        f'{names[-1]}\n'
+        f'{file}: {released.kind}, {released.architecture}, {released.num_classes} classes, {released.image_size} px, '
+        f'{benchmark}\nweights from {place}; classes {numbered}, from {names[0]} to {names[-1]}\n'
         f'written to {out / WEIGHTS} and {out / CONFIG}')
     return {
         'architecture': released.architecture,

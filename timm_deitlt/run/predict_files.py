@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,7 @@ def predict_files(
     if output is not None:
         check_output(output)
     if workers is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-        workers = min(8, cores if trained.device.type == 'cuda' else min(1, len(paths) // batch_size))
+        workers = _usual_workers(trained.device, len(paths) // batch_size)
     if trained.device.type == 'cpu':
         keep_freed_memory()
     autocast = partial(torch.autocast, trained.device.type, torch.bfloat16) if amp else nullcontext
@@ -94,12 +94,11 @@ def predict_files(
     began = time.perf_counter()
     rows = _counted(batches, len(paths), errors)
     if output is None:
-        for batch in rows:
-            for row in batch:
-                show(_line(row))
+        for row in chain.from_iterable(rows):
+            show(_line(row))
     else:
-        atomic_write(output, lambda temporary: _write(
-            temporary, output.suffix, _columns(trained, topk, experts), rows))
+        columns = _columns(trained, topk, experts)
+        atomic_write(output, lambda temporary: _write(temporary, output.suffix, columns, rows))
     seconds = time.perf_counter() - began
     result = {
         'images': len(paths), 'unreadable': len(errors), 'output': output and str(output),
@@ -110,6 +109,12 @@ def predict_files(
             model_images_per_second=round(rate, 1), share=round(len(paths) / seconds / rate, 3))
     _report(result, errors, trained.device)
     return result
+
+
+def _usual_workers(device: torch.device, batches: int) -> int:
+    if device.type != 'cuda':
+        return min(1, batches)
+    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1)
 
 
 def _counted(

@@ -89,21 +89,7 @@ def build_data(settings: Settings, evaluate_split: str | None = None) -> Data:
     chosen = settings.data
     _check_channels(chosen)
     benchmark = BENCHMARKS.get(chosen.dataset)
-    common: dict[str, Any] = dict(
-        root=chosen.data_dir,
-        split_seed=chosen.split_seed,
-        list_dir=chosen.list_dir,
-        download=chosen.dataset_download,
-        skip_bad_images=chosen.skip_bad_images,
-        input_img_mode=chosen.image_mode,
-        in_chans=chosen.channels,
-        class_map=chosen.class_map or None,
-        input_key=chosen.input_key,
-        target_key=chosen.target_key,
-        trust_remote_code=chosen.dataset_trust_remote_code,
-        seed=settings.seed,
-        batch_size=settings.loader.batch_size,
-    )
+    common = _opening(settings)
     long_tail: dict[str, Any] = dict(
         imbalance_factor=chosen.imbalance_factor, profile=chosen.imbalance_profile, n_max=chosen.n_max)
     train = create_dataset(
@@ -143,6 +129,26 @@ def build_data(settings: Settings, evaluate_split: str | None = None) -> Data:
         name=chosen.dataset or str(chosen.data_dir),
         imbalance_factor=max(counts) / min(counts),
         split_seed=chosen.split_seed,
+    )
+
+
+def _opening(settings: Settings) -> dict[str, Any]:
+    """Options of `create_dataset` that training and evaluation images share."""
+    chosen = settings.data
+    return dict(
+        root=chosen.data_dir,
+        split_seed=chosen.split_seed,
+        list_dir=chosen.list_dir,
+        download=chosen.dataset_download,
+        skip_bad_images=chosen.skip_bad_images,
+        input_img_mode=chosen.image_mode,
+        in_chans=chosen.channels,
+        class_map=chosen.class_map or None,
+        input_key=chosen.input_key,
+        target_key=chosen.target_key,
+        trust_remote_code=chosen.dataset_trust_remote_code,
+        seed=settings.seed,
+        batch_size=settings.loader.batch_size,
     )
 
 

@@ -5,7 +5,7 @@ from bisect import bisect_right
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache, partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from timm.data import resolve_data_config
@@ -88,20 +88,12 @@ def build_trainer(
     built = build_optimizer(optimizer, cast(nn.Module, task.get_trainable_module()), fused=machine.auto_speed == 'on')
     _logger.info(f'Precision: {machine.precision.words_on(device)}')
     autocast = autocast_of(machine.precision, device)
-    weak = teacher is not None and settings.teacher.view == 'weak'
-    second_view = 'key' if settings.loss.label_loss == 'paco' else 'weak' if weak else ''
-    loader = build_train_loader(settings, data, config, device, second_view, dtype)
+    loader = build_train_loader(settings, data, config, device, _second_view(settings, teacher), dtype)
     scheduler, epochs = create_scheduler_v2(
         built, **scheduler_kwargs(settings.schedule), updates_per_epoch=loader.updates_per_epoch)
     if epochs != settings.schedule.epochs:
         _logger.info(f'The schedule lasts {epochs} epochs with its warm-up prefix and cool-down.')
-    if machine.model_ema:
-        task.setup_ema(
-            decay=machine.model_ema_decay,
-            use_warmup=machine.model_ema_warmup,
-            device=torch.device('cpu') if machine.model_ema_force_cpu else None,
-        )
-        _warn_of_slow_ema(machine, loader.updates_per_epoch * epochs)
+    _set_up_ema(task, machine, loader.updates_per_epoch * epochs)
     batches = BatchAugment(
         build_mixup(augment, num_classes), augment.erasing, augment.remode, augment.recount, device)
     views = [view for of_size in loader.transforms for view in of_size]
@@ -131,7 +123,20 @@ def build_trainer(
     )
 
 
-def _warn_of_slow_ema(machine: MachineSettings, updates: int) -> None:
+def _second_view(settings: Settings, teacher: nn.Module | None) -> str:
+    if settings.loss.label_loss == 'paco':
+        return 'key'
+    return 'weak' if teacher is not None and settings.teacher.view == 'weak' else ''
+
+
+def _set_up_ema(task: Any, machine: MachineSettings, updates: int) -> None:
+    if not machine.model_ema:
+        return
+    task.setup_ema(
+        decay=machine.model_ema_decay,
+        use_warmup=machine.model_ema_warmup,
+        device=torch.device('cpu') if machine.model_ema_force_cpu else None,
+    )
     kept = machine.model_ema_decay ** updates
     if kept > 0.05 and not machine.model_ema_warmup:
         _logger.warning(
