@@ -64,8 +64,8 @@ def count_shards(
             _logger.warning(f'The count of {name} cannot be kept for the next run: {error}')
     if not counted['num_samples']:
         raise ValueError(
-            f'{split} in {root} holds no image with a label: each image N.jpg (or .png, .webp) needs a label N.cls. Give '
-            'other suffixes by --input-key and --target-key.')
+            f'{split} in {root} holds no image with a label: each image N.jpg (or .png, .webp) needs a label N.cls. '
+            'Give other suffixes by --input-key and --target-key.')
     labels = counted['labels'] if not class_map else None
     counts = None if labels is None else [labels.get(str(label), 0) for label in range(1 + max(map(int, labels)))]
     return {'num_samples': counted['num_samples']}, counts
@@ -89,7 +89,7 @@ def _expand(name: str, root: str | os.PathLike, split: str) -> list[str]:
     missing = [file for file in files if not os.path.isfile(os.path.join(root, file))]
     if missing:
         raise FileNotFoundError(
-            f'{len(missing)} of {len(files)} shards are not in {root}, such as {missing[0]}: check the names in {split!r}.')
+            f'{len(missing)} of {len(files)} shards are not in {root}, such as {missing[0]}: check {split!r}.')
     return files
 
 

@@ -162,8 +162,8 @@ class GuidedStudent(nn.Module):
         self.blocks = spread_blocks(depth, maps) if blocks is None else list(blocks)
         if len(self.blocks) != maps or any(not 0 <= block < depth for block in self.blocks):
             raise ValueError(
-                f'The blocks {self.blocks} do not fit {maps} stage(s) of the teacher: --guidance-blocks takes one block '
-                f'from 0 to {depth - 1} for each stage, and --guidance-stages chooses the stages.')
+                f'The blocks {self.blocks} do not fit {maps} stage(s) of the teacher: --guidance-blocks takes one '
+                f'block from 0 to {depth - 1} for each stage, and --guidance-stages chooses the stages.')
         self.model = model
         self.dense = dense
         self.projections = nn.ModuleList(nn.Linear(model.embed_dim, width) for width in channels)
