@@ -46,7 +46,7 @@ def test_hidden_and_system_entries_are_left_out_and_counted(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         train = create_dataset('', tmp_path)
     assert train.class_names == ('cat', 'dog') and train.class_counts == [1, 1]
-    assert [line for line in caplog.messages if 'Left out' in line] == [
+    assert [line for line in caplog.messages if 'Skipped' in line] == [
         f'Skipped in {tmp_path}: 8 hidden or system entries.']
     assert is_hidden('._0.png') and is_hidden('__MACOSX') and not is_hidden('Thumbs.png')
 
@@ -64,7 +64,7 @@ def test_files_of_another_kind_are_read_beside_pngs_and_the_rest_is_counted_in_o
     with caplog.at_level(logging.INFO):
         train = create_dataset('', tmp_path)
     assert train.class_counts == [2, 2]
-    assert [line for line in caplog.messages if 'Left out' in line] == [
+    assert [line for line in caplog.messages if 'Skipped' in line] == [
         f'Skipped in {tmp_path}: 2 .txt, 1 without a suffix, 1 .nef, 1 .npy.']
 
 

@@ -118,10 +118,10 @@ def test_statistics_of_many_images_are_the_same():
 
 
 @pytest.mark.parametrize('settings, message', [
-    (dict(color_jitter=.4), r'not ColorJitter \(--color-jitter\): leave one of them out'),
+    (dict(color_jitter=.4), r'not ColorJitter \(--color-jitter\): leave out the flag'),
     (dict(auto_augment='3a'), r'not AutoAugment \(--aa\)'),
     (dict(train_crop_mode='pad'), r'not Resize \(--train-crop-mode, --no-aug\)'),
-    (dict(auto_augment='rand-m9-t3a'), 'does not know the operation Desaturate: '),
+    (dict(auto_augment='rand-m9-t3a'), 'does not have the operation Desaturate: '),
     (dict(interpolation='lanczos'), 'give one of them as --train-interpolation'),
 ])
 def test_what_is_not_known_is_refused(settings, message):

@@ -216,12 +216,12 @@ def test_a_missing_list_is_named_with_its_source(tmp_path, name, split, files, u
     ('train/x.JPEG', r'line 3: expected "path label" .* got .train/x\.JPEG'),
     ('train/x.JPEG two', 'line 3: expected "path label" with a whole number'),
     ('train/x.JPEG 1.0', 'line 3: expected'),
-    ('train/x.JPEG 3', r'line 3: the label 3 of train/x\.JPEG is none of the 3 classes, which are 0 to 2'),
+    ('train/x.JPEG 3', r'line 3: the label 3 of train/x\.JPEG is none of the 3 classes\. Allowed are 0 to 2'),
     ('train/x.JPEG -1', 'line 3: the label -1 of'),
     ('train/x.JPEG 99999999999999999999', 'line 3: the label 9999'),
     ('train/n01440764/gone.JPEG 0', r'line 3: train/n01440764/gone\.JPEG is not in .* where 1 of the 6 listed'),
-    ('train/n01443537/n01440764_3.JPEG 0', 'line 3: .* each class needs a folder of its own'),
-    ('train/n01440764/n01440764_99.JPEG 1', 'line [35]: .* each class needs a folder of its own'),
+    ('train/n01443537/n01440764_3.JPEG 0', 'line 3: .* each class needs its own folder'),
+    ('train/n01440764/n01440764_99.JPEG 1', 'line [35]: .* each class needs its own folder'),
     ('train/n01440764/n01440764_3.JPEG 0', 'line 6: train/n01440764/n01440764_3.JPEG is listed 2 times'),
 ])
 def test_a_wrong_line_is_named(tmp_path, line, message):
@@ -249,7 +249,7 @@ def test_blank_lines_are_counted_and_passed_over(tmp_path):
 
 
 @pytest.mark.parametrize('text, message', [
-    (b'', 'names no image'), (b'\n \n', 'names no image'), (b'train/\xff.JPEG 0\n', 'no text in UTF-8')])
+    (b'', 'names no image'), (b'\n \n', 'names no image'), (b'train/\xff.JPEG 0\n', 'not a text file in UTF-8')])
 def test_a_list_without_content_is_named(tmp_path, text, message):
     (tmp_path / 'ImageNet_LT_train.txt').write_bytes(text)
     with pytest.raises(ValueError, match=f'ImageNet_LT_train.txt .*{message}'):
@@ -259,8 +259,8 @@ def test_a_list_without_content_is_named(tmp_path, text, message):
 @pytest.mark.parametrize('change, message', [
     (lambda c: c['annotations'][0].update(category_id=3), r'image id \d+: the label 3 of train_val2018'),
     (lambda c: c['annotations'][0].update(category_id='1'), r"image id \d+: the label '1'"),
-    (lambda c: c['annotations'].pop(), r'image id \d+: has no annotation, so the class of train_val2018'),
-    (lambda c: c['annotations'].append({'image_id': 107, 'category_id': 2}), 'image id 107: has 2 annotations'),
+    (lambda c: c['annotations'].pop(), r'image id \d+: it has no annotation, so the class of train_val2018'),
+    (lambda c: c['annotations'].append({'image_id': 107, 'category_id': 2}), 'image id 107: it has 2 annotations'),
     (lambda c: c['images'][1].update(file_name='train_val2018/Aves/0/x.jpg'), r'image id 107: .*x\.jpg is not in'),
     (lambda c: c['images'][1].pop('id'), "must be a JSON object .*KeyError.'id'"),
     (lambda c: c.pop('annotations'), 'must be a JSON object'),

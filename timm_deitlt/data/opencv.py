@@ -1,7 +1,7 @@
 """timm's training transform by OpenCV and torch instead of Pillow: the same random numbers, about twice as fast.
 
-Pixels differ from those of Pillow by rounding. Rotated images differ in two more ways: OpenCV has another bicubic
-kernel (a = -0.75, where Pillow has -1), and Pillow fills half a pixel more along the border.
+Pixels differ from those of Pillow by rounding. Rotated images differ in two more ways: OpenCV's bicubic kernel is
+another one (a = -0.75 instead of -1), and Pillow fills half a pixel more along the border.
 """
 import copy
 import math
@@ -53,7 +53,7 @@ def to_opencv(transform: transforms.Compose) -> transforms.Compose:
         elif isinstance(step, (transforms.RandomHorizontalFlip, transforms.RandomVerticalFlip)) and len(steps) == 1:
             steps[0].flips.append((step.p, 1 if isinstance(step, transforms.RandomHorizontalFlip) else 0))
         elif isinstance(step, RandAugment) and steps:
-            # timm would turn a list into an array for every image
+            # an array, because timm would convert a list for every image
             ops = np.array([_on_arrays(op) for op in step.ops])
             steps.append(RandAugment(ops, step.num_layers, step.choice_weights))
         elif isinstance(step, MaybePILToTensor) and steps:

@@ -189,7 +189,7 @@ def _read_text(source: Path) -> _Listing:
                 labels.append(int(label))
             except ValueError as error:
                 raise ValueError(
-                    f'{source}, line {number}: a line must be "path label" with a whole number as label, got '
+                    f'{source}, line {number}: expected "path label" with a whole number as label, got '
                     f'{line.strip()!r}.'
                 ) from error
             paths.append(path)

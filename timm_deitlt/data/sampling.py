@@ -50,8 +50,7 @@ def class_counts(num_classes: int, n_max: int, imbalance_factor: float, profile:
     if num_classes < 2:
         raise ValueError(f'A long-tailed set needs at least 2 classes, got {num_classes}.')
     if n_max < 1:
-        raise ValueError(
-            f'n_max is the number of images of the most frequent class and must be at least 1, got {n_max}.')
+        raise ValueError(f'n_max, the images of the most frequent class, must be at least 1, got {n_max}.')
     counts = profile_counts(num_classes, n_max, imbalance_factor, profile)
     if min(counts) == 0:
         # n * (1 / n) may round to just below 1, for example with n = 49, and the published formula truncates it to 0.

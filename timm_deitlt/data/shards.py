@@ -89,8 +89,7 @@ def _expand(name: str, root: str | os.PathLike, split: str) -> list[str]:
     missing = [file for file in files if not os.path.isfile(os.path.join(root, file))]
     if missing:
         raise FileNotFoundError(
-            f'{len(missing)} of {len(files)} shards are not in {root}, such as {missing[0]}: check the names in '
-                f'{split!r}.')
+            f'{len(missing)} of {len(files)} shards are not in {root}, such as {missing[0]}: check {split!r}.')
     return files
 
 

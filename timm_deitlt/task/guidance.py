@@ -163,8 +163,8 @@ class GuidedStudent(nn.Module):
         self.blocks = spread_blocks(depth, maps) if blocks is None else list(blocks)
         if len(self.blocks) != maps or any(not 0 <= block < depth for block in self.blocks):
             raise ValueError(
-                f'The blocks {self.blocks} do not fit {maps} stage(s) of the teacher: give one block of 0 to '
-                f'{depth - 1} for each stage by --guidance-blocks, or choose the stages by --guidance-stages.')
+                f'The blocks {self.blocks} do not fit {maps} stage(s) of the teacher: --guidance-blocks takes one '
+                f'block from 0 to {depth - 1} for each stage, and --guidance-stages chooses the stages.')
         self.model = model
         self.dense = dense
         self.projections = nn.ModuleList(nn.Linear(model.embed_dim, width) for width in channels)
