@@ -1,8 +1,6 @@
 """Plots and a self-contained HTML page of a run, and of a study."""
-from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 __all__ = ['write_report', 'write_study_report']
 
@@ -33,7 +31,7 @@ def write_study_report(
         results: list[dict],
         verdicts: list[dict],
         settings: dict,
-        sweep: Mapping[str, Any] | None = None,
+        sweep: dict | None = None,
 ) -> Path:
     """Write report.html into the folder of a study's results, and its figures as plots/*.png.
 

@@ -88,7 +88,8 @@ def _write_page(study: Study, folder: Path, found: Mapping[Cell, Any], judged: l
     arms = [dict(name=arm.name, label=arm.label, parent=arm.parent) for arm in study.arms.values()]
     results = [{**result, 'arm': cell.arm} for cell, result in found.items()]
     try:
-        page = write_study_report(folder, study.name, arms, results, judged, dict(study.settings), study.sweep)
+        sweep = None if study.sweep is None else dict(study.sweep)
+        page = write_study_report(folder, study.name, arms, results, judged, dict(study.settings), sweep)
         _logger.info(f'Report: {page}')
     except Exception as error:  # the table says the same, and must still be printed
         _logger.warning(f'The page was not written ({type(error).__name__}: {error}): --table tries it again.')
