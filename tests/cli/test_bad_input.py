@@ -100,8 +100,8 @@ def refused(tmp_path, capsys, monkeypatch):
     ('--augment-backend opencv --in-chans 4 --mean .5 --std .5 --input-img-mode RGBA', 'grey or RGB .*not images of 4'),
     ('--augment-backend opencv --in-chans 1 --input-img-mode P', 'not images of 1 channels in mode P'),
     ('--train-img-sizes 8 16 --train-size-random-mix 2', '--train-size-random-mix must be between 0 and 1, got 2'),
-    ('--augment-backend opencv --aa original --teacher resnet20_sam', r'not AutoAugment \(--aa\): leave one'),
-    ('--augment-backend opencv --train-crop-mode pad', r'not Resize \(--train-crop-mode, --no-aug\): leave one'),
+    ('--augment-backend opencv --aa original --teacher resnet20_sam', r'not AutoAugment \(--aa\): leave out'),
+    ('--augment-backend opencv --train-crop-mode pad', r'not Resize \(--train-crop-mode, --no-aug\): leave out'),
     ('--aa rand-x9 --teacher resnet20_sam', 'timm cannot make the training transform .*--aa rand-x9'),
     ('--scale .5 --teacher resnet20_sam', r'timm cannot make the training transform .*--scale \[0.5\] .*two numbers'),
     ('--cutmix-minmax .5 --teacher resnet20_sam', r'--cutmix-minmax takes two numbers, got \[0.5\]'),
@@ -142,7 +142,7 @@ def refused(tmp_path, capsys, monkeypatch):
     ('-c no.yaml', 'no.yaml: no such file or recipe'),
     ('--data-dir no/such/folder', 'There is no folder no/such/folder .--data-dir.'),
     ('--dataset lt/cifar10 --data-dir no/such/folder', 'lt/cifar10 needs .* no/such/folder.*--dataset-download'),
-    ('--dataset lt/fashion_mnist', 'lt/fashion_mnist needs the folder of its files .--data-dir.'),
+    ('--dataset lt/fashion_mnist', 'lt/fashion_mnist needs the folder of its files: give it by --data-dir'),
     ('--device tpu9', r'--device tpu9 cannot be used \(.+\): leave it out, or give --device cpu'),
     ('--device cuda:99', r'--device cuda:99 cannot be used \(.+\): leave it out, or give --device cpu'),
 ])
@@ -170,7 +170,7 @@ def test_bad_config_is_refused(refused, tmp_path, text, words):
     (dict(ant=8, bee=8, cat=8), ['--imbalance-factor', '9'], 'the largest allowed is 8'),
     (dict(ant=8, bee=8, cat=8), ['--imbalance-factor', '2', '--n-max', '9'], 'the largest allowed n_max is 8'),
     (dict(ant=8, bee=8), ['--n-max', '4'], 'n_max needs an imbalance factor'),
-    (dict(ant=8, bee=8), ['--class-counts', __file__], 'read from its targets: leave --class-counts out'),
+    (dict(ant=8, bee=8), ['--class-counts', __file__], 'known from its labels: leave --class-counts out'),
 ])
 def test_folder_that_cannot_be_trained_on_is_refused(refused, tmp_path, images, flags, words):
     assert words in refused('--data-dir', image_folder(tmp_path / 'data', **images), *flags, base=MODEL)

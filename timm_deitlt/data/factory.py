@@ -229,7 +229,7 @@ def _open(
         raise ValueError(f'Data set {name or "folder"!r} needs the folder of its files (--data-dir){_near(name)}')
     if is_folder or (prefix == 'torch' and not download):
         if not os.path.exists(root):
-            raise FileNotFoundError(f'There is no folder {root} of the data set {name or "folder"!r} (--data-dir).')
+            raise FileNotFoundError(f'There is no folder {root} (--data-dir) for the data set {name or "folder"!r}.')
         if is_folder and kwargs.get('search_split', True):
             _check_split(root, split)
     if name.lower() in _TORCH_FOLDERS:

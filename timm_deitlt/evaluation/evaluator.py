@@ -172,7 +172,7 @@ class ShotEvaluator:
                 f'{num_unknown} of {num_images + num_unknown} test images have a label outside 0 to '
                 f'{len(test_counts) - 1}: training and test set must number the same classes in the same way.')
         if not num_images:
-            raise ValueError('There is no test image to evaluate: call update first.')
+            raise ValueError('There is no test image to evaluate: give an evaluation set that is not empty.')
         self.test_counts = test_counts
         self.confusion = confused.tolist() or None
         metrics = {}
