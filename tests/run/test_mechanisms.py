@@ -235,7 +235,7 @@ def test_worst_answers_to_tail_images_are_kept_with_both_probabilities(analyzed)
     folder, _ = analyzed
     arrays, model = np.load(folder / 'tail_images.npz'), network(folder)
     images, labels = test_images(model)
-    tail = build_data(parse_args(TINY)).shots.groups['tail']
+    tail = build_data(settings_of(*TINY)).shots.groups['tail']
     with torch.no_grad():
         chances = model(images).softmax(-1)
     wrong = [

@@ -94,7 +94,7 @@ def test_settings_can_be_chosen_on_images_that_neither_training_nor_test_has(tmp
     (['--guidance', '1', '--layer-decay', '.7'], '--layer-decay'),
     (['--guidance-blocks', '0'], 'belong to --guidance'),
     (['--guidance', '1', '--guidance-blocks', '0', '1', '--guidance-stages', '1'], 'a block for each'),
-    (['--guidance', '1', '--guidance-blocks', '0', '1', '1'], 'guided by 4 stage'),
+    (['--guidance', '1', '--guidance-blocks', '0', '1', '1'], 'do not fit 4 stage'),
     (['--guidance', '1', '--guidance-stages', '9'], 'from 0 to 4'),
 ])
 def test_what_does_not_go_together_is_an_error_before_the_teacher_is_trained(tmp_path, flags, message):

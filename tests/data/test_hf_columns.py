@@ -4,7 +4,8 @@ import io
 import pytest
 from PIL import Image
 
-from timm_deitlt.data import columns, create_dataset
+from timm_deitlt.data import create_dataset
+from timm_deitlt.data import hf_columns as columns
 
 datasets = pytest.importorskip('datasets')
 pyarrow = pytest.importorskip('pyarrow')
