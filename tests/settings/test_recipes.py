@@ -55,7 +55,7 @@ def test_every_recipe_parses_and_opens_with_a_head_comment():
         head = re.match(r'(# .*\n)+', path.read_text()).group()
         assert head.count('\n') >= 3 and '\n# Launch: python train.py ' in head and '\n# Source: ' in head, name
         recipe = load_recipe(name)
-        assert recipe.is_recipe and set(recipe.values) == set(yaml.safe_load(path.read_text())) - {'base', 'needs'}
+        assert recipe.is_recipe and set(recipe.values) == set(yaml.safe_load(path.read_text())) - {'base', 'needs', 'rules'}
         assert max(map(len, path.read_text().splitlines())) <= 121, name
 
 
@@ -75,12 +75,14 @@ def test_launch_command_in_every_recipe_is_valid_and_uses_it(tmp_path, monkeypat
 
 def test_recipes_name_only_what_exists():
     for name in recipe_names():
-        values = load_recipe(name).values
+        recipe = load_recipe(name)
+        values, followed = recipe.values, [rule.values for lines in recipe.rules for rule in lines]
         assert values.get('opt', 'adamw') in {'samsgd', 'samadamw', *list_optimizers()}, name
         named_run = name == 'own_data' or name.split('/')[1] in (*STUDENTS, *TEACHERS)
         assert bool({'model', 'dataset', 'teacher'} & set(values)) == named_run and 'data_dir' not in values, name
         if named_run:
-            assert timm.is_model(values['model']), name
+            models = [each['model'] for each in (values, *followed) if 'model' in each]
+            assert models and all(map(timm.is_model, models)), name
             assert values.get('dataset', 'lt/digits') in BENCHMARKS, name
             if values.get('teacher', 'none') not in ('none', 'labels'):
                 assert split_name(values['teacher']), name

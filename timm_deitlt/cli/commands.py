@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.long_tail import UnreadableImageError
+from ..data.survey import survey
 from ..engine.checkpoint import LAST
 from ..engine.meter import NonFiniteLossError
 from ..engine.progress import heartbeat
@@ -17,6 +18,7 @@ from ..evaluation.fusion import FUSIONS
 from ..run.finish import check_run, describe_run, has_mechanisms
 from ..run.folds import train_folds
 from ..run.mechanisms import analyze
+from ..run.settings import FOLDER_DATASETS, input_channels
 from ..run.train import train
 from ..run.validate import validate
 from ..settings.layers import parse_args
@@ -80,10 +82,17 @@ def guarded(prog: str, run: Callable[[], dict[str, Any]], go_on: str = _GO_ON) -
     return result
 
 
+def survey_of(args: argparse.Namespace) -> dict[str, float]:
+    """What the rules of a recipe ask of the images; nothing for data sets that are no folder of images."""
+    if args.dataset not in FOLDER_DATASETS or not args.data_dir:
+        return {}
+    return survey(args.data_dir, args.train_split, input_channels(args))
+
+
 def train_main(argv: list[str] | None = None, prog: str = 'train.py') -> None:
     """Entry of train.py."""
     def run() -> dict[str, Any]:
-        args = parse_args(argv, prog)
+        args = parse_args(argv, prog, survey_of)
         return train_folds(args) if args.folds else train(args)
 
     guarded(prog, run)

@@ -3,8 +3,9 @@ import argparse
 import copy
 import difflib
 import functools
+import logging
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -13,6 +14,9 @@ import yaml
 
 from ..benchmarks import BENCHMARKS
 from .flags import REFUSED, KeyValues, add_flags, number_or_auto
+from .rules import Rule, read_rules, rules_that_hold
+
+_logger = logging.getLogger(__name__)
 
 RECIPES = files(__package__.partition('.')[0]) / 'recipes'
 DEFAULT_DATASET = 'lt/digits'
@@ -47,12 +51,14 @@ class Layer(NamedTuple):
         is_recipe: Whether it is a recipe of this package.
         base: Recipes below it, if it names them.
         needs: Settings that the user must give with it.
+        rules: Settings that follow from the images, see `rules`.
     """
     name: str
     values: dict[str, Any]
     is_recipe: bool = False
     base: tuple[str, ...] | None = None
     needs: tuple[str, ...] = ()
+    rules: tuple[tuple[Rule, ...], ...] = ()
 
 
 class _Parser(argparse.ArgumentParser):
@@ -148,7 +154,9 @@ def load_recipe(name_or_path: str) -> Layer:
         raise ValueError(f'{name}: expected a mapping of settings such as "epochs: 50", got {values!r}')
     base = _names(values, 'base', 'recipe', known, name)
     needs = _names(values, 'needs', 'setting', _settings(), name)
-    return Layer(name, _checked(values, name), is_recipe, base, needs or ())
+    rules = read_rules(values.pop('rules'), name) if 'rules' in values else ()
+    rules = tuple(tuple(rule._replace(values=_checked(rule.values, name)) for rule in lines) for lines in rules)
+    return Layer(name, _checked(values, name), is_recipe, base, needs or (), rules)
 
 
 def _names(values: dict[str, Any], key: str, what: str, known: Iterable[str], where: str) -> tuple[str, ...] | None:
@@ -213,7 +221,11 @@ def _checked_scalar(action: argparse.Action, value: Any) -> Any:
     return converted
 
 
-def parse_args(argv: Sequence[str] | None = None, prog: str = 'train.py') -> argparse.Namespace:
+def parse_args(
+        argv: Sequence[str] | None = None,
+        prog: str = 'train.py',
+        survey: Callable[[argparse.Namespace], Mapping[str, float]] = lambda args: {},
+) -> argparse.Namespace:
     """Settings of a run: the command line over `--config` over the recipes of data set and model.
 
     Later layers win: parser defaults, recipes/default/<kind>.yaml, recipes/<benchmark>/<kind>.yaml (or what the config
@@ -221,6 +233,12 @@ def parse_args(argv: Sequence[str] | None = None, prog: str = 'train.py') -> arg
     layer changes the epochs of a recipe, milestones that the recipe gives in epochs are stretched with them. The
     namespace has one attribute for each setting, and `sources`, which says where each came from: 'default', a recipe's
     name, the config's path or 'command line'.
+
+    Args:
+        argv: Words of the command line; those of the process by default.
+        prog: Name of the command for messages.
+        survey: Finds out what the rules of a recipe ask of the images; it is called if there are rules. What follows
+            from them wins over the other recipes, and loses against the config itself.
 
     Raises:
         SystemExit: With code 2 and one line on stderr, if a flag is unknown, refused or has a bad value.
@@ -234,7 +252,14 @@ def parse_args(argv: Sequence[str] | None = None, prog: str = 'train.py') -> arg
     if base is None:
         chosen = _merge(layers)
         base = recipes_for(chosen.dataset, model_kind(chosen.model))
-    args = _merge([*map(load_recipe, base), *layers])
+    below = [*map(load_recipe, base)]
+    args = _merge([*below, *layers])
+    if layers[0].rules:
+        held = rules_that_hold(layers[0].rules, survey(args))
+        fitted = {key: value for rule in held for key, value in rule.values.items()}
+        args = _merge([*below, Layer(f'rules of {config}', fitted), *layers])
+        for rule in held:
+            _say(rule, args)
     named = layers[-1].values.get('amp_dtype') == 'bfloat16'
     if named and args.amp is None and args.model_dtype in (None, 'float32'):
         args.amp = True  # naming the type asks for it, even if the CPU has to emulate it
@@ -243,6 +268,14 @@ def parse_args(argv: Sequence[str] | None = None, prog: str = 'train.py') -> arg
         if not getattr(args, name):
             raise ValueError(f'{config} needs {flag_of(name)}: give it together with -c {config}')
     return args
+
+
+def _say(rule: Rule, args: argparse.Namespace) -> None:
+    taken = [name for name in rule.values if args.sources[name].startswith('rules of')]
+    if rule.why and taken:
+        given = {name: getattr(args, name) for name in taken}
+        words = ', '.join(f'{name} {value}' for name, value in given.items())
+        _logger.info(f'{rule.why}: {words}. Your own flags and files win.')
 
 
 def resolve(overrides: Mapping[str, Any], recipes: Sequence[str] = (), prog: str = 'overrides') -> argparse.Namespace:

@@ -1,0 +1,108 @@
+"""Settings that follow from the images, for whoever gives no others."""
+import logging
+
+import pytest
+import yaml
+from conftest import ROOT, last_json, run_script
+from PIL import Image
+
+from timm_deitlt.data.survey import survey
+from timm_deitlt.settings.layers import load_recipe, parse_args
+from timm_deitlt.settings.rules import FACTS, read_rules, rules_that_hold
+
+COMMAND = ['-c', 'own_data', '--data-dir', 'images']
+
+
+def settings(images, side, *flags, command=COMMAND):
+    return parse_args([*command, *flags], survey=lambda args: {'images': images, 'side': side})
+
+
+@pytest.mark.parametrize(('images', 'side', 'expected'), [
+    (250, 28, ('deit_lt_tiny', 32, 32, 600, None, 'both')),
+    (2478, 64, ('deit_lt_tiny', 64, 64, 400, None, 'both')),
+    (9999, 100, ('deit_lt_tiny', 128, 128, 300, 'rand-m9-mstd0.5-inc1', None)),
+    (115_846, 500, ('deit_lt_small', 224, 512, 300, 'rand-m9-mstd0.5-inc1', None))])
+def test_own_data_follows_the_images(images, side, expected):
+    args = settings(images, side)
+    assert (args.model, args.img_size, args.global_batch_size, args.epochs, args.aa, args.drw_on) == expected
+    updates = images // args.global_batch_size * args.epochs
+    assert updates > 3600 and args.global_batch_size % args.batch_size == 0
+
+
+def test_every_line_of_a_packaged_rule_can_hold_and_makes_settings_that_fit_together():
+    for lines in load_recipe('own_data').rules:
+        assert not lines[-1].below and all(rule.below and rule.why for rule in lines[:-1])
+        bounds = [[rule.below.get(fact, float('inf')) for fact in FACTS] for rule in lines]
+        assert bounds == sorted(bounds), 'from the narrowest to the widest'
+        for rule in lines:
+            facts = {name: bound - 1 for name, bound in rule.below.items()}
+            assert rules_that_hold([lines], facts) == [rule]
+
+
+def test_what_the_user_gives_wins_on_the_command_line_and_in_a_file(tmp_path):
+    args = settings(250, 28, '--epochs', '7', '--model', 'deit_lt_base', '--grad-accum-steps', '2')
+    assert (args.epochs, args.model, args.img_size) == (7, 'deit_lt_base', 32)
+    assert args.global_batch_size is None and args.grad_accum_steps == 2
+    assert args.sources['img_size'] == 'rules of own_data' and args.sources['epochs'] == 'command line'
+    copy = tmp_path / 'mine.yaml'
+    copy.write_text('epochs: 9\n' + (ROOT / 'timm_deitlt/recipes/own_data.yaml').read_text())
+    mine = settings(250, 28, command=['-c', str(copy), '--data-dir', 'images'])
+    assert (mine.epochs, mine.img_size) == (9, 32)
+
+
+def test_images_that_cannot_be_looked_at_get_the_last_lines_as_does_the_recipe_in_a_program():
+    assert vars(parse_args(COMMAND)) == vars(settings(10 ** 9, 10 ** 9))
+    no_side = parse_args(COMMAND, survey=lambda args: {'images': 100})
+    assert (no_side.img_size, no_side.epochs) == (224, 600)
+
+
+def test_the_reason_is_said_of_what_was_taken_alone(caplog):
+    caplog.set_level(logging.INFO)
+    settings(250, 28, '--img-size', '48', '--model-kwargs', 'patch_size=8')
+    assert not [line for line in caplog.messages if 'px' in line]
+    assert any(line.startswith('There are fewer than 1000 images: global_batch_size 32, ') for line in caplog.messages)
+
+
+@pytest.mark.parametrize(('rules', 'words'), [
+    ('[1]', 'rules are named lists'), ('{size: {}}', 'rules are named lists'),
+    ('{size: [{side_below: 4}]}', 'under "set"'),
+    ('{size: [{px: 4, set: {}}]}', "unknown key 'px'; allowed are images_below, side_below, set and why"),
+    ('{size: [{side_below: big, set: {}}]}', "a number, got 'big'"), ('{size: [{set: {epoch: 3}}]}', 'unknown setting'),
+    ('{size: [{set: {epochs: three}}]}', 'expected a whole number')])
+def test_rules_that_are_none_are_one_clear_error(tmp_path, rules, words):
+    (tmp_path / 'mine.yaml').write_text(f'rules: {rules}')
+    with pytest.raises(ValueError, match=words):
+        load_recipe(str(tmp_path / 'mine.yaml'))
+
+
+def test_conditions_of_a_line_hold_together():
+    text = '{a: [{images_below: 5, side_below: 5, set: {epochs: 1}}, {set: {epochs: 2}}]}'
+    lists = read_rules(yaml.safe_load(text), 'x')
+    for facts, epochs in (({'images': 4, 'side': 4}, 1), ({'images': 4, 'side': 5}, 2), ({'images': 4}, 2), ({}, 2)):
+        assert [rule.values['epochs'] for rule in rules_that_hold(lists, facts)] == [epochs]
+
+
+def images_of(folder, sizes):
+    folder.mkdir(parents=True)
+    for number, size in enumerate(sizes):
+        Image.new('RGB', size).save(folder / f'{number}.png')
+
+
+def test_a_folder_is_surveyed_by_headers_alone(tmp_path):
+    images_of(tmp_path / 'a', [(30, 20)] * 5)
+    images_of(tmp_path / 'b', [(90, 400)] * 4)
+    (tmp_path / 'b' / 'broken.png').write_bytes(b'no image at all')
+    assert survey(tmp_path) == {'images': 10, 'side': 20}
+    images_of(tmp_path / 'split' / 'train' / 'a', [(50, 60)])
+    images_of(tmp_path / 'split' / 'val' / 'a', [(9, 9)] * 3)
+    assert survey(tmp_path / 'split') == {'images': 1, 'side': 50}
+    assert survey(tmp_path / 'nowhere') == {}
+
+
+def test_train_script_looks_at_the_folder(tmp_path):
+    for name, count in (('ant', 12), ('bee', 5)):
+        images_of(tmp_path / 'images' / name, [(28, 28)] * count)
+    done = run_script('-c', 'own_data', '--data-dir', tmp_path / 'images', '--teacher', 'none', '--dry-run')
+    plan = last_json(done)
+    assert 'The images are smaller than 48 px: img_size 32' in done.stderr
+    assert (plan['epochs'], plan['global_batch_size'], plan['drw_on'], plan['recipe']) == (600, 32, 'cls', 'own_data')

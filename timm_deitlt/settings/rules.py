@@ -1,0 +1,63 @@
+"""Rules of a recipe: settings that follow from the images, for whoever gives no others.
+
+A recipe holds them under `rules` as named lists of lines. In each list the first line that holds is taken. A line holds
+if all of its conditions do, and always if it has none:
+
+    rules:
+      size:
+        - {side_below: 48, set: {img_size: 32}, why: the images are small}
+        - {set: {img_size: 224}}
+"""
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+# What is known of the images, each with a condition NAME_below
+FACTS = ('images', 'side')
+
+
+class Rule(NamedTuple):
+    """A line of a recipe's rules.
+
+    Attributes:
+        below: Facts by name, and the number that each must be below.
+        values: Settings that follow.
+        why: The reason, for the log.
+    """
+    below: Mapping[str, float]
+    values: Mapping[str, Any]
+    why: str
+
+
+def read_rules(lists: Any, where: str) -> tuple[tuple[Rule, ...], ...]:
+    """Read the rules of a recipe; their settings are checked by the caller.
+
+    Raises:
+        ValueError: If they are not named lists of lines, or a line has an unknown key.
+    """
+    if not isinstance(lists, Mapping) or not all(isinstance(lines, list) and lines for lines in lists.values()):
+        raise ValueError(f'{where}: rules are named lists of lines such as {{side_below: 48, set: {{img_size: 32}}}}')
+    return tuple(tuple(_read(line, f'{where}: rules: {name}') for line in lines) for name, lines in lists.items())
+
+
+def _read(line: Any, where: str) -> Rule:
+    conditions = [f'{name}_below' for name in FACTS]
+    if not isinstance(line, Mapping) or not isinstance(line.get('set'), Mapping):
+        raise ValueError(f'{where}: a line is a mapping with the settings under "set", got {line!r}')
+    if unknown := set(line) - {*conditions, 'set', 'why'}:
+        raise ValueError(
+            f'{where}: unknown key {sorted(map(str, unknown))[0]!r}; allowed are {", ".join(conditions)}, set and why')
+    below = {name: line[f'{name}_below'] for name in FACTS if f'{name}_below' in line}
+    if wrong := [value for value in below.values() if isinstance(value, bool) or not isinstance(value, int | float)]:
+        raise ValueError(f'{where}: a condition is a number, got {wrong[0]!r}')
+    return Rule(below, dict(line['set']), str(line.get('why', '')))
+
+
+def rules_that_hold(lists: Sequence[Sequence[Rule]], facts: Mapping[str, float]) -> list[Rule]:
+    """The first line of each list whose conditions hold; a fact that is not known holds for none."""
+    found = []
+    for lines in lists:
+        for rule in lines:
+            if all(name in facts and facts[name] < bound for name, bound in rule.below.items()):
+                found.append(rule)
+                break
+    return found
