@@ -15,6 +15,7 @@ from torch import Tensor
 from torchvision import transforms
 
 _TENSOR_FILTERS = ('random', 'nearest', 'bilinear', 'bicubic')
+_FLIPS = (transforms.RandomHorizontalFlip, transforms.RandomVerticalFlip)
 CROP_MODES = ('rrc', 'rkrc', 'rkrr', 'pad')
 
 
@@ -118,6 +119,12 @@ def check_tensor_filter(interpolation: str) -> None:
             '--train-interpolation and --interpolation.')
 
 
+def _jitter(size: tuple[int, int, int], strength: float | tuple[float, ...], probability: float | None) -> list[Any]:
+    stages = create_transform(
+        size, is_training=True, color_jitter=strength, color_jitter_prob=probability, separate=True)
+    return stages[1].transforms
+
+
 def train_transform(
         input_size: tuple[int, int, int],
         train_crop_mode: str | None = None,
@@ -135,23 +142,18 @@ def train_transform(
 ) -> transforms.Compose:
     """Training transform of timm, or one with a padded crop, from a PIL image to uint8 `[C, H, W]`.
 
-    With `arrays` it takes float tensors `[C, H, W]` of any number of channels and leaves out the steps that are defined
-    for colours only.
-
     Args:
         input_size: Channels, height and width of the result.
-        train_crop_mode: 'rrc' (default), 'rkrc' or 'rkrr' as in timm, or 'pad': resize, then a random crop after
-            padding by an eighth of the size with zeros.
+        train_crop_mode: timm's 'rrc' (default), 'rkrc' or 'rkrr'; or 'pad': resize, pad by an eighth, random crop.
         interpolation: Name of the resize filter. 'random' chooses bilinear or bicubic for each image.
-        hflip: Probability of a horizontal flip.
-        vflip: Probability of a vertical flip.
+        hflip, vflip: Probability of a horizontal and of a vertical flip.
         no_aug: Only resize and crop the centre.
         auto_augment: A policy of timm, or 'cifar10', which is AutoAugment's policy for CIFAR-10.
         color_jitter: As in timm. With a policy it is off, except for timm's '3a'.
         color_jitter_prob: Probability of the jitter; None for always.
-        force_color_jitter: With a policy, jitter the colours too, before the policy.
+        force_color_jitter: Jitter the colours before a policy too.
         cutout: Side of a black square in pixels, see `Cutout`; 0 for none.
-        arrays: Whether images are float tensors. Policy, jitter and conversion to grey are then left out.
+        arrays: Whether images are float tensors `[C, H, W]` of any channels; steps for colours are then left out.
         kwargs: Further arguments of `timm.data.create_transform` (scale, mean, ...).
 
     Raises:
@@ -162,13 +164,10 @@ def train_transform(
     if arrays:
         auto_augment, color_jitter, kwargs['grayscale_prob'] = None, None, 0.
         check_tensor_filter(interpolation)
-    holes = [Cutout(cutout)] if cutout else []
     padded = train_crop_mode == 'pad'
-    extra = []
+    extra: list[Any] = []
     if auto_augment and force_color_jitter and color_jitter is not None:
-        extra += create_transform(
-            input_size, is_training=True, color_jitter=color_jitter, color_jitter_prob=color_jitter_prob, separate=True,
-        )[1].transforms
+        extra += _jitter(input_size, color_jitter, color_jitter_prob)
         color_jitter = None
     if auto_augment == 'cifar10':
         extra.append(_cifar10_policy(input_size[0]))
@@ -182,9 +181,9 @@ def train_transform(
         return stages
     primary, secondary, final = (stage.transforms for stage in stages)
     if padded:
-        flips = [step for step in primary if isinstance(step, (
-            transforms.RandomHorizontalFlip, transforms.RandomVerticalFlip))]
-        primary = _padded_crop((input_size[1], input_size[2]), interpolation) + flips
+        primary = _padded_crop((input_size[1], input_size[2]), interpolation) + [
+            step for step in primary if isinstance(step, _FLIPS)]
+    holes = [Cutout(cutout)] if cutout else []
     return mend_posterize(transforms.Compose([*primary, *extra, *secondary, *final, *holes]))
 
 

@@ -229,14 +229,12 @@ def convert_file(
         What was found, for a report.
 
     Raises:
-        FileNotFoundError: If a file is missing.
-        ValueError: If the file is none of those that were released, or contradicts an argument.
+        FileNotFoundError, ValueError: If a file is missing, none of those released, or contradicts an argument.
     """
     check_free(out, overwrite)
     checkpoint = read_checkpoint(file)
     state_dict, place = find_weights(checkpoint)
-    settings = read_settings(checkpoint)
-    released = conversion.recognise(state_dict)
+    settings, released = read_settings(checkpoint), conversion.recognise(state_dict)
     if architecture not in (None, released.architecture):
         raise ValueError(f'--architecture {architecture} contradicts the file, a {released.architecture}.')
     benchmark = conversion.recognise_benchmark(released, settings, benchmark)

@@ -59,18 +59,14 @@ def predict_files(
 ) -> dict[str, Any]:
     """Predict files, and write a row for each.
 
-    Memory does not grow with the number of images, but for their paths.
-
     Args:
         trained: The model.
         paths: Image files.
-        output: A .csv, .jsonl or .parquet file, which is there when all rows are in it and not before; None to `show`
-            a line for each image instead.
+        output: A .csv, .jsonl or .parquet file, written whole or not at all; None to `show` a line for each image.
         topk: Classes of an answer.
         experts: Whether CLS and DIST give an answer of their own.
         fusion: How the answer is made of the experts, see `TrainedModel.predict_batches`.
-        workers: Processes that read images; by default as many as there are cores, 8 at most, on a GPU, and one on a
-            CPU, which the model needs.
+        workers: Processes that read images; by default one on a CPU, and on a GPU one for each core, 8 at most.
         batch_size: Images in a batch.
         amp: Compute in bfloat16 where it is safe.
         show: Takes the lines.
@@ -105,8 +101,7 @@ def predict_files(
         'seconds': round(seconds, 2), 'images_per_second': round(len(paths) / seconds, 1)}
     if len(paths) >= _FEWEST_BATCHES * batch_size:
         rate = model_rate(trained, batch_size, autocast)
-        result.update(
-            model_images_per_second=round(rate, 1), share=round(len(paths) / seconds / rate, 3))
+        result.update(model_images_per_second=round(rate, 1), share=round(len(paths) / seconds / rate, 3))
     _report(result, errors, trained.device)
     return result
 

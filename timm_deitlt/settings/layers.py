@@ -3,7 +3,6 @@ import argparse
 import copy
 import difflib
 import functools
-import logging
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.resources import files
@@ -14,9 +13,7 @@ import yaml
 
 from ..benchmarks import BENCHMARKS
 from .flags import REFUSED, KeyValues, add_flags, number_or_auto
-from .rules import Rule, read_rules, rules_that_hold
-
-_logger = logging.getLogger(__name__)
+from .rules import Rule, read_rules, rules_that_hold, say_why
 
 RECIPES = files(__package__.partition('.')[0]) / 'recipes'
 DEFAULT_DATASET = 'lt/digits'
@@ -259,7 +256,7 @@ def parse_args(
         fitted = {key: value for rule in held for key, value in rule.values.items()}
         args = _merge([*below, Layer(f'rules of {config}', fitted), *layers])
         for rule in held:
-            _say(rule, args)
+            say_why(rule, args)
     named = layers[-1].values.get('amp_dtype') == 'bfloat16'
     if named and args.amp is None and args.model_dtype in (None, 'float32'):
         args.amp = True  # naming the type asks for it, even if the CPU has to emulate it
@@ -268,14 +265,6 @@ def parse_args(
         if not getattr(args, name):
             raise ValueError(f'{config} needs {flag_of(name)}: give it together with -c {config}')
     return args
-
-
-def _say(rule: Rule, args: argparse.Namespace) -> None:
-    taken = [name for name in rule.values if args.sources[name].startswith('rules of')]
-    if rule.why and taken:
-        given = {name: getattr(args, name) for name in taken}
-        words = ', '.join(f'{name} {value}' for name, value in given.items())
-        _logger.info(f'{rule.why}: {words}. Your own flags and files win.')
 
 
 def resolve(overrides: Mapping[str, Any], recipes: Sequence[str] = (), prog: str = 'overrides') -> argparse.Namespace:

@@ -8,8 +8,12 @@ if all of its conditions do, and always if it has none:
         - {side_below: 48, set: {img_size: 32}, why: the images are small}
         - {set: {img_size: 224}}
 """
+import argparse
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+
+_logger = logging.getLogger(__name__)
 
 # What is known of the images, each with a condition NAME_below
 FACTS = ('images', 'side')
@@ -61,3 +65,11 @@ def rules_that_hold(lists: Sequence[Sequence[Rule]], facts: Mapping[str, float])
                 found.append(rule)
                 break
     return found
+
+
+def say_why(rule: Rule, args: argparse.Namespace) -> None:
+    """Log the reason of a rule and what was taken from it, if anything was."""
+    given = {name: getattr(args, name) for name in rule.values if args.sources[name].startswith('rules of')}
+    if rule.why and given:
+        words = ', '.join(f'{name} {value}' for name, value in given.items())
+        _logger.info(f'{rule.why}: {words}. Your own flags and files win.')
