@@ -189,3 +189,13 @@ def test_a_start_at_another_image_size_has_its_positions_resized(tmp_path):
     run(*TINY_VIT, *short, '--experiment', 'small')
     run(*TINY_VIT, *short, '--experiment', 'large', '--img-size', 32, '--initial-checkpoint',
         tmp_path / 'small' / 'last.pth.tar')
+
+
+def test_a_split_of_another_name_is_not_passed_over_in_silence(tmp_path, caplog):
+    for split in ('train', 'test'):
+        pictures(tmp_path / 'images' / split, ant=8, bee=8)
+    planned('-c', 'own_data', '--data-dir', tmp_path / 'images', '--teacher', 'none')
+    assert 'also holds test, which is not used. Evaluate on it with --val-split test.' in caplog.text
+    caplog.clear()
+    planned('-c', 'own_data', '--data-dir', tmp_path / 'images', '--teacher', 'none', '--val-split', 'test')
+    assert 'also holds' not in caplog.text

@@ -291,3 +291,46 @@ def test_killed_in_the_middle_nothing_is_left_that_looks_whole(place, images, tm
     assert old.read_text() == 'of before' and [path.name for path in tmp_path.glob('*.csv')] == ['out.csv']
     done = command('predict', place / 'run', place / 'new', '-o', old)
     assert len(old.read_text().splitlines()) == 11 and not list(tmp_path.glob('.*.tmp'))
+
+
+@pytest.mark.parametrize('suffix', ['png', 'npy'])
+def test_arrays_are_opened_as_in_training_from_a_run_and_from_its_export(tmp_path, suffix):
+    """Two classes that are both black as pictures: numbers of 16 bits that are told apart by their size alone."""
+    def write(file, low):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        values = np.random.default_rng(low).integers(low, low + 30, (16, 16), dtype=np.uint16)
+        np.save(file, values) if suffix == 'npy' else Image.fromarray(values).save(file)
+
+    for i in range(8):
+        write(tmp_path / 'data' / 'dim' / f'{i}.{suffix}', 10)
+        write(tmp_path / 'data' / 'bright' / f'{i}.{suffix}', 200)
+    run_script(
+        *MODEL, '--data-dir', tmp_path / 'data', '--val-fraction', '.25', '--teacher', 'none', '--drw-on', 'none',
+        '--epochs', '6', '--lr', '1e-3', '--batch-size', '4', '--mixup', '0', '--cutmix', '0', '--input-img-mode',
+        'array', '--in-chans', '1', '--mean', 'auto', '--std', 'auto', '--output', tmp_path, '--experiment', 'run')
+    export(tmp_path / 'run', tmp_path / 'out')
+    files = sorted(map(str, (tmp_path / 'data').rglob(f'*.{suffix}')))
+    for model in ('run', 'out'):
+        loaded = timm_deitlt.load_model(tmp_path / model)
+        assert loaded.image_mode == 'array'
+        answers = [row['labels'][0] for row in loaded.predict(files)]
+        assert answers == [os.path.basename(os.path.dirname(file)) for file in files]
+    done = command('predict', tmp_path / 'out', tmp_path / 'data', '-o', tmp_path / 'answers.csv')
+    assert json.loads(done.stdout.splitlines()[-1])['images'] == 16
+
+
+def test_where_no_image_can_be_read_the_command_fails(place, tmp_path):
+    (tmp_path / 'broken.png').write_bytes(b'no image at all')
+    done = command('predict', place / 'run', tmp_path / 'broken.png', check=False)
+    assert done.returncode == 2 and 'None of the 1 images could be read' in done.stderr
+
+
+def test_what_is_no_image_is_an_error_of_the_program(trained, images):
+    with pytest.raises(TypeError, match='not ndarray: make it one by PIL.Image.fromarray'):
+        trained.predict([np.zeros((4, 4, 3), np.uint8)])
+
+
+def test_folds_are_named_where_one_model_is_asked_for(tmp_path):
+    (tmp_path / 'fold-0').mkdir()
+    with pytest.raises(ValueError, match='holds the folds of a run: give one of them, such as .*fold-0'):
+        timm_deitlt.load_model(tmp_path)

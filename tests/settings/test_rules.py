@@ -18,6 +18,7 @@ def settings(images, side, *flags, command=COMMAND):
 
 
 @pytest.mark.parametrize(('images', 'side', 'expected'), [
+    (100, 28, ('deit_lt_tiny', 32, 8, 600, None, 'both')),
     (250, 28, ('deit_lt_tiny', 32, 32, 600, None, 'both')),
     (2478, 64, ('deit_lt_tiny', 64, 64, 400, None, 'both')),
     (9999, 100, ('deit_lt_tiny', 128, 128, 300, 'rand-m9-mstd0.5-inc1', None)),
@@ -27,6 +28,7 @@ def test_own_data_follows_the_images(images, side, expected):
     assert (args.model, args.img_size, args.global_batch_size, args.epochs, args.aa, args.drw_on) == expected
     updates = images // args.global_batch_size * args.epochs
     assert updates > 3600 and args.global_batch_size % args.batch_size == 0
+    assert args.crop_pct == (1. if args.train_crop_mode == 'pad' else None), 'evaluated at the scale of training'
 
 
 def test_every_line_of_a_packaged_rule_can_hold_and_makes_settings_that_fit_together():
@@ -54,6 +56,7 @@ def test_images_that_cannot_be_looked_at_get_the_last_lines_as_does_the_recipe_i
     assert vars(parse_args(COMMAND)) == vars(settings(10 ** 9, 10 ** 9))
     no_side = parse_args(COMMAND, survey=lambda args: {'images': 100})
     assert (no_side.img_size, no_side.epochs) == (224, 600)
+    assert parse_args(['-c', 'own_data', '--dataset', 'hfds/here']).dataset == 'hfds/here', 'which needs no folder'
 
 
 def test_the_reason_is_said_of_what_was_taken_alone(caplog):
@@ -105,4 +108,4 @@ def test_train_script_looks_at_the_folder(tmp_path):
     done = run_script('-c', 'own_data', '--data-dir', tmp_path / 'images', '--teacher', 'none', '--dry-run')
     plan = last_json(done)
     assert 'The images are smaller than 48 px: img_size 32' in done.stderr
-    assert (plan['epochs'], plan['global_batch_size'], plan['drw_on'], plan['recipe']) == (600, 32, 'cls', 'own_data')
+    assert (plan['epochs'], plan['global_batch_size'], plan['drw_on'], plan['recipe']) == (600, 8, 'cls', 'own_data')

@@ -41,7 +41,7 @@ def predict_main(argv: list[str] | None = None, prog: str = 'timm-deitlt predict
         if args.output is not None:
             check_output(args.output)
         trained = load_model(args.model, args.device)
-        paths = given_images(args.images, sys.stdin, trained.data_config['input_size'][0])
+        paths = given_images(args.images, sys.stdin, trained.image_mode)
         return predict_files(
             trained, paths, args.output, args.topk, args.experts, args.fusion,
             args.workers, args.batch_size, args.amp)

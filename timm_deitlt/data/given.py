@@ -4,23 +4,23 @@ import os
 from collections.abc import Container, Iterable, Iterator
 
 from .folders import list_images
-from .image import image_mode, image_suffixes
+from .image import image_suffixes
 
 
-def given_images(names: Iterable[str], listed: Iterable[str] = (), in_chans: int = 3) -> list[str]:
+def given_images(names: Iterable[str], listed: Iterable[str] = (), mode: str = 'RGB') -> list[str]:
     """Paths of the images that are named, each once, in the order in which they are named.
 
     Args:
         names: Files, whatever their suffix; folders, of which all images below are taken, in timm's order,
             but no hidden ones; globs, in which `**` reaches through folders; '-' for `listed`.
         listed: Lines with one path each. A file that is not there is found out when it is read.
-        in_chans: Channels of an image: in folders .npy files are images too where it has neither 1 nor 3.
+        mode: Mode that they will be opened in; as 'array' .npy files are images too.
 
     Raises:
         FileNotFoundError: If a name is neither a file nor a folder, and a glob that matches nothing.
         ValueError: If no image is found.
     """
-    names, suffixes = list(names), image_suffixes(image_mode(in_chans))
+    names, suffixes = list(names), image_suffixes(mode)
     found: dict[str, None] = {}
     for name in names:
         found.update(dict.fromkeys(_images_of(name, listed, suffixes)))

@@ -122,6 +122,7 @@ def _read_run(folder: Path, record: dict[str, Any] | None, finished: bool) -> Mo
         'kind': 'student' if student else 'teacher',
         'benchmark': benchmark_tag(settings.data),
         'data': {**_public_data(data), 'selection': _selection(args)},
+        'image_mode': settings.data.image_mode,
         'class_counts': data['train_counts'],
         'shots': metrics and metrics['shots'],
         'experts': list(checkpoint['experts']) if student else ['mean', 'cls'],

@@ -129,6 +129,7 @@ def exported_settings(config: dict[str, Any]) -> dict[str, Any]:
         'input_size': list(cfg['input_size']),
         'img_size': None,
         'in_chans': cfg['input_size'][0],
+        'input_img_mode': (config.get('about') or {}).get('image_mode'),
         **{name: list(cfg[name]) for name in ('mean', 'std') if name in cfg},
         **{name: cfg[name] for name in ('interpolation', 'crop_pct') if name in cfg},
     }

@@ -14,7 +14,7 @@ from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from ..data.image import as_opened, open_image
+from ..data.image import as_opened, image_mode, open_image
 from ..engine.checkpoint import LAST, load_checkpoint
 from ..engine.device import choose_device
 from ..engine.trainer import expert_logits
@@ -44,6 +44,7 @@ class TrainedModel:
         experts: Those of 'mean', 'cls' and 'dist' that were trained.
         class_counts: Training images of each class, or None where that is not known.
         data_config: Size, mean, std, interpolation and crop of its images.
+        image_mode: Mode that images are opened in, see `data.image.open_image`.
 
     Example:
         >>> trained = timm_deitlt.load_model('output/train/RUN')  # doctest: +SKIP
@@ -56,6 +57,7 @@ class TrainedModel:
     experts: tuple[str, ...]
     class_counts: tuple[int, ...] | None
     data_config: dict[str, Any]
+    image_mode: str = 'RGB'
 
     @property
     def device(self) -> torch.device:
@@ -105,7 +107,13 @@ class TrainedModel:
             ValueError: If an option is not usable, or a fusion needs what is not known of the model.
         """
         answers = self._answers(topk, experts, fusion, batch_size)
-        return self._batches(list(images), topk, answers, batch_size, workers, autocast)
+        images = list(images)
+        for image in images:
+            if not isinstance(image, (str, os.PathLike, Image.Image)) and not hasattr(image, 'read'):
+                raise TypeError(
+                    f'An image is a path, a file open for reading bytes, or a PIL image, not {type(image).__name__}: '
+                    'make it one by PIL.Image.fromarray.')
+        return self._batches(images, topk, answers, batch_size, workers, autocast)
 
     def _batches(
             self,
@@ -117,7 +125,8 @@ class TrainedModel:
             autocast: Callable,
     ) -> Iterator[list[dict[str, Any]]]:
         loader = DataLoader(
-            _Files(self._pixels(), self.data_config['input_size'][0]), num_workers=workers, collate_fn=_collate,
+            _Files(self._pixels(), self.data_config['input_size'][0], self.image_mode), num_workers=workers,
+            collate_fn=_collate,
             batch_sampler=[images[start:start + batch_size] for start in range(0, len(images), batch_size)],
             pin_memory=self.device.type == 'cuda')
         for names, pixels, errors in loader:
@@ -189,6 +198,8 @@ def load_model(path: str | os.PathLike, device: str | None = None) -> TrainedMod
         return _load_exported(file, name, device)
     if (file / RECORD).is_file():  # a cached teacher: its run lies inside
         file = file / 'train'
+    if (file / 'fold-0').is_dir():
+        raise ValueError(f'{name!r} holds the folds of a run: give one of them, such as {file / "fold-0"}.')
     if file.is_dir() and not (file / LAST).is_file():
         raise FileNotFoundError(
             f'{name!r} holds neither {LAST}, as a run does, nor {CONFIG}, as an exported model does: give the folder '
@@ -204,7 +215,8 @@ def _load_run(file: Path, device: str) -> TrainedModel:
     names = checkpoint['data']['class_names']
     model = build_model(model_settings(asked), len(names))
     load_weights(model, checkpoint['state_dict'], str(file))
-    return _trained(model, names, checkpoint['experts'], checkpoint['data']['train_counts'], device)
+    return _trained(model, names, checkpoint['experts'], checkpoint['data']['train_counts'], device,
+        asked.input_img_mode)
 
 
 def _load_exported(folder: Path, name: str, device: str) -> TrainedModel:
@@ -217,7 +229,7 @@ def _load_exported(folder: Path, name: str, device: str) -> TrainedModel:
     about = config['about']
     names = config['pretrained_cfg'].get('label_names') or map(str, range(model.num_classes))
     experts = about.get('experts') or (EXPERTS if isinstance(model.get_classifier(), tuple) else ('mean', 'cls'))
-    return _trained(model, names, experts, about.get('class_counts'), device)
+    return _trained(model, names, experts, about.get('class_counts'), device, about.get('image_mode'))
 
 
 def _trained(
@@ -226,11 +238,13 @@ def _trained(
         experts: Sequence[str],
         class_counts: Sequence[int] | None,
         device: str,
+        mode: str | None,
 ) -> TrainedModel:
     config = resolve_data_config(pretrained_cfg=model.pretrained_cfg)
+    mode = image_mode(config['input_size'][0], mode)
     return TrainedModel(
         model.to(device).eval(), create_transform(**_of_images(config), is_training=False), tuple(names),
-        tuple(experts), tuple(class_counts) if class_counts else None, config)
+        tuple(experts), tuple(class_counts) if class_counts else None, config, mode)
 
 
 def _of_images(config: dict[str, Any]) -> dict[str, Any]:
@@ -240,13 +254,13 @@ def _of_images(config: dict[str, Any]) -> dict[str, Any]:
 class _Files(Dataset):
     """Images by themselves or by their path: an item is the name, and the pixels or why there are none."""
 
-    def __init__(self, transform: Callable[[Image.Image], Tensor], in_chans: int):
-        self.transform, self.in_chans = transform, in_chans
+    def __init__(self, transform: Callable[[Any], Tensor], in_chans: int, mode: str):
+        self.transform, self.in_chans, self.mode = transform, in_chans, mode
 
     def __getitem__(self, image: Any) -> tuple[str, Tensor | None, str]:
         name = os.fspath(image) if isinstance(image, (str, os.PathLike)) else str(getattr(image, 'filename', '') or '')
         try:
-            opened: Any = (as_opened if isinstance(image, Image.Image) else open_image)(image, self.in_chans)
+            opened: Any = (as_opened if isinstance(image, Image.Image) else open_image)(image, self.in_chans, self.mode)
             return name, self.transform(opened), ''
         except Exception as error:  # Pillow and its decoders raise many kinds, and one image does not end the others
             return name, None, ' '.join(str(error).split()) or type(error).__name__

@@ -103,6 +103,8 @@ def predict_files(
         rate = model_rate(trained, batch_size, autocast)
         result.update(model_images_per_second=round(rate, 1), share=round(len(paths) / seconds / rate, 3))
     _report(result, errors, trained.device)
+    if len(errors) == len(paths):
+        raise ValueError(f'None of the {len(paths)} images could be read, such as {errors[0]}')
     return result
 
 

@@ -2,6 +2,7 @@
 import argparse
 import logging
 import math
+import os
 from types import MappingProxyType
 
 import torch
@@ -172,5 +173,18 @@ def fraction_to_hold_out(args: argparse.Namespace) -> float | None:
             and args.data_dir and not has_split(args.data_dir, args.val_split)
     ):
         _logger.info(f'{args.data_dir} has no {args.val_split!r} split.')
+        _warn_of_unused_splits(args)
         return DEFAULT_VAL_FRACTION
     return args.val_fraction
+
+
+def _warn_of_unused_splits(args: argparse.Namespace) -> None:
+    if not has_split(args.data_dir, args.train_split):
+        return
+    unused = sorted(
+        entry.name for entry in os.scandir(args.data_dir)
+        if entry.is_dir() and not entry.name.startswith(('.', '_')) and entry.name != args.train_split)
+    if unused:
+        _logger.warning(
+            f'{args.data_dir} also holds {", ".join(unused)}, which is not used. Evaluate on it with '
+            f'--val-split {unused[0]}.')

@@ -262,7 +262,7 @@ def parse_args(
         args.amp = True  # naming the type asks for it, even if the CPU has to emulate it
         args.sources['amp'] = 'command line'
     for name in layers[0].needs:
-        if not getattr(args, name):
+        if not getattr(args, name) and not (name == 'data_dir' and args.dataset != DEFAULT_DATASET):
             raise ValueError(f'{config} needs {flag_of(name)}: give it together with -c {config}')
     return args
 
