@@ -64,8 +64,7 @@ def predict_files(
         paths: Image files.
         output: A .csv, .jsonl or .parquet file, written whole or not at all; None to `show` a line for each image.
         topk: Classes of an answer.
-        experts: Whether CLS and DIST give an answer of their own.
-        fusion: How the answer is made of the experts, see `TrainedModel.predict_batches`.
+        experts, fusion: See `TrainedModel.predict_batches`.
         workers: Processes that read images; by default one on a CPU, and on a GPU one for each core, 8 at most.
         batch_size: Images in a batch.
         amp: Compute in bfloat16 where it is safe.
