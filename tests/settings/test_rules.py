@@ -1,6 +1,7 @@
 """Settings that follow from the images, for whoever gives no others."""
 import logging
 
+import numpy as np
 import pytest
 import yaml
 from conftest import ROOT, last_json, run_script
@@ -100,6 +101,10 @@ def test_a_folder_is_surveyed_by_headers_alone(tmp_path):
     images_of(tmp_path / 'split' / 'val' / 'a', [(9, 9)] * 3)
     assert survey(tmp_path / 'split') == {'images': 1, 'side': 50}
     assert survey(tmp_path / 'nowhere') == {}
+    (tmp_path / 'arrays' / 'a').mkdir(parents=True)
+    np.save(tmp_path / 'arrays' / 'a' / '0.npy', np.zeros((13, 40, 50)))
+    assert survey(tmp_path / 'arrays') == {}, 'no picture'
+    assert survey(tmp_path / 'arrays', mode='array') == {'images': 1, 'side': 40}
 
 
 def test_train_script_looks_at_the_folder(tmp_path):

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..data.image import image_mode
 from ..data.long_tail import UnreadableImageError
 from ..data.survey import survey
 from ..engine.checkpoint import LAST
@@ -86,7 +87,7 @@ def survey_of(args: argparse.Namespace) -> dict[str, float]:
     """What the rules of a recipe ask of the images; nothing for data sets that are no folder of images."""
     if args.dataset not in FOLDER_DATASETS or not args.data_dir:
         return {}
-    return survey(args.data_dir, args.train_split, input_channels(args))
+    return survey(args.data_dir, args.train_split, image_mode(input_channels(args), args.input_img_mode))
 
 
 def train_main(argv: list[str] | None = None, prog: str = 'train.py') -> None:

@@ -7,27 +7,30 @@ from PIL import Image
 
 from .factory import has_split
 from .folders import list_images
-from .image import image_mode, image_suffixes
+from .image import image_suffixes
 
 # So many images, spread over the folder, tell its usual size
 _MEASURED = 48
 
 
-def survey(root: str | os.PathLike, split: str = 'train', in_chans: int = 3) -> dict[str, float]:
+def survey(root: str | os.PathLike, split: str = 'train', mode: str = 'RGB') -> dict[str, float]:
     """Number of images of a split of a folder, and the median of their shorter sides in pixels.
 
     Args:
         root: Folder of class folders, with or without folders for its splits.
         split: Split that is trained on.
-        in_chans: Channels of an image, see `image.open_image`.
+        mode: Mode that the images will be opened in, see `image.image_mode`.
 
     Returns:
-        'images', and 'side' if any of the images that were looked at can be read. Only their headers are read.
+        'images', and 'side' if any of the images that were looked at can be read; nothing if there is no image. Only
+        headers are read.
     """
     folder = os.path.join(os.fspath(root), split) if has_split(root, split) else os.fspath(root)
     if not os.path.isdir(folder):
         return {}
-    files = list_images(folder, image_suffixes(image_mode(in_chans))).files
+    files = list_images(folder, image_suffixes(mode)).files
+    if not files:
+        return {}
     step = max(1, len(files) // _MEASURED)
     sides = [side for name, _ in files[::step] if (side := _shorter_side(os.path.join(folder, name)))]
     return {'images': len(files), **({'side': median(sides)} if sides else {})}

@@ -8,6 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..evaluation import GROUPS
+from ..utils.words import duration_in_words
 from . import markdown as md
 from .card_facts import EXPERTS, Facts, model_name
 
@@ -221,7 +222,7 @@ def _training(facts: Facts) -> str:
     schedule += [f'seed {training["seed"]}'] if 'seed' in training else []
     if 'seconds' in training:
         teacher_too = (facts.teacher or {}).get('source') == 'trained'
-        schedule.append(md.duration(training['seconds']) + (', its teacher included' if teacher_too else ''))
+        schedule.append(duration_in_words(training['seconds']) + (', its teacher included' if teacher_too else ''))
     lines.append(f'**Schedule:** {", ".join(schedule)}' if schedule else '')
     if metrics:
         validated = 'eval_images_per_second' in metrics  # later, by validate.py

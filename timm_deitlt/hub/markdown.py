@@ -19,13 +19,6 @@ def numbers(values: Sequence[float]) -> str:
     return ' '.join(f'{value:.4g}' for value in values)
 
 
-def duration(seconds: float) -> str:
-    """Seconds in words."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f'{hours} h {minutes} min' if hours else f'{minutes} min {seconds} s'
-
-
 def escape(text: str) -> str:
     """The text in one line of Markdown, or in a cell of a table, as it is."""
     text = re.sub(r'([\\`*\[\]<>|~&$])', r'\\\1', ' '.join(text.split()))

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ..utils.files import atomic_write
+from ..utils.words import duration_in_words
 from .mechanism_plots import (
     attention_distance,
     attention_last_block,
@@ -93,14 +94,8 @@ def _about(run: Run) -> str:
         unfinished = trained is not None and trained < run.epochs
         parts.append(f'{trained} of {run.epochs} epochs: unfinished' if unfinished else f'{run.epochs} epochs')
     if metrics.get('seconds'):
-        parts.append(_duration(metrics['seconds']))
+        parts.append(duration_in_words(metrics['seconds']))
     return ' · '.join(f'<span>{text(part)}</span>' for part in parts)
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f'{hours} h {minutes} min' if hours else f'{minutes} min {seconds} s'
 
 
 def _sentence(run: Run) -> str:

@@ -80,7 +80,12 @@ def settings_of_export(folder: Path, config: dict[str, Any], overrides: dict[str
         resolve(settings, recipes_for(dataset or '', model_kind(settings['model'])), prog=str(folder)))
 
 
-def _validate_run(file: Path, overrides: dict[str, Any], fusion: str) -> dict[str, Any]:
+def open_run(file: Path, overrides: dict[str, Any]) -> tuple[dict[str, Any], Settings, Data, TimmModel]:
+    """A checkpoint of a run, its settings on this machine, its data, and its network without the weights.
+
+    Raises:
+        ValueError: If the checkpoint is not one of train.py, or was trained on other images.
+    """
     checkpoint = load_checkpoint(file)
     if 'args' not in checkpoint or 'experts' not in checkpoint:
         raise ValueError(
@@ -89,7 +94,11 @@ def _validate_run(file: Path, overrides: dict[str, Any], fusion: str) -> dict[st
     settings = run_settings(checkpoint, overrides)
     data = build_data(settings, evaluate_split=overrides.get('val_split'))
     check_checkpoint(checkpoint, str(file), settings.model.name, data.train.fingerprint)
-    model = build_model(settings.model, data.train.num_classes)
+    return checkpoint, settings, data, build_model(settings.model, data.train.num_classes)
+
+
+def _validate_run(file: Path, overrides: dict[str, Any], fusion: str) -> dict[str, Any]:
+    checkpoint, settings, data, model = open_run(file, overrides)
     weights = {'experts': checkpoint['state_dict'], 'ema': checkpoint.get('state_dict_ema')}
     trained = file.parent / 'metrics.json'
     trained = json.loads(trained.read_text()) if trained.is_file() else {}

@@ -13,7 +13,7 @@ import torch
 from timm.models.deit import VisionTransformerDistilled
 from torch.utils.data import IterableDataset, Subset
 
-from ...engine.checkpoint import LAST, check_checkpoint, load_checkpoint
+from ...engine.checkpoint import LAST
 from ...models._hub import model_folder
 from ...models._timm import TimmModel
 from ...models.weights import CONFIG, load_config, load_safetensors, load_weights
@@ -24,7 +24,7 @@ from ..build.model import build_model
 from ..build.trainer import autocast_of
 from ..results import EXPERTS
 from ..teacher_file import HUB, reorder_classes
-from ..validate import run_settings, settings_of_export
+from ..validate import open_run, settings_of_export
 
 _logger = logging.getLogger(__name__)
 
@@ -88,15 +88,7 @@ def open_subject(path: str, overrides: dict[str, Any]) -> Subject:
 
 
 def _open_run(file: Path, overrides: dict[str, Any]) -> Subject:
-    checkpoint = load_checkpoint(file)
-    if 'args' not in checkpoint or 'experts' not in checkpoint:
-        raise ValueError(
-            f'{file} was not written by this train.py, because it names no settings and no experts: give a '
-            'last.pth.tar or milestone-*.pth.tar of a run.')
-    settings = run_settings(checkpoint, overrides)
-    data = build_data(settings, evaluate_split=overrides.get('val_split'))
-    check_checkpoint(checkpoint, str(file), settings.model.name, data.train.fingerprint)
-    model = build_model(settings.model, data.train.num_classes)
+    checkpoint, settings, data, model = open_run(file, overrides)
     load_weights(model, checkpoint['state_dict'], str(file))
     reorder_classes(model, checkpoint['data']['class_names'], data.train.class_names, str(file))
     metrics = file.parent / 'metrics.json'
