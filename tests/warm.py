@@ -88,7 +88,7 @@ serve(sys.stdin, sys.stdout)
 '''
 _MODULES = [
     'timm', 'timm.task', 'huggingface_hub', 'safetensors.torch', 'timm_deitlt', 'timm_deitlt.cli.commands',
-    'timm_deitlt.hub.build', 'timm_deitlt.hub.remote']
+    'timm_deitlt.hub.publish']
 
 
 class _Process:

@@ -13,8 +13,8 @@ from sklearn.datasets import load_digits
 
 import timm_deitlt
 from timm_deitlt.engine.checkpoint import load_checkpoint, save_checkpoint
-from timm_deitlt.hub.build import CardFacts, build_folder
 from timm_deitlt.hub.export import export
+from timm_deitlt.hub.publish import Options, build_folder
 from timm_deitlt.hub.source import read_model
 
 COMMAND = 'timm_deitlt_command.py'
@@ -163,7 +163,7 @@ def test_program_of_torch_export_takes_any_batch(place, tmp_path):
 
 
 def test_onnx_without_its_packages_is_refused_before_any_work(place, tmp_path, monkeypatch):
-    monkeypatch.setattr('timm_deitlt.hub.portable.find_spec', lambda name: None)
+    monkeypatch.setattr('timm_deitlt.hub.export.find_spec', lambda name: None)
     with pytest.raises(ValueError, match=r"needs onnx, onnxscript, onnxruntime: pip install 'timm_deitlt\[export\]'"):
         export(tmp_path / 'nowhere', tmp_path / 'out', onnx=True)
 
@@ -177,7 +177,7 @@ def test_vit_whose_dist_token_learned_nothing_is_exported_with_a_warning(place, 
 
 
 def test_what_is_published_is_what_is_exported_with_a_card_and_its_licence(place, tmp_path):
-    build_folder(read_model(place / 'student'), tmp_path / 'published', CardFacts('me/mine'))
+    build_folder(read_model(place / 'student'), tmp_path / 'published', Options(place / 'student', 'me/mine'))
     published = {path.name: path.read_bytes() for path in (tmp_path / 'published').iterdir()}
     exported = {path.name: path.read_bytes() for path in (place / 'exported' / 'student').iterdir()}
     assert published.keys() - exported.keys() == {'README.md'}

@@ -14,7 +14,7 @@ from warm import WarmProcess
 from timm_deitlt.engine.checkpoint import load_checkpoint
 from timm_deitlt.evaluation import Shots
 from timm_deitlt.hub.figures import _recomputed
-from timm_deitlt.hub.plan import Exit
+from timm_deitlt.hub.repository import Exit
 from timm_deitlt.models.weights import weights_sha256
 
 TOKEN, READ_TOKEN = 'hf_writeTokenOfTheTests', 'hf_readTokenOfTheTests'
@@ -519,7 +519,7 @@ def test_a_run_that_was_measured_later_still_says_its_teacher_and_its_commit(ben
     run_script(run, script='validate.py')
     succeeded(bench.publish(run))
     card, config = bench.files['README.md'].decode(), json.loads(bench.files['config.json'])['timm_deitlt']
-    assert 'knowledge-distillation' in card and 'what a teacher, `resnet20_sam`, says' in card
+    assert 'knowledge-distillation' in card and 'teacher, `resnet20_sam`' in card
     assert config['teacher'] == {'name': 'resnet20_sam', 'source': None}
     assert config['training']['git'] == 'commitofthetraining'
 
@@ -557,11 +557,13 @@ def test_a_name_of_the_catalogue_is_kept_for_its_model(bench, runs):
 
 
 @pytest.mark.parametrize('flags, words', [
-    (['--license', 'other'], 'licen'), (['--create-pr', '--tag', 'v1'], 'exclude each other'),
+    (['--license', 'other'], '--license-name and --license-link'),
+    (['--license', 'other', '--license-name', 'mine'], '--license-link'), (['--license', ' '], 'licence'),
+    (['--create-pr', '--tag', 'v1'], 'exclude each other'),
     (['--sample', '0'], '--sample must be'), (['--license', ''], 'licence'),
     (['--license-name', 'mine'], '--license other'),
-    (['--tag', 'bad name'], 'no name that git takes'), (['--revision', 'refs/pr/1'], 'no name that git takes'),
-    (['--datasets', 'a/b/c'], 'no id of the Hub')])
+    (['--tag', 'bad name'], 'is not a name for git'), (['--revision', 'refs/pr/1'], 'is not a name for git'),
+    (['--datasets', 'a/b/c'], 'is not an id of the Hub')])
 def test_flags_that_do_not_fit_are_refused_before_the_hub_is_asked(bench, runs, flags, words):
     done = bench.process.run(ROOT / 'hfhub' / 'publish.py', runs / 'a', bench.id, *flags, env={'HF_TOKEN': TOKEN})
     failed(done, Exit.BAD_INPUT, words)

@@ -4,29 +4,41 @@ import json
 import logging
 import shutil
 import tempfile
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from timm.models._hub import save_config_for_hf
-from torch import nn
+from torch import Tensor, nn
 
+from ..benchmarks import CATALOGUE
+from ..engine.trainer import expert_logits
 from ..models.cosine import CosineLinear
 from ..models.resnet_cifar import ResNetCifar
 from ..models.weights import CONFIG, WEIGHTS, weights_file
+from ..run.settings import NO_NETWORK
 from .figures import METRICS
-from .portable import ONNX, PROGRAM, check_onnx, write_onnx, write_program
-from .settings import SETTINGS, public_metrics, public_settings
-from .source import Model, read_model
+from .source import SETTINGS, Model, public_metrics, public_settings, read_model
 
 _logger = logging.getLogger(__name__)
 
+ONNX, PROGRAM = 'model.onnx', 'model.pt2'
 # What an exported model's folder holds, with the card of a published one
 FILES = {WEIGHTS, CONFIG, METRICS, SETTINGS, 'README.md', 'plots', ONNX, PROGRAM}
 _IMAGES = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')
 # timm's own names of the networks of ours that have the very same parameters
 _TIMMS = {f'deit_lt_{size}': f'deit_{size}_distilled_patch16_224' for size in ('tiny', 'small', 'base')}
+# Kinds of `benchmarks.Entry` in words
+_KINDS = {
+    'student': 'student of a teacher', 'sam': 'teacher by LDAM and SAM', 'paco_sam': 'teacher by PaCo and SAM'}
+# Largest difference of a logit between PyTorch and another runtime
+_TOLERANCE = 1e-4
+_ONNX_NEEDS = ('onnx', 'onnxscript', 'onnxruntime')
 
 
 def export(run: Path, out: Path, onnx: bool = False, program: bool = False) -> dict[str, Any]:
@@ -157,20 +169,144 @@ def _as_registered(network: nn.Module) -> tuple[str, dict[str, Any]]:
         'a network trained with --classifier linear.')
 
 
+def registered_name(model: Model, name: str) -> str | None:
+    """The repository's name, if it is the name of one of our tags in timm; None if it is any other name.
+
+    Raises:
+        ValueError: If the name is one of the catalogue, and this is not the model that it stands for.
+    """
+    if name not in CATALOGUE:
+        return None
+    entry = CATALOGUE[name]
+    wanted = f'{entry.architecture}, a {_KINDS[entry.kind]}, trained on {entry.benchmark}'
+    found = f'{model.architecture}, a {_KINDS.get(_kind(model), "model of another training")}, trained on ' + (
+        model.config.get('benchmark') or 'other data')
+    if found.replace('_cosine', '') != wanted.replace('_cosine', ''):
+        raise ValueError(f'The name {name} promises {wanted}, but this is {found}: give another REPO_ID.')
+    if name not in timm.list_models(f'{entry.architecture}*', include_tags=True):
+        return None  # timm's own architecture, which has no tags of ours
+    cfg = timm.get_pretrained_cfg(name).to_dict()
+    for key in ('num_classes', 'input_size', 'mean', 'std', 'interpolation', 'crop_pct'):
+        ours = model.data_config[key] if key in model.data_config else model.network.pretrained_cfg[key]
+        if (tuple(ours) if isinstance(ours, (list, tuple)) else ours) != cfg[key]:
+            raise ValueError(
+                f'timm would load {name} with {key} {cfg[key]}, but this model was trained with {ours}: train it by '
+                'its recipe, or give another REPO_ID.')
+    shapes = {key: value.shape for key, value in timm.create_model(name, device='meta').state_dict().items()}
+    if shapes != {key: value.shape for key, value in model.network.state_dict().items()}:
+        raise ValueError(
+            f"The weights do not have the shapes of timm's {name}: train it by its recipe, or give another REPO_ID.")
+    return name
+
+
+def _kind(model: Model) -> str | None:
+    """Kind of `benchmarks.Entry` by how the model was trained."""
+    args = model.settings
+    if args is None:
+        return {'student': 'student', 'cosine': 'sam', 'paco': 'paco_sam'}.get(model.config.get('released_kind'))
+    if model.config['kind'] == 'student':
+        return 'student' if args.teacher not in NO_NETWORK else None
+    return {'ldam': 'sam', 'paco': 'paco_sam'}.get(args.loss) if args.opt.startswith('sam') else None
+
+
 def load_back(folder: Path) -> nn.Module:
     """The model of a folder, as a user has it from timm."""
     return timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
 
 
-def fixed_images(network: nn.Module) -> torch.Tensor:
+def fixed_images(network: nn.Module) -> Tensor:
     """Two images of noise, always the same, `[2, C, H, W]`."""
     size = network.pretrained_cfg['input_size']
     return torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
 
 
 @torch.no_grad()
-def logits(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+def logits(network: nn.Module, images: Tensor) -> Tensor:
     """Logits of every expert, `[E, B, num_classes]`."""
     if hasattr(network, 'forward_experts'):
         return torch.stack(network.forward_experts(images))
     return network(images)[None]
+
+
+class Answers(nn.Module):
+    """The logits of a network's experts, `[B, classes]` each, of images `[B, C, H, W]`: mean, then CLS and DIST.
+
+    Args:
+        network: A classifier.
+        experts: Those that were trained; of a single one the mean is all there is.
+    """
+
+    def __init__(self, network: nn.Module, experts: Sequence[str]):
+        super().__init__()
+        self.network = network
+        self.experts = tuple(experts)
+        self.names = ('mean', 'cls', 'dist') if 'dist' in experts else ('mean',)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        logits = expert_logits(self.network, images, self.experts)
+        return tuple(logits[name] for name in self.names)
+
+
+def check_onnx() -> None:
+    """Refuse before any work if a package is missing.
+
+    Raises:
+        ValueError: Naming it.
+    """
+    missing = [name for name in _ONNX_NEEDS if not find_spec(name)]
+    if missing:
+        raise ValueError(f"--onnx needs {', '.join(missing)}: pip install 'timm_deitlt[export]'.")
+
+
+def write_onnx(network: nn.Module, experts: Sequence[str], path: Path) -> None:
+    """Write an ONNX file with a dynamic batch and the outputs of `Answers`, and compare it with PyTorch.
+
+    Raises:
+        ValueError: If onnxruntime gives logits that differ by more than 1e-4.
+    """
+    import onnxruntime
+    answers = Answers(network, experts).eval()
+    # an example of one image would make the batch a constant
+    with torch.no_grad(), redirect_stdout(StringIO()):
+        program = torch.onnx.export(
+            answers, (_noise(network, 2),), dynamo=True, input_names=['images'], output_names=list(answers.names),
+            dynamic_shapes={'images': {0: torch.export.Dim('batch')}}, verbose=False)
+    graph = program.model.graph
+    for value in (value for node in graph for value in node.outputs):
+        if value.name in answers.names and value not in graph.outputs:
+            value.name = f'inner_{value.name}'  # such as that of a pooling, which is a mean too
+    program.save(path, external_data=False)
+    session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
+    _compare(answers, lambda images: session.run(list(answers.names), {'images': images.numpy()}), path)
+
+
+def write_program(network: nn.Module, experts: Sequence[str], path: Path) -> None:
+    """Write a program of torch.export with a dynamic batch and the outputs of `Answers`; `torch.export.load` reads it.
+
+    Raises:
+        ValueError: If it gives logits that differ by more than 1e-4.
+    """
+    answers = Answers(network, experts).eval()
+    with torch.no_grad():
+        program = torch.export.export(
+            answers, (_noise(network, 2),), dynamic_shapes={'images': {0: torch.export.Dim('batch')}})
+    torch.export.save(program, path)
+    module = torch.export.load(path).module()
+    _compare(answers, module, path)
+
+
+def _noise(network: nn.Module, batch: int) -> Tensor:
+    return torch.randn(batch, *network.pretrained_cfg['input_size'], generator=torch.Generator().manual_seed(batch))
+
+
+@torch.no_grad()
+def _compare(answers: Answers, other, path: Path) -> None:
+    for batch in (1, 2, 5):
+        images = _noise(answers.network, batch)
+        for name, ours, theirs in zip(answers.names, answers(images), other(images), strict=True):
+            difference = (ours - torch.as_tensor(theirs)).abs().max().item()
+            if not difference <= _TOLERANCE:
+                raise ValueError(
+                    f'{path.name} gives other logits of {name} than PyTorch, by up to {difference:.2g}: it is not '
+                    'exported.')
+    _logger.info(f'{path.name} gives the logits of PyTorch, to {_TOLERANCE:g}.')
