@@ -491,10 +491,10 @@ def test_figures_that_another_evaluation_does_not_find_are_refused(bench, runs, 
 
 
 @pytest.mark.parametrize('change, words', [
-    (lambda m: m['mean'].update(tail=99.9), 'contradicts itself: mean.tail 99.9'),
-    (lambda m: m['teacher'].update(top1=99.9), 'contradicts itself: teacher.top1 99.9'),
+    (lambda m: m['mean'].update(tail=99.9), 'mean.tail is 99.9'),
+    (lambda m: m['teacher'].update(top1=99.9), 'teacher.top1 is 99.9'),
     (lambda m: m['mean'].update(per_class=[float('nan')] * 10), 'is damaged'),
-    (lambda m: m['mean'].update(top1=float('nan')), 'contradicts itself: mean.top1 nan'),
+    (lambda m: m['mean'].update(top1=float('nan')), 'mean.top1 is nan'),
     (lambda m: m.pop('shots'), 'lacks shots'), (lambda m: m['data'].pop('fingerprint'), 'lacks data.fingerprint'),
     (lambda m: m.update(mean=None, cls=None, dist=None), 'was never evaluated')])
 def test_figures_that_are_not_whole_are_refused(bench, runs, tmp_path, change, words):
@@ -507,7 +507,7 @@ def test_data_that_was_pointed_at_must_be_that_of_the_figures(bench, runs, tmp_p
 
     run = with_figures(runs / 'a', tmp_path / 'run', elsewhere)
     done = succeeded(bench.publish(run, '--dry-run'))
-    assert 'the images at hand are not those of the figures' in done.stderr
+    assert 'the images here are not those of the figures' in done.stderr
     failed(bench.publish(run, '--data-dir', tmp_path), Exit.BAD_INPUT, 'are not those of the figures')
     failed(bench.publish(runs / 'a', '--device', 'nonsense'), Exit.BAD_INPUT, 'nonsense')
 

@@ -259,7 +259,7 @@ def front_matter(card: Card) -> ModelCardData:
     """What the Hub reads of the card."""
     distilled = card.student and (card.teacher or card.converted)
     # without results, a model_name would become a field of its own
-    figures = {'model_name': card.name, 'eval_results': eval_results(card)} if card.measured else {}
+    figures: dict[str, Any] = {'model_name': card.name, 'eval_results': eval_results(card)} if card.measured else {}
     return ModelCardData(
         license=card.license,
         license_name=card.license_name or None,

@@ -1,4 +1,4 @@
-"""A released checkpoint of DeiT-LT, or of one of its teachers, as model.safetensors and config.json."""
+"""Turns a released checkpoint of DeiT-LT, or of one of its teachers, into model.safetensors and config.json."""
 import argparse
 import re
 import zipfile
@@ -23,7 +23,7 @@ from ..version import __version__
 
 
 class _NumpyType:
-    """Stands in for `numpy.dtype` in a pickle: plain numbers only."""
+    """Replaces `numpy.dtype` when a pickle is read; knows plain numbers only."""
 
     def __init__(self, code: str, *_: Any) -> None:
         self.code = str(code)
@@ -34,15 +34,15 @@ class _NumpyType:
 
 
 def _numpy_number(dtype: _NumpyType, raw: bytes) -> int | float | bool:
-    """Stands in for NumPy's own reading of a pickled scalar, which takes any dtype."""
+    """Replaces NumPy's reading of a pickled scalar, which would accept any dtype."""
     if not isinstance(dtype, _NumpyType) or not re.fullmatch(r'[<>]?[iuf][1248]|b1', dtype.code):
-        raise ValueError('a NumPy scalar that is no plain number')
+        raise ValueError('a NumPy scalar that is not a plain number')
     return np.frombuffer(raw, dtype.code, count=1)[0].item()
 
 
-# What the released files hold beside tensors and plain values: settings, a path in them, accuracies from NumPy. Apart
-# from the first, the names stand for functions of ours: nothing that a file names is called.
-_HARMLESS = [
+# The released files hold more than tensors and plain values: settings, with a path, and accuracies from NumPy. Each name
+# but the first is replaced by something of ours, so nothing that a file names is called.
+_HARMLESS: list[Any] = [
     argparse.Namespace,
     *((PurePosixPath, f'{module}.PosixPath') for module in ('pathlib', 'pathlib._local')),
     *((_numpy_number, f'{module}.multiarray.scalar') for module in ('numpy.core', 'numpy._core')),
@@ -55,50 +55,50 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it holds other objects than tensors, plain values and settings, or cannot be read.
+        ValueError: If it holds anything but tensors, plain values and settings, or cannot be read.
     """
     if not path.is_file():
         raise FileNotFoundError(f'There is no file {str(path)!r}.')
     try:
         with torch.serialization.safe_globals(_HARMLESS):
             checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # torch raises many kinds for a damaged file
+    except Exception as error:  # torch raises many kinds of errors for a damaged file
         refused = re.search(r'GLOBAL (\S+)', str(error))
         if refused:
             raise ValueError(
-                f'{str(path)!r} holds a pickled {refused[1]}, which is refused and was not executed: tensors, plain '
-                'values and argparse.Namespace are allowed.') from error
+                f'{str(path)!r} holds a pickled {refused[1]}, which is refused and was not executed. Only tensors, '
+                'plain values and argparse.Namespace are allowed.') from error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
         raise ValueError(
-            f'{str(path)!r} cannot be read: it is truncated or no checkpoint of PyTorch ({reason}).') from error
+            f'{str(path)!r} cannot be read: it is truncated, or not a checkpoint of PyTorch ({reason}).') from error
     if not isinstance(checkpoint, dict):
         raise ValueError(
-            f'{str(path)!r} holds a {type(checkpoint).__name__}, where a dict with the weights under model or '
-            'state_dict is allowed.')
+            f'{str(path)!r} holds a {type(checkpoint).__name__}, but must hold a dict with the weights under model or '
+            'state_dict.')
     return checkpoint
 
 
 def find_weights(checkpoint: dict[str, Any]) -> tuple[dict[str, torch.Tensor], str]:
-    """State dict of a released checkpoint, and words for where it was."""
+    """State dict of a released checkpoint, and words that say where it was."""
     for key in ('model', 'state_dict'):
         if isinstance(checkpoint.get(key), dict):
-            average = " (not 'model_ema', which the released runs never evaluated)" if 'model_ema' in checkpoint else ''
+            average = " (not 'model_ema', which the released code never evaluates)" if 'model_ema' in checkpoint else ''
             return checkpoint[key], repr(key) + average
     if checkpoint and all(isinstance(value, torch.Tensor) for value in checkpoint.values()):
         return checkpoint, 'the file itself'
     raise ValueError(
-        f'Not a checkpoint with weights: found the keys {", ".join(map(str, list(checkpoint)[:5])) or "none"}, where '
-        'model or state_dict is allowed.')
+        f'This checkpoint has no weights: it must hold model or state_dict, but has the keys '
+        f'{", ".join(map(str, list(checkpoint)[:5])) or "none"}.')
 
 
 def read_settings(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """What a student's file tells of its data set; a teacher's tells nothing."""
+    """What a student's file says about its data set. A teacher's file says nothing."""
     settings = checkpoint.get('args')
     settings = vars(settings) if isinstance(settings, argparse.Namespace) else {}
     kinds = {'data_set': str, 'imb_type': str, 'imb_factor': float, 'class_map': list}
     found = {name: settings[name] for name, kind in kinds.items() if isinstance(settings.get(name), kind)}
     if not all(type(rank) is int for rank in found.get('class_map', [])):
-        raise ValueError("The file's own class_map holds other things than whole numbers.")
+        raise ValueError('The class_map in the file must hold whole numbers only: give the file as it was released.')
     return found
 
 
@@ -109,10 +109,10 @@ def class_names(
         list_file: Path | None,
         class_order: str | None,
 ) -> tuple[list[str], str]:
-    """Class names in the order of the logits, and words for that order.
+    """Class names in the order of the logits, and the name of that order.
 
-    Students and the LDAM teachers of ImageNet-LT and iNaturalist-2018 number the classes by count, PaCo's teachers as
-    the list file does. A student's file says its order itself.
+    For ImageNet-LT and iNaturalist-2018, students and LDAM teachers number the classes by count, and PaCo teachers in
+    the order of the list file. A student's file holds its order.
 
     Raises:
         ValueError: If the list file is missing, is not the one of the training, or contradicts the file.
@@ -120,8 +120,9 @@ def class_names(
     data = BENCHMARKS[conversion.ROWS[benchmark].dataset]
     if conversion.ROWS[benchmark].imbalance_factor:
         if list_file:
-            raise ValueError(f'--list-file is for imagenet_lt and inat18; the classes of {benchmark} are known.')
-        # counts fall with the label: both orders are one
+            raise ValueError(
+                f'--list-file is for imagenet_lt and inat18. The classes of {benchmark} are known: leave it out.')
+        # the counts fall with the label, so both orders are the same
         return list(data.class_names or conversion.CIFAR100_NAMES), 'list'
     if not list_file:
         raise ValueError(
@@ -132,17 +133,19 @@ def class_names(
     as_listed = list(range(data.num_classes))
     if sum(counts) != data.train_images:
         raise ValueError(
-            f'{str(list_file)!r} lists {sum(counts)} images, the training set of {benchmark} has {data.train_images}: '
-            f'give {" or ".join(data.files["train"])}.')
+            f'{str(list_file)!r} lists {sum(counts)} images, but the training set of {benchmark} has '
+            f'{data.train_images}: give {" or ".join(data.files["train"])}.')
     used = class_order or ('list' if kind == 'paco' else 'count')
     order = conversion.count_order(counts) if used == 'count' else as_listed
     ranks = settings.get('class_map')  # by label, in a student's file
     if ranks is not None:
         own = sorted(as_listed, key=ranks.__getitem__) if Counter(ranks) == Counter(as_listed) else []
         if [counts[label] for label in own] != sorted(counts, reverse=True):
-            raise ValueError(f"The file's own class_map is not the order by count of {str(list_file)!r}.")
+            raise ValueError(
+                f'The class_map in the file is not the order by count of {str(list_file)!r}: give the list file of the '
+                'training.')
         if class_order == 'list':
-            raise ValueError("--class-order list contradicts the file's own class_map, by count: leave it out.")
+            raise ValueError('--class-order list contradicts the class_map in the file, by count: leave it out.')
         order = own
     return [names[label] for label in order], used
 
@@ -155,10 +158,11 @@ def write(
         names: list[str],
         about: dict[str, Any],
 ) -> torch.nn.Module:
-    """Write the model's files, config.json last and never beside weights that it is not of; returns the model."""
+    """Write the files of the model, and return it. config.json comes last, so it is never beside other weights."""
     data = BENCHMARKS[conversion.ROWS[benchmark].dataset]
     student = released.kind == 'student'
-    known = timm.get_pretrained_cfg(released.architecture).to_dict()
+    registered: Any = timm.get_pretrained_cfg(released.architecture)
+    known = registered.to_dict()
     cfg = {
         **{name: known[name] for name in ('first_conv', 'classifier', 'pool_size')},
         'architecture': released.architecture,
@@ -182,22 +186,22 @@ def write(
 
     out.mkdir(parents=True, exist_ok=True)
     atomic_write(out / WEIGHTS, save_weights)
-    atomic_write(out / CONFIG, lambda temporary: save_config_for_hf(model, temporary, model_config=model_config))
+    atomic_write(out / CONFIG, lambda temporary: save_config_for_hf(model, str(temporary), model_config=model_config))
     return model
 
 
 def check_free(out: Path, overwrite: bool) -> None:
-    """Refuse to write where something else lies.
+    """Refuse to write over other files.
 
     Raises:
-        ValueError: If `out` is a file, or a folder that is not empty, unless of a converted model to be overwritten.
+        ValueError: If `out` is a file, or a folder that is not empty. With `overwrite` it may hold a converted model.
     """
     if not out.exists():
         return
     if not out.is_dir():
         raise ValueError(f'{str(out)!r} is a file: give a folder.')
     held = {path.name for path in out.iterdir()}
-    # what a conversion leaves if it is killed, and what validate.py adds
+    # with what a conversion leaves if it is killed, and what validate.py adds
     ours = {WEIGHTS, CONFIG, f'.{WEIGHTS}.tmp', f'.{CONFIG}.tmp', 'validation.json'}
     if held and not (overwrite and held <= ours):
         raise ValueError(
@@ -219,24 +223,25 @@ def convert_file(
     Args:
         file: Such as student.pth or teacher.pth.tar.
         out: Folder for model.safetensors and config.json.
-        benchmark: The data set, a key of `conversion.ROWS`, where the file does not tell.
-        architecture: Confirms the architecture.
+        benchmark: The data set, a key of `conversion.ROWS`. Needed if the file does not say it.
+        architecture: The architecture that the file must have.
         list_file: Training list that names the classes of ImageNet-LT and iNaturalist-2018.
-        class_order: How the network numbers these classes, 'count' or 'list'; by default as its kind does.
+        class_order: How the network numbers these classes: 'count' or 'list'. By default, as its kind does.
         overwrite: Whether to replace a converted model in `out`.
 
     Returns:
         What was found, for a report.
 
     Raises:
-        FileNotFoundError, ValueError: If a file is missing, none of those released, or contradicts an argument.
+        FileNotFoundError, ValueError: If a file is missing, is not a released one, or contradicts an argument.
     """
     check_free(out, overwrite)
     checkpoint = read_checkpoint(file)
     state_dict, place = find_weights(checkpoint)
     settings, released = read_settings(checkpoint), conversion.recognise(state_dict)
     if architecture not in (None, released.architecture):
-        raise ValueError(f'--architecture {architecture} contradicts the file, a {released.architecture}.')
+        raise ValueError(
+            f'--architecture {architecture} contradicts the file, which holds a {released.architecture}: leave it out.')
     benchmark = conversion.recognise_benchmark(released, settings, benchmark)
     names, order = class_names(benchmark, released.kind, settings, list_file, class_order)
     weights = conversion.convert(state_dict, released)

@@ -1,15 +1,15 @@
-"""The files of an exported model, which are also what is published, written and loaded back by timm."""
+"""Writes a model as files that timm loads; publishing sends the same files. On request ONNX, or torch.export."""
 import hashlib
 import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..benchmarks import CATALOGUE
 from ..engine.trainer import expert_logits
+from ..models._timm import TimmModel
 from ..models.cosine import CosineLinear
 from ..models.resnet_cifar import ResNetCifar
 from ..models.weights import CONFIG, WEIGHTS, weights_file
@@ -28,17 +29,16 @@ from .source import SETTINGS, Model, public_metrics, public_settings, read_model
 _logger = logging.getLogger(__name__)
 
 ONNX, PROGRAM = 'model.onnx', 'model.pt2'
-# What an exported model's folder holds, with the card of a published one
+# What the folder of an exported model may hold; a published one has a card too
 FILES = {WEIGHTS, CONFIG, METRICS, SETTINGS, 'README.md', 'plots', ONNX, PROGRAM}
 _IMAGES = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')
-# timm's own names of the networks of ours that have the very same parameters
+# timm's names of our networks; the parameters are the same
 _TIMMS = {f'deit_lt_{size}': f'deit_{size}_distilled_patch16_224' for size in ('tiny', 'small', 'base')}
 # Kinds of `benchmarks.Entry` in words
 _KINDS = {
     'student': 'student of a teacher', 'sam': 'teacher by LDAM and SAM', 'paco_sam': 'teacher by PaCo and SAM'}
 # Largest difference of a logit between PyTorch and another runtime
 _TOLERANCE = 1e-4
-_ONNX_NEEDS = ('onnx', 'onnxscript', 'onnxruntime')
 
 
 def export(run: Path, out: Path, onnx: bool = False, program: bool = False) -> dict[str, Any]:
@@ -46,13 +46,13 @@ def export(run: Path, out: Path, onnx: bool = False, program: bool = False) -> d
 
     Args:
         run: Folder of a run, of a cached teacher, or of a converted model.
-        out: Folder to write; it is there when all is in it, and not before. An earlier export in it is replaced.
-        onnx: Whether to add model.onnx, see `portable.write_onnx`.
-        program: Whether to add model.pt2, see `portable.write_program`.
+        out: Folder to write. It appears when it is complete. An earlier export in it is replaced.
+        onnx: Whether to add model.onnx, see `write_onnx`.
+        program: Whether to add model.pt2, see `write_program`.
 
     Returns:
-        'output', 'architecture' and 'timm_architecture', 'experts', 'num_classes', 'sha256' of the weights, and sizes
-        of the 'files' in bytes.
+        'output', 'architecture' and 'timm_architecture', 'experts', 'num_classes', 'sha256' of the weights, and the
+        sizes of the 'files' in bytes.
 
     Raises:
         FileNotFoundError: If there is no such run.
@@ -63,7 +63,7 @@ def export(run: Path, out: Path, onnx: bool = False, program: bool = False) -> d
         check_onnx()
     model = read_model(run, finished=False)
     out.parent.mkdir(parents=True, exist_ok=True)
-    # beside it, so that it is moved and not copied
+    # in the same folder, so that it can be moved in one step
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f'.{out.name}.') as made:
         folder = Path(made) / 'model'
         sha256 = write_model(model, folder)
@@ -103,12 +103,12 @@ def check_free(out: Path) -> None:
 def write_model(model: Model, out: Path, license_id: str | None = None) -> str:
     """Write weights, config.json, metrics.json, args.yaml and plots; returns the sha256 of the weights.
 
-    A student of two experts is named as timm's distilled DeiT, which it is to the last key: timm alone loads it, as
-    does the TimmWrapper of transformers, and its answer is the mean of the experts. Our name stands beside, under
-    'timm_deitlt'.
+    config.json gives a student with two experts timm's name of the distilled DeiT, which has the same parameters. So
+    timm and the TimmWrapper of transformers load it without this package, and answer with the mean of the experts. Our
+    name of the architecture is under 'timm_deitlt'.
 
     Raises:
-        ValueError: If timm cannot load back what was written, or gives other logits.
+        ValueError: If timm cannot load what was written, or the loaded model gives other logits.
     """
     out.mkdir(parents=True, exist_ok=True)
     content = weights_file(model.network.state_dict())
@@ -120,21 +120,21 @@ def write_model(model: Model, out: Path, license_id: str | None = None) -> str:
         architecture = _TIMMS.get(architecture, architecture)
     elif architecture in _TIMMS:
         _logger.warning(
-            'Its DIST token was not trained, and timm averages both: only timm_deitlt.load_model gives the '
-            'probabilities of CLS alone.')
+            'The DIST token was not trained, but timm averages CLS and DIST. Use timm_deitlt.load_model, which gives '
+            'the probabilities of CLS alone.')
     cfg = {'architecture': architecture, 'tag': model.config.get('benchmark') or '', 'license': license_id}
     try:
         save_config_for_hf(
-            model.network, out / CONFIG, model_args=model_args,
+            model.network, str(out / CONFIG), model_args=model_args,
             data_config={name: model.data_config[name] for name in _IMAGES if name in model.data_config},
             model_config={'pretrained_cfg': cfg, 'label_names': model.class_names, 'timm_deitlt': about})
         _without_num_classes(out / CONFIG)
         loaded = load_back(out)
     except Exception as error:  # timm, torch and safetensors raise many kinds
-        raise ValueError(f'timm cannot load {architecture} back: {error}') from error
-    images = fixed_images(model.network)
+        raise ValueError(f'timm cannot load {architecture} from the files that were written: {error}') from error
+    images = noise(model.network)
     if not torch.equal(logits(loaded, images), logits(model.network, images)):
-        raise ValueError(f'{architecture} as timm loads it back gives other logits: it cannot be published.')
+        raise ValueError(f'{architecture} gives other logits when timm loads it, so it cannot be exported.')
     if model.metrics is not None:
         (out / METRICS).write_text(json.dumps(public_metrics(model.metrics), indent=2) + '\n')
     if model.settings is not None:
@@ -146,17 +146,17 @@ def write_model(model: Model, out: Path, license_id: str | None = None) -> str:
 
 
 def _without_num_classes(path: Path) -> None:
-    """Leave the number of classes to the root of config.json, where timm reads it.
+    """Remove the number of classes from `model_args`; timm reads it at the root of config.json.
 
-    The TimmWrapper of transformers gives it to timm beside `model_args`, and cannot load a model that has it in both.
+    The TimmWrapper of transformers gives timm both, and the call fails if both hold the number of classes.
     """
     config = json.loads(path.read_text())
     config.get('model_args', {}).pop('num_classes', None)
     path.write_text(json.dumps(config, indent=2) + '\n')
 
 
-def _as_registered(network: nn.Module) -> tuple[str, dict[str, Any]]:
-    """Name and arguments by which timm makes the network, whose classifier may have been exchanged."""
+def _as_registered(network: TimmModel) -> tuple[str, dict[str, Any]]:
+    """Name and arguments with which timm makes the network; its classifier may have been replaced by a cosine one."""
     name = network.pretrained_cfg['architecture']
     if not any(isinstance(module, CosineLinear) for module in network.modules()):
         return name, {}
@@ -165,27 +165,28 @@ def _as_registered(network: nn.Module) -> tuple[str, dict[str, Any]]:
     if name in ('resnet50', 'resnet50_cosine'):
         return 'resnet50_cosine', {}
     raise ValueError(
-        f'timm has no {name} with a cosine classifier, so nobody could load it: publish a CIFAR ResNet, a resnet50, or '
-        'a network trained with --classifier linear.')
+        f'timm has no {name} with a cosine classifier, so nobody could load it: give a CIFAR ResNet, a resnet50, or a '
+        'network that was trained with --classifier linear.')
 
 
 def registered_name(model: Model, name: str) -> str | None:
-    """The repository's name, if it is the name of one of our tags in timm; None if it is any other name.
+    """`name` if timm has a tag of this name; None for any other name.
 
     Raises:
-        ValueError: If the name is one of the catalogue, and this is not the model that it stands for.
+        ValueError: If the catalogue has this name for another model.
     """
     if name not in CATALOGUE:
         return None
     entry = CATALOGUE[name]
     wanted = f'{entry.architecture}, a {_KINDS[entry.kind]}, trained on {entry.benchmark}'
-    found = f'{model.architecture}, a {_KINDS.get(_kind(model), "model of another training")}, trained on ' + (
+    found = f'{model.architecture}, a {_KINDS.get(str(_kind(model)), "model of another training")}, trained on ' + (
         model.config.get('benchmark') or 'other data')
     if found.replace('_cosine', '') != wanted.replace('_cosine', ''):
         raise ValueError(f'The name {name} promises {wanted}, but this is {found}: give another REPO_ID.')
     if name not in timm.list_models(f'{entry.architecture}*', include_tags=True):
-        return None  # timm's own architecture, which has no tags of ours
-    cfg = timm.get_pretrained_cfg(name).to_dict()
+        return None  # an architecture of timm, for which we register no tags
+    known: Any = timm.get_pretrained_cfg(name)
+    cfg = known.to_dict()
     for key in ('num_classes', 'input_size', 'mean', 'std', 'interpolation', 'crop_pct'):
         ours = model.data_config[key] if key in model.data_config else model.network.pretrained_cfg[key]
         if (tuple(ours) if isinstance(ours, (list, tuple)) else ours) != cfg[key]:
@@ -200,28 +201,28 @@ def registered_name(model: Model, name: str) -> str | None:
 
 
 def _kind(model: Model) -> str | None:
-    """Kind of `benchmarks.Entry` by how the model was trained."""
+    """How the model was trained, as a kind of `benchmarks.Entry`."""
     args = model.settings
     if args is None:
-        return {'student': 'student', 'cosine': 'sam', 'paco': 'paco_sam'}.get(model.config.get('released_kind'))
+        return {'student': 'student', 'cosine': 'sam', 'paco': 'paco_sam'}.get(str(model.config.get('released_kind')))
     if model.config['kind'] == 'student':
         return 'student' if args.teacher not in NO_NETWORK else None
     return {'ldam': 'sam', 'paco': 'paco_sam'}.get(args.loss) if args.opt.startswith('sam') else None
 
 
-def load_back(folder: Path) -> nn.Module:
-    """The model of a folder, as a user has it from timm."""
-    return timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+def load_back(folder: Path) -> TimmModel:
+    """The model of a folder, as timm loads it for a user."""
+    return cast(TimmModel, timm.create_model(f'local-dir:{folder}', pretrained=True).eval())
 
 
-def fixed_images(network: nn.Module) -> Tensor:
-    """Two images of noise, always the same, `[2, C, H, W]`."""
+def noise(network: TimmModel, batch: int = 2) -> Tensor:
+    """Images of noise, always the same, `[batch, C, H, W]`."""
     size = network.pretrained_cfg['input_size']
-    return torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
+    return torch.randn(batch, *size, generator=torch.Generator().manual_seed(batch))
 
 
 @torch.no_grad()
-def logits(network: nn.Module, images: Tensor) -> Tensor:
+def logits(network: TimmModel, images: Tensor) -> Tensor:
     """Logits of every expert, `[E, B, num_classes]`."""
     if hasattr(network, 'forward_experts'):
         return torch.stack(network.forward_experts(images))
@@ -229,14 +230,14 @@ def logits(network: nn.Module, images: Tensor) -> Tensor:
 
 
 class Answers(nn.Module):
-    """The logits of a network's experts, `[B, classes]` each, of images `[B, C, H, W]`: mean, then CLS and DIST.
+    """Images `[B, C, H, W]` in, logits of the experts out, `[B, classes]` each: mean, CLS and DIST.
 
     Args:
         network: A classifier.
-        experts: Those that were trained; of a single one the mean is all there is.
+        experts: The experts that were trained. A network with a single expert has only the mean.
     """
 
-    def __init__(self, network: nn.Module, experts: Sequence[str]):
+    def __init__(self, network: TimmModel, experts: Sequence[str]):
         super().__init__()
         self.network = network
         self.experts = tuple(experts)
@@ -248,65 +249,61 @@ class Answers(nn.Module):
 
 
 def check_onnx() -> None:
-    """Refuse before any work if a package is missing.
+    """Refuse, before any work, if a package is missing.
 
     Raises:
-        ValueError: Naming it.
+        ValueError: Naming the packages.
     """
-    missing = [name for name in _ONNX_NEEDS if not find_spec(name)]
+    missing = [name for name in ('onnx', 'onnxscript', 'onnxruntime') if not find_spec(name)]
     if missing:
         raise ValueError(f"--onnx needs {', '.join(missing)}: pip install 'timm_deitlt[export]'.")
 
 
-def write_onnx(network: nn.Module, experts: Sequence[str], path: Path) -> None:
-    """Write an ONNX file with a dynamic batch and the outputs of `Answers`, and compare it with PyTorch.
+def write_onnx(network: TimmModel, experts: Sequence[str], path: Path) -> None:
+    """Write an ONNX file for any batch size with the outputs of `Answers`, and compare it with PyTorch.
 
     Raises:
         ValueError: If onnxruntime gives logits that differ by more than 1e-4.
     """
     import onnxruntime
     answers = Answers(network, experts).eval()
-    # an example of one image would make the batch a constant
+    # with an example of one image, the batch size would become a constant
     with torch.no_grad(), redirect_stdout(StringIO()):
-        program = torch.onnx.export(
-            answers, (_noise(network, 2),), dynamo=True, input_names=['images'], output_names=list(answers.names),
+        program: Any = torch.onnx.export(
+            answers, (noise(network),), dynamo=True, input_names=['images'], output_names=list(answers.names),
             dynamic_shapes={'images': {0: torch.export.Dim('batch')}}, verbose=False)
     graph = program.model.graph
     for value in (value for node in graph for value in node.outputs):
         if value.name in answers.names and value not in graph.outputs:
-            value.name = f'inner_{value.name}'  # such as that of a pooling, which is a mean too
+            value.name = f'inner_{value.name}'  # such as a pooling, which is called mean too
     program.save(path, external_data=False)
     session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
     _compare(answers, lambda images: session.run(list(answers.names), {'images': images.numpy()}), path)
 
 
-def write_program(network: nn.Module, experts: Sequence[str], path: Path) -> None:
-    """Write a program of torch.export with a dynamic batch and the outputs of `Answers`; `torch.export.load` reads it.
+def write_program(network: TimmModel, experts: Sequence[str], path: Path) -> None:
+    """Write a program of torch.export for any batch size with the outputs of `Answers`, and compare it with PyTorch.
 
     Raises:
-        ValueError: If it gives logits that differ by more than 1e-4.
+        ValueError: If the loaded program gives logits that differ by more than 1e-4.
     """
     answers = Answers(network, experts).eval()
     with torch.no_grad():
         program = torch.export.export(
-            answers, (_noise(network, 2),), dynamic_shapes={'images': {0: torch.export.Dim('batch')}})
+            answers, (noise(network),), dynamic_shapes={'images': {0: torch.export.Dim('batch')}})
     torch.export.save(program, path)
     module = torch.export.load(path).module()
     _compare(answers, module, path)
 
 
-def _noise(network: nn.Module, batch: int) -> Tensor:
-    return torch.randn(batch, *network.pretrained_cfg['input_size'], generator=torch.Generator().manual_seed(batch))
-
-
 @torch.no_grad()
-def _compare(answers: Answers, other, path: Path) -> None:
+def _compare(answers: Answers, other: Callable[[Tensor], Sequence[Any]], path: Path) -> None:
     for batch in (1, 2, 5):
-        images = _noise(answers.network, batch)
+        images = noise(answers.network, batch)
         for name, ours, theirs in zip(answers.names, answers(images), other(images), strict=True):
             difference = (ours - torch.as_tensor(theirs)).abs().max().item()
             if not difference <= _TOLERANCE:
                 raise ValueError(
-                    f'{path.name} gives other logits of {name} than PyTorch, by up to {difference:.2g}: it is not '
-                    'exported.')
-    _logger.info(f'{path.name} gives the logits of PyTorch, to {_TOLERANCE:g}.')
+                    f'{path.name} and PyTorch give logits of {name} that differ by up to {difference:.2g}; at most '
+                    f'{_TOLERANCE:g} is allowed. Nothing was exported.')
+    _logger.info(f'{path.name} gives the same logits as PyTorch, to {_TOLERANCE:g}.')

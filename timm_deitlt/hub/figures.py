@@ -33,13 +33,13 @@ _DATA_NEEDED = (
     'name', 'imbalance_factor', 'train_counts', 'test_counts', 'class_names', 'evaluated_on', 'split_seed',
     'fingerprint')
 
-# Standard deviations by which the sample may miss the figures: one in 16,000 is refused by chance
+# Allowed distance of the sample from the figures in standard deviations; by chance one in 16,000 is refused
 _DEVIATIONS = 4
-# Beyond them, and of all images: another machine rounds otherwise, which turns an answer now and then
+# Allowed besides: answers, and part of all images. Another machine rounds differently, which changes a few answers.
 _OTHER_ANSWERS, _OTHER_PART = 2, .005
 
 def find_figures(folder: Path, weights_sha256: str, names: Sequence[str]) -> dict[str, Any]:
-    """The first of the files of figures that was measured with these weights, checked.
+    """Content of the first of these files that was measured with these weights, checked.
 
     Raises:
         ValueError: If there is none, or its figures contradict each other.
@@ -52,36 +52,36 @@ def find_figures(folder: Path, weights_sha256: str, names: Sequence[str]) -> dic
             metrics = json.loads((folder / name).read_text())
             own = metrics['weights_sha256']
         except (KeyError, TypeError, ValueError):
-            found.append(f'{name} does not say of which weights it is')
+            found.append(f'{name} does not say to which weights it belongs')
             continue
         if own == weights_sha256:
             check_figures(metrics, str(folder / name))
             return metrics
         found.append(f'{name} is of other weights')
     raise ValueError(
-        f'The figures in {folder} do not belong to its weights: {"; ".join(found) or f"there is no {names[0]}"}. '
-        f'Measure them: python validate.py {shlex.quote(str(folder))}')
+        f'{folder} has no figures of its weights: {"; ".join(found) or f"there is no {names[0]}"}. Measure them: '
+        f'python validate.py {shlex.quote(str(folder))}')
 
 
 def check_figures(metrics: dict[str, Any], name: str) -> None:
-    """Refuse figures that lack a part, are no numbers, or do not follow from the accuracies per class.
+    """Refuse figures that are incomplete, are not numbers, or do not follow from the accuracies of the classes.
 
     Raises:
         ValueError: Naming what is wrong.
     """
-    mend = 'Measure them anew: python validate.py RUN_DIR'
+    mend = 'Measure them again: python validate.py RUN_DIR'
     data = metrics.get('data') or {}
     missing = [key for key in _NEEDED if key not in metrics]
     missing += [f'data.{key}' for key in _DATA_NEEDED if key not in data]
     if missing:
-        raise ValueError(f'{name} lacks {", ".join(missing)}: it was written by another version. {mend}')
+        raise ValueError(f'{name} lacks {", ".join(missing)}: another version wrote it. {mend}')
     if headline(metrics) is None:
-        raise ValueError(f'{name} holds no figures: the run was never evaluated. Give validate.py a --val-split.')
+        raise ValueError(f'{name} holds no figures: the run was never evaluated. Run validate.py with --val-split.')
     try:
         shots = Shots.from_counts(data['train_counts'], tuple(metrics['shots']['boundaries']))
         rows = {row: metrics.get(row) for row in (*EXPERTS, 'teacher')}
         wrong = [
-            f'{row}.{key} {found}, which is {expected} by its accuracies per class'
+            f'{row}.{key} is {found}, but its accuracies per class give {expected}'
             for row, figures in rows.items() if figures and figures.get('top1') is not None
             for key, expected in _recomputed(figures['per_class'], data['test_counts'], shots).items()
             if not _same(found := figures.get(key), expected)]
@@ -91,12 +91,12 @@ def check_figures(metrics: dict[str, Any], name: str) -> None:
         raise ValueError(f'{name} contradicts itself: {"; ".join(wrong[:3])}. {mend}')
 
 
-def _recomputed(per_class: Sequence[float | None], counts: Sequence[int], shots: Shots) -> dict[str, float | None]:
+def _recomputed(per_class: Sequence[Any], counts: Sequence[int], shots: Shots) -> dict[str, float | None]:
     if any(value is not None and not 0 <= value <= 100 for value in per_class):  # NaN too
         raise ValueError('an accuracy is not between 0 and 100')
 
     def mean(labels: Sequence[int]) -> float | None:
-        known = [per_class[label] for label in labels if per_class[label] is not None]
+        known = [value for label in labels if (value := per_class[label]) is not None]
         return sum(known) / len(known) if known else None
 
     top1 = sum(n * value for n, value in zip(counts, per_class, strict=True) if n) / sum(counts)
@@ -112,7 +112,7 @@ def _same(found: Any, expected: float | None) -> bool:
 
 
 def headline(metrics: dict[str, Any]) -> dict[str, Any] | None:
-    """Figures of the answer: the mean of the experts; None without any."""
+    """Figures of the model's answer, which is the mean of its experts if it has two; None if there are none."""
     for expert in EXPERTS:
         figures = metrics.get(expert)
         if isinstance(figures, dict) and figures.get('top1') is not None:
@@ -121,11 +121,11 @@ def headline(metrics: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def better_figures(old: Any, new: dict[str, Any] | None) -> list[str]:
-    """Words for each figure, of any expert and group, that is better in `old` or missing in `new`.
+    """Words for each figure of an expert and a group that is better in `old`, or missing in `new`.
 
     Args:
-        old: What a file of figures holds, of whatever origin.
-        new: The figures that would take its place.
+        old: Content of a published metrics.json, which may hold anything.
+        new: The figures that would replace it.
     """
     found = []
     for expert in EXPERTS if isinstance(old, dict) else ():
@@ -138,10 +138,10 @@ def better_figures(old: Any, new: dict[str, Any] | None) -> list[str]:
 
 
 def check_seeds(runs: Sequence[dict[str, Any]]) -> None:
-    """Refuse further runs that differ from the published one, which comes first, in more than the seed.
+    """Refuse runs that differ in more than the seed.
 
     Args:
-        runs: Contents of metrics.json.
+        runs: Contents of metrics.json, first that of the published run.
 
     Raises:
         ValueError: Naming what differs.
@@ -173,24 +173,24 @@ def _same_for_all_seeds(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_sample(model: 'Model', folder: str, size: int, places: dict[str, Any]) -> str:
-    """Evaluate images drawn at random and compare with the figures of the model.
+    """Evaluate images drawn at random, and compare with the figures of the model.
 
     Args:
-        model: What is to be published.
-        folder: Where it lies, for messages.
+        model: The model to publish.
+        folder: Its folder, for messages.
         size: Images to evaluate; all if there are fewer.
-        places: Settings that say where the data lies now, such as `data_dir`.
+        places: Settings that say where the data is now, such as `data_dir`.
 
     Returns:
-        Words for what was compared, or why nothing was.
+        Words that say what was compared, or why nothing was compared.
 
     Raises:
-        ValueError: If an expert is further from its figures than chance explains, or images that were said to be
-            somewhere are not there, or are others.
+        ValueError: If an expert is further from its figures than chance explains, or the data of `places` is missing or
+            is not the data of the figures.
     """
     metrics = model.metrics
     if metrics is None:
-        return 'nothing was evaluated again: there are no figures'
+        return 'nothing was evaluated again, because there are no figures'
     settings = _settings(model, folder, places)
     asked = any(places.get(name) for name in ('data_dir', 'list_dir'))
     try:
@@ -198,7 +198,7 @@ def check_sample(model: 'Model', folder: str, size: int, places: dict[str, Any])
     except (FileNotFoundError, ValueError) as error:
         if asked:
             raise
-        return f'nothing was evaluated again, as the data is not at hand ({error})'
+        return f'nothing was evaluated again, because the data is not here ({error})'
     same = (
         data.evaluation is not None and not isinstance(data.evaluation, IterableDataset)
         and data.train.fingerprint == metrics['data']['fingerprint']
@@ -206,10 +206,10 @@ def check_sample(model: 'Model', folder: str, size: int, places: dict[str, Any])
         and list(data.train.class_names) == metrics['data']['class_names'])
     if not same and asked:
         raise ValueError(
-            f'The images that were given are not those of the figures of {folder} '
-            f'({metrics["data"]["evaluated_on"]} of {metrics["data"]["name"]}): give others, or none.')
+            f'The images that you gave are not those of the figures of {folder} '
+            f'({metrics["data"]["evaluated_on"]} of {metrics["data"]["name"]}): give those, or leave the flag out.')
     if not same:
-        return 'nothing was evaluated again: the images at hand are not those of the figures'
+        return 'nothing was evaluated again, because the images here are not those of the figures'
 
     total = len(data.evaluation)
     chosen = torch.randperm(total, generator=torch.Generator().manual_seed(0))[:size].sort().values.tolist()
@@ -232,7 +232,7 @@ def _settings(model: 'Model', folder: str, places: dict[str, Any]) -> Settings:
     if model.settings is not None:
         return resolve_settings(argparse.Namespace(
             **{**vars(model.settings), 'device': None, 'grad_accum_steps': 1, **places}))
-    dataset, tag = model.metrics['data']['name'], TAGS.get(model.config.get('benchmark'))
+    dataset, tag = (model.metrics or {})['data']['name'], TAGS.get(str(model.config.get('benchmark')))
     exported = exported_settings({
         'architecture': model.network.pretrained_cfg['architecture'], 'model_args': {},
         'pretrained_cfg': model.data_config})
@@ -258,10 +258,10 @@ def _compare(
             expected += counts[label] * chance
             variance += counts[label] * chance * (1 - chance)
             right += counts[label] * measured['per_class'][label] / 100
-    left_out = 1 - sum(counts) / total  # of all images the figures leave nothing to chance
+    left_out = 1 - sum(counts) / total  # with all images, nothing is left to chance
     allowed = _DEVIATIONS * math.sqrt(variance * left_out) + max(_OTHER_ANSWERS, _OTHER_PART * images)
     if abs(right - expected) > allowed:
         raise ValueError(
-            f'The figures of {folder} are not those of its weights: of {images} images evaluated again, {what} has '
-            f'{right:.0f} right, where its figures say {expected:.0f} (within {allowed:.0f}). Measure it anew: python '
+            f'The figures of {folder} are not those of its weights: {images} images were evaluated again, and {what} '
+            f'has {right:.0f} right, but its figures say {expected:.0f} (± {allowed:.0f}). Measure it again: python '
             f'validate.py {folder}')

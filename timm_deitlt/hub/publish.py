@@ -18,7 +18,7 @@ from ..models._hub import HUB_ERRORS, explain, file_sha256, split_id
 from ..models.weights import CONFIG, WEIGHTS
 from ..version import __version__
 from .card import Card, model_card
-from .export import fixed_images, load_back, logits, registered_name, write_model
+from .export import load_back, logits, noise, registered_name, write_model
 from .figures import METRICS, check_sample, check_seeds
 from .repository import Exit, LocalFile, Plan, Published, PublishError, Remote, Repository, local_files
 from .source import NOT_THE_TRAINING, Model, read_model, training_command
@@ -146,8 +146,8 @@ def build_folder(model: Model, folder: Path, options: Options) -> ModelCard:
             missing, or the other runs differ in more than their seed.
     """
     registered = registered_name(model, options.repo_id.split('/')[1])
-    tag = TAGS.get(model.config.get('benchmark'))
-    benchmark = BENCHMARKS.get(tag.dataset if tag else (model.config['data'] or {}).get('name'))
+    tag = TAGS.get(str(model.config.get('benchmark')))
+    benchmark = BENCHMARKS.get(tag.dataset if tag else str((model.config['data'] or {}).get('name')))
     license_id = options.license
     if license_id is None:
         license_id = _DEFAULT_LICENSE if benchmark and model.settings else ''
@@ -198,7 +198,7 @@ def _other_seed(path: Path, model: Model) -> dict[str, Any]:
 def _evaluation(model: Model, repo_id: str) -> str:
     """The command that repeats the figures."""
     words = ['python validate.py', f'hf-hub:{repo_id}']
-    tag = TAGS.get(model.config.get('benchmark'))
+    tag = TAGS.get(str(model.config.get('benchmark')))
     if model.settings is None and tag:  # config.json of a run names the data
         words.append(f'--dataset {tag.dataset}')
         if tag.imbalance_factor not in (None, BENCHMARKS[tag.dataset].imbalance_factor):
@@ -224,7 +224,7 @@ def _check_remote(options: Options, remote: Remote, plan: Plan) -> None:
                    'settings, or leave out the flag.')
     elif options.revision in remote.tags:
         message = f'{options.revision} is a tag of {options.repo_id}: --revision takes a branch.'
-    elif options.tag in remote.tags and (remote.tags[options.tag] != remote.head or not plan.empty):
+    elif options.tag and options.tag in remote.tags and (remote.tags[options.tag] != remote.head or not plan.empty):
         message = (f'The tag {options.tag} is on another commit, {remote.tags[options.tag]}, and is never moved: give '
                    'another --tag.')
     if message:
@@ -313,10 +313,10 @@ def verify(repository: Repository, published: Published, local: Mapping[str, Loc
         for name, file in local.items():
             if file_sha256(repository.download(name, published.revision, cache)) != file.sha256:
                 return f'{name} arrives with another sha256.'
-        loaded = repository.ask(lambda: timm.create_model(
+        loaded: Any = repository.ask(lambda: timm.create_model(
             f'hf-hub:{repository.repo_id}@{published.revision}', pretrained=True, cache_dir=cache)).eval()
     here = load_back(local[WEIGHTS].path.parent)
-    images = fixed_images(here)
+    images = noise(here)
     if not torch.equal(logits(loaded, images), logits(here, images)):
         return 'the model that is loaded from there gives other logits.'
     return None

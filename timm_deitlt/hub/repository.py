@@ -194,7 +194,7 @@ class Repository:
         except RevisionNotFoundError:  # the branch will be made from main
             info = self.ask(lambda: self.api.model_info(self.repo_id, files_metadata=True))
             missing = True
-        files = {file.rfilename: file.lfs.sha256 if file.lfs else file.blob_id for file in info.siblings or []}
+        files = {file.rfilename: file.lfs.sha256 if file.lfs else str(file.blob_id) for file in info.siblings or []}
         return Remote(
             True, bool(info.private), None if missing else info.sha, files, {} if revision else self._tags())
 

@@ -1,4 +1,4 @@
-"""What is to be published or exported: a run, a cached teacher or a converted model, with figures that are its own."""
+"""Reads a model to export or publish: a run, a cached teacher, or a converted model. Says what others may see of it."""
 import argparse
 import json
 import logging
@@ -12,10 +12,10 @@ from typing import Any
 import timm
 import torch
 from timm.models.deit import VisionTransformerDistilled
-from torch import nn
 
 from ..benchmarks import BENCHMARKS
 from ..engine.checkpoint import LAST, load_checkpoint
+from ..models._timm import TimmModel
 from ..models.weights import CONFIG, WEIGHTS, load_config, load_safetensors, load_weights, weights_sha256
 from ..run.build.model import build_model
 from ..run.settings import choose_precision, resolve_settings
@@ -29,12 +29,12 @@ from .figures import METRICS, VALIDATION, find_figures, headline
 _logger = logging.getLogger(__name__)
 
 SETTINGS = 'args.yaml'
-# Settings that name places of the machine of the training: their last part is published, no more
+# Settings that are paths on the machine of the training: only their last part is published
 _PLACES = (
     'data_dir', 'list_dir', 'output', 'teacher_cache', 'teacher_checkpoint', 'resume', 'branch_from', 'class_map',
     'class_counts', 'initial_checkpoint', 'pretrained_path',
 )
-# Settings of the machine or of the bookkeeping, which are no part of a command that others run
+# Settings that do not change what is trained, and are left out of the command for others
 NOT_THE_TRAINING = {
     'output', 'experiment', 'teacher_cache', 'device', 'workers', 'pin_mem', 'resume', 'log_interval', 'stop_epoch',
     'log_wandb', 'log_tensorboard', 'log_trackio', 'wandb_project', 'wandb_tags', 'wandb_resume_id', 'save_images',
@@ -42,23 +42,24 @@ NOT_THE_TRAINING = {
     'auto_speed', 'cache_images',
 }
 _OF_A_TEACHER = ('name', 'source', 'path', 'top1', 'head', 'mid', 'tail')
+_TRAIN_AGAIN = 'Delete the folder of this teacher; then it is trained again.'
 _DATA = ('name', 'imbalance_factor', 'split_seed', 'fingerprint', 'evaluated_on')
 
 
 @dataclass
 class Model:
-    """A model to publish, and what is known of it.
+    """A model to export or publish, and what is known about it.
 
     Attributes:
         network: In eval mode, on the CPU.
         config: The 'timm_deitlt' object of config.json.
         class_names: Names by label.
         metrics: Content of metrics.json; None if nobody measured these weights.
-        settings: Settings of its training; None for a converted model.
+        settings: Settings of its training; None for a converted or exported model.
         data_config: Size, mean, std, interpolation and crop of its images.
-        plots: Image files of the run.
+        plots: Plots of the run.
     """
-    network: nn.Module
+    network: TimmModel
     config: dict[str, Any]
     class_names: list[str]
     metrics: dict[str, Any] | None
@@ -73,17 +74,16 @@ class Model:
 
 
 def read_model(folder: Path, finished: bool = True) -> Model:
-    """Read what is to be published or exported: the folder of a run, of a cached teacher, or of a converted model.
+    """Read a model from the folder of a run, of a cached teacher, or of a converted or exported model.
 
     Args:
-        folder: Where it lies.
-        finished: Whether a run must have come to its end and been evaluated, as to be published; else a warning says
-            what it lacks.
+        folder: The folder.
+        finished: Whether the run must be finished and evaluated. If False, a warning says what is missing.
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If the run is not finished, its weights are not finite, metrics are of other weights, or classes do
-            not add up.
+        ValueError: If the run is not finished, weights are NaN or infinite, the figures belong to other weights, or the
+            numbers of classes differ.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -91,51 +91,52 @@ def read_model(folder: Path, finished: bool = True) -> Model:
     if (folder / CONFIG).is_file():
         return _read_converted(folder)
     record = None
-    if (folder / RECORD).is_file():  # a cached teacher: its run lies inside
-        record = read_record(folder / RECORD, 'Have the teacher trained anew.')
+    if (folder / RECORD).is_file():  # a cached teacher, whose run is in a folder inside
+        record = read_record(folder / RECORD, _TRAIN_AGAIN)
         folder = folder / 'train'
     if not (folder / LAST).is_file():
         raise ValueError(
-            f'{str(folder)!r} holds neither {LAST}, as a run of train.py, nor {CONFIG}, as a model that '
-            'hfhub/convert.py wrote: give the folder of one of them.')
+            f'{str(folder)!r} holds neither {LAST} nor {CONFIG}: give the folder of a run of train.py, or of a model '
+            'that hfhub/convert.py or timm-deitlt export wrote.')
     if record is not None and not _has_weights(folder):
-        raise ValueError(f'{folder} holds other weights than the teacher beside it. Have the teacher trained anew.')
+        raise ValueError(f'{folder} holds other weights than the teacher beside it. {_TRAIN_AGAIN}')
     try:
         return _read_run(folder, record, finished)
     except KeyError as error:
         raise ValueError(
-            f'{folder} lacks {error}: it was written by another version of train.py. Train it again.') from error
+            f'{folder} lacks {error}: another version of train.py wrote it. Train it again.') from error
 
 
 def _has_weights(folder: Path) -> bool:
-    """Whether the weights of a cached teacher are those of the run inside."""
-    cached = load_safetensors(folder.parent, 'Have the teacher trained anew.')
+    """Whether a cached teacher has the weights of the run inside."""
+    cached = load_safetensors(folder.parent, _TRAIN_AGAIN)
     return weights_sha256(cached) == weights_sha256(load_checkpoint(folder / LAST)['state_dict'])
 
 
 def _read_run(folder: Path, record: dict[str, Any] | None, finished: bool) -> Model:
     checkpoint = load_checkpoint(folder / LAST)
     if not {'args', 'experts', 'data'} <= checkpoint.keys():
-        raise ValueError(f'{folder / LAST} was not written by this train.py: it names no settings and no data.')
+        raise ValueError(
+            f'{folder / LAST} holds no settings or no data: it is not a checkpoint of this train.py. Give another run.')
     args = with_defaults(checkpoint['args'])
     args.sources = checkpoint.get('sources', {})
     data = checkpoint['data']
     if checkpoint['epoch'] + 1 < args.epochs:
         words = f'{folder} is not finished: {checkpoint["epoch"] + 1} of {args.epochs} epochs are trained.'
         if finished:
-            raise ValueError(f'{words} Go on with it by train.py --resume.')
+            raise ValueError(f'{words} Continue the run with train.py --resume.')
         _logger.warning(words)
     weights = checkpoint['state_dict']
     _check_finite(weights, str(folder / LAST))
     metrics = _figures(folder, weights, finished)
-    # the images need not be here
+    # the model can be built without its images
     elsewhere = {**NO_WEIGHTS, 'data_dir': None, 'grad_accum_steps': 1}
     settings = resolve_settings(argparse.Namespace(**{**vars(args), **elsewhere}), planned=True)
     network = build_model(settings.model, len(data['class_names']))
     load_weights(network, weights, str(folder / LAST))
     student = isinstance(network, VisionTransformerDistilled)
     teacher = None
-    if settings.teacher.is_network:  # figures that were measured later do not tell
+    if settings.teacher.is_network:  # figures of a later evaluation do not name it
         teacher = {'name': args.teacher, 'source': None, **((metrics or {}).get('teacher') or {})}
         if metrics:
             metrics['teacher'] = teacher
@@ -145,7 +146,7 @@ def _read_run(folder: Path, record: dict[str, Any] | None, finished: bool) -> Mo
         'data': {**_public_data(data), 'selection': _selection(args)},
         'image_mode': settings.data.image_mode,
         'class_counts': data['train_counts'],
-        'shots': metrics and metrics['shots'],
+        'shots': metrics['shots'] if metrics else None,
         'experts': list(checkpoint['experts']) if student else ['mean', 'cls'],
         'teacher': teacher and {
             name: value for name, value in public_teacher(teacher).items() if name in _OF_A_TEACHER},
@@ -158,7 +159,7 @@ def _read_run(folder: Path, record: dict[str, Any] | None, finished: bool) -> Mo
             vars(args), data['fingerprint'], data['class_names'], network.pretrained_cfg,
             record['precision'] if record else precision)
         if record not in (None, key):
-            raise ValueError(f'{folder} was trained otherwise than {RECORD} beside it says. Have it trained anew.')
+            raise ValueError(f'{folder} was trained in another way than {RECORD} beside it says. {_TRAIN_AGAIN}')
         config['training']['key'] = key_sha256(key)
     return _checked(Model(
         network.eval(), config, list(data['class_names']), metrics, args, network.pretrained_cfg,
@@ -176,7 +177,7 @@ def _figures(folder: Path, weights: dict[str, torch.Tensor], needed: bool) -> di
 
 
 def _commit(folder: Path, metrics: dict[str, Any] | None) -> str | None:
-    """Commit that the run was trained by: figures may have been measured by another."""
+    """The commit that trained the run; another one may have measured the figures."""
     versions = folder / 'versions.json'
     if versions.is_file():
         return json.loads(versions.read_text()).get('git')
@@ -188,7 +189,7 @@ def _public_data(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _selection(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings that chose the images, for others who have the same data."""
+    """The settings that select the images, for others who have the same data."""
     names = (
         'dataset', 'imbalance_factor', 'imbalance_profile', 'n_max', 'split_seed', 'val_fraction', 'train_split',
         'val_split')
@@ -200,7 +201,7 @@ def _read_converted(folder: Path) -> Model:
     weights = load_safetensors(folder, 'Convert it again.')
     _check_finite(weights, str(folder / WEIGHTS))
     try:
-        network = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+        network: Any = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
     except RuntimeError as error:
         raise ValueError(f'timm cannot load {folder}: {error}. Convert it again.') from error
     network.pretrained_cfg = {**network.pretrained_cfg, 'architecture': config['architecture']}
@@ -231,58 +232,57 @@ def _check_finite(weights: dict[str, torch.Tensor], name: str) -> None:
     if wrong:
         more = f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''
         raise ValueError(
-            f'The weights of {name} hold NaN or Inf, in {", ".join(wrong[:3])}{more}: the training diverged. Publish '
+            f'The weights of {name} hold NaN or Inf, in {", ".join(wrong[:3])}{more}: the training diverged. Give '
             'another run.')
 
 
 def _checked(model: Model, name: str) -> Model:
+    figures = headline(model.metrics or {})
     numbers = {
         'the classifier': model.network.num_classes,
         'the class names': len(model.class_names),
-        'the figures': len(headline(model.metrics)['per_class']) if model.metrics else None,
+        'the figures': len(figures['per_class']) if figures else None,
         'the class counts': len(model.config['class_counts']) if model.config['class_counts'] else None,
     }
     known = {what: count for what, count in numbers.items() if count is not None}
     if len(set(known.values())) > 1:
         found = ', '.join(f'{what} {count}' for what, count in known.items())
-        raise ValueError(f'The number of classes in {name} does not add up: {found}. Publish a run as it was written.')
+        raise ValueError(f'The numbers of classes in {name} differ: {found}. Give a folder whose files are unchanged.')
     return model
 
 
 # What others may see of a run
 
 def public_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
-    """metrics.json without the places of the machine, and without figures of weights that are not published."""
+    """metrics.json without paths of the machine, and without the figures of EMA weights, which are not published."""
     metrics = {name: value for name, value in metrics.items() if name != 'ema'}
-    metrics['teacher'] = public_teacher(metrics.get('teacher'))
+    metrics['teacher'] = public_teacher(metrics['teacher']) if metrics.get('teacher') else None
     metrics['data'] = {**metrics['data'], 'name': public_name(metrics['data']['name'])}
     return metrics
 
 
-def public_teacher(teacher: dict[str, Any] | None) -> dict[str, Any] | None:
-    """What metrics.json says of a teacher, without a place that is not the Hub."""
-    if teacher is None:
-        return None
+def public_teacher(teacher: dict[str, Any]) -> dict[str, Any]:
+    """What metrics.json says about a teacher, with its path only if it is on the Hub."""
     hidden = () if str(teacher.get('path')).startswith(HUB) else ('path',)
     return {name: value for name, value in teacher.items() if name not in hidden}
 
 
 def public_settings(args: argparse.Namespace) -> str:
-    """args.yaml without the places of the machine of the training."""
+    """args.yaml without paths of the machine of the training."""
     values = vars(args)
     places = {name: Path(values[name]).name for name in _PLACES if isinstance(values.get(name), str) and values[name]}
     return args_to_yaml(argparse.Namespace(**{**values, **places}))
 
 
 def public_name(name: str) -> str:
-    """A name of data as it is, of a path the last part."""
+    """The name of the data; of a path only the last part."""
     if name in BENCHMARKS or re.match(r'(torch|tfds|wds|hfds|hfids)/[^/]', name):
         return name
     return PureWindowsPath(name).name or 'own data'
 
 
 def training_command(args: argparse.Namespace) -> str:
-    """The command that trains the same: what was typed, else the published settings as a file."""
+    """The command that repeats the training: what was typed, or else the published args.yaml as a configuration."""
     sources = getattr(args, 'sources', {})
     hidden = NOT_THE_TRAINING - {'data_dir', 'list_dir'}
     typed = [name for name, source in sources.items() if source == 'command line' and name not in hidden]
