@@ -13,7 +13,6 @@ from PIL import Image
 from timm.models._hub import save_for_hf
 
 from timm_deitlt.hub.card import Card, model_card
-from timm_deitlt.hub.figures import check_seeds
 from timm_deitlt.hub.source import public_name
 
 COLUMNS = ('top1', 'head', 'mid', 'tail', 'balanced')
@@ -263,23 +262,6 @@ def test_further_seeds_give_mean_and_standard_deviation():
     assert 'n = 1' not in card.text and 'means over the seeds' in section(card, 'Limits')
     own = [result.metric_value for result in card.data.eval_results]
     assert own == [result.metric_value for result in card_of('student').data.eval_results]
-
-
-@pytest.mark.parametrize('change, word', [
-    (dict(seed=42), 'seeds 42, 42'),
-    (dict(seed=1, epochs=30), 'epochs'),
-    (dict(seed=1, data__fingerprint='0'), 'fingerprint'),
-    (dict(seed=1, teacher__name='resnet32'), 'teacher'),
-    (dict(seed=1, dist=None), 'experts'),
-    (dict(seed=1, mean=None), 'need the figures'),
-])
-def test_runs_that_are_not_the_same_but_for_the_seed_are_refused(change, word):
-    other = changed(METRICS, **change)
-    with pytest.raises(ValueError, match=word):
-        check_seeds([METRICS, other])
-    with pytest.raises(ValueError, match='need the figures'):
-        check_seeds([{}, METRICS])
-    check_seeds([METRICS, changed(METRICS, seed=1)])
 
 
 def test_runs_of_different_commits_are_told():

@@ -276,7 +276,7 @@ def test_a_change_by_somebody_else_is_read_and_judged_anew(bench, runs):
 
 def test_wrong_bytes_of_the_right_size_are_noticed_and_not_tagged(bench, runs):
     bench.hub.fail('GET', LARGE_FILE, times=99, corrupt=True)
-    failed(bench.publish(runs / 'a', '--tag', 'v1'), Exit.UNVERIFIED, 'sha256', 'Published as')
+    failed(bench.publish(runs / 'a', '--tag', 'v1'), Exit.UNVERIFIED, 'sha256', 'is published, but not verified')
     assert not bench.repo.tags
     bench.hub.forgive()
     succeeded(bench.publish(runs / 'a', '--tag', 'v1'))
@@ -302,7 +302,7 @@ def test_a_commit_that_only_deletes_is_not_taken_for_done(bench, runs):
 @pytest.mark.parametrize('fault', [dict(status=503, times=99), dict(status=403)])
 def test_a_tag_that_cannot_be_set_says_that_the_model_is_there(bench, runs, fault):
     bench.hub.fail('POST', '/tag/', **fault)
-    failed(bench.publish(runs / 'a', '--tag', 'v1'), Exit.NOT_TAGGED, 'Published and verified', 'not tagged')
+    failed(bench.publish(runs / 'a', '--tag', 'v1'), Exit.NOT_TAGGED, 'is published and verified', 'not tagged')
     bench.hub.forgive()
     succeeded(bench.publish(runs / 'a', '--tag', 'v1'))
     assert bench.repo.tags == {'v1': bench.repo.head}

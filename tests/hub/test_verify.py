@@ -1,4 +1,7 @@
-"""What publishing compares, by hand: logits after the download, and what a plan changes."""
+"""What publishing compares, by hand: logits after the download, what a plan changes, runs of other seeds."""
+import argparse
+from types import SimpleNamespace
+
 import pytest
 import timm
 import torch
@@ -6,7 +9,8 @@ from safetensors.torch import save_file
 from timm.models._hub import save_config_for_hf
 
 from timm_deitlt.hub import publish
-from timm_deitlt.hub.repository import Plan, Published, Remote, Repository, local_files
+from timm_deitlt.hub.repository import Exit, Plan, Published, PublishError, Remote, Repository, local_files
+from timm_deitlt.hub.source import other_figures
 
 
 @pytest.fixture
@@ -30,8 +34,13 @@ def test_a_model_that_answers_otherwise_after_the_download_is_not_verified(folde
             loaded.fc.bias[0] += 1e-6
     monkeypatch.setattr(publish.timm, 'create_model', lambda *_, create=timm.create_model, **given: (
         loaded if 'cache_dir' in given else create(*_, **given)))
-    difference = publish.verify(repository, Published('0' * 40, '0' * 40, 'page'), local)
-    assert difference is None if same else 'gives other logits' in difference
+    published = Published('0' * 40, '0' * 40, 'page')
+    if same:
+        publish.verify(repository, published, local)
+    else:
+        with pytest.raises(PublishError, match='gives other logits') as caught:
+            publish.verify(repository, published, local)
+        assert caught.value.code == Exit.UNVERIFIED
 
 
 def test_a_plan_replaces_what_differs_deletes_weights_and_our_own_and_keeps_the_rest(folder):
@@ -43,3 +52,24 @@ def test_a_plan_replaces_what_differs_deletes_weights_and_our_own_and_keeps_the_
     plan = Plan.between(Remote(True, files=files), local)
     assert plan.add == ['model.safetensors'] and plan.keep == ['note.md', 'sub/model.bin']
     assert plan.delete == sorted(set(files) - set(plan.keep) - set(local))
+
+
+def run_of(seed, lr=.1, data=(), **metrics):
+    data = {'fingerprint': '23aa', 'evaluated_on': 'the test images', 'test_counts': [3, 3], **dict(data)}
+    settings = argparse.Namespace(seed=seed, lr=lr, workers=seed, output=f'runs/{seed}')
+    return SimpleNamespace(settings=settings, metrics={'mean': {'top1': 50.}, 'data': data, **metrics})
+
+
+@pytest.mark.parametrize('other, words', [
+    (run_of(0), 'seeds 0, 7, 0'), (run_of(1, lr=.2), r'other settings \(lr\)'),
+    (run_of(1, data={'fingerprint': '0'}), 'fingerprint'), (run_of(1, data={'test_counts': [3, 4]}), 'test_counts'),
+    (run_of(1, data={'evaluated_on': 'the validation images'}), 'evaluated_on'), (run_of(1, mean=None), 'figures'),
+    (SimpleNamespace(settings=None, metrics={'mean': {}}), 'runs of train.py')])
+def test_runs_that_differ_in_more_than_the_seed_are_refused(other, words):
+    with pytest.raises(ValueError, match=words):
+        other_figures(run_of(0), [run_of(7), other])
+
+
+def test_runs_that_differ_in_the_seed_and_the_machine_give_their_figures():
+    assert other_figures(run_of(0), [run_of(1), run_of(2)]) == [run_of(1).metrics, run_of(2).metrics]
+    assert other_figures(SimpleNamespace(settings=None, metrics=None), []) == []

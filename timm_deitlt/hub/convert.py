@@ -40,8 +40,8 @@ def _numpy_number(dtype: _NumpyType, raw: bytes) -> int | float | bool:
     return np.frombuffer(raw, dtype.code, count=1)[0].item()
 
 
-# The released files hold more than tensors and plain values: settings, with a path, and accuracies from NumPy. Each name
-# but the first is replaced by something of ours, so nothing that a file names is called.
+# What the released files hold besides tensors and plain values: settings, with a path, and accuracies from NumPy. All
+# names but the first are replaced by something of ours, so nothing that a file names is called.
 _HARMLESS: list[Any] = [
     argparse.Namespace,
     *((PurePosixPath, f'{module}.PosixPath') for module in ('pathlib', 'pathlib._local')),

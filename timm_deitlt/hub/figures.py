@@ -137,41 +137,6 @@ def better_figures(old: Any, new: dict[str, Any] | None) -> list[str]:
     return found
 
 
-def check_seeds(runs: Sequence[dict[str, Any]]) -> None:
-    """Refuse runs that differ in more than the seed.
-
-    Args:
-        runs: Contents of metrics.json, first that of the published run.
-
-    Raises:
-        ValueError: Naming what differs.
-    """
-    published, *others = runs
-    if not others:
-        return
-    if not all(run.get('mean') for run in runs):
-        raise ValueError('Mean and standard deviation need the figures of the published run and of every other run.')
-    seeds = [run['seed'] for run in runs]
-    if None in seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(
-            f'The runs have the seeds {", ".join(map(str, seeds))}: give each run once, and each needs its own seed.')
-    for run in others:
-        expected, found = _same_for_all_seeds(published), _same_for_all_seeds(run)
-        if differing := [name for name in expected if expected[name] != found[name]]:
-            raise ValueError(
-                f'The run of seed {run["seed"]} differs from the published one in {", ".join(differing)}. Mean and '
-                'standard deviation need runs that differ only in the seed.')
-
-
-def _same_for_all_seeds(run: dict[str, Any]) -> dict[str, Any]:
-    return {
-        **{name: run[name] for name in ('model', 'epochs', 'epochs_trained')},
-        **{name: run['data'][name] for name in ('fingerprint', 'evaluated_on', 'test_counts')},
-        'teacher': (run['teacher'] or {}).get('name'),
-        'experts': [expert for expert in EXPERTS if run[expert]],
-    }
-
-
 def check_sample(model: 'Model', folder: str, size: int, places: dict[str, Any]) -> str:
     """Evaluate images drawn at random, and compare with the figures of the model.
 

@@ -4,7 +4,7 @@ import json
 import logging
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,15 @@ from ..models.weights import CONFIG, WEIGHTS
 from ..version import __version__
 from .card import Card, model_card
 from .export import load_back, logits, noise, registered_name, write_model
-from .figures import METRICS, check_sample, check_seeds
+from .figures import METRICS, check_sample
 from .repository import Exit, LocalFile, Plan, Published, PublishError, Remote, Repository, local_files
-from .source import NOT_THE_TRAINING, Model, read_model, training_command
+from .source import Model, other_figures, read_model, training_command
 
 _logger = logging.getLogger('publish')
 
 CARD = 'README.md'
+_UNVERIFIED = 'is published, but not verified'
+_AGAIN = 'Run the same command again.'
 # For weights that this code trained on a public benchmark
 _DEFAULT_LICENSE = 'apache-2.0'
 
@@ -123,9 +125,14 @@ def publish(options: Options, folder: Path) -> dict[str, Any]:
         message = f'Publish {model.architecture} by timm_deitlt {__version__}'
         published = _commit(options, repository, remote, local, message)
         _logger.info(f'Published: {published.url}')
-    _verify(repository, published, local)
+    _logger.info('Verifying what is on the Hub.')
+    with _published(published, Exit.UNVERIFIED, _UNVERIFIED):
+        verify(repository, published, local)
+    _logger.info('Everything was downloaded into a fresh cache: each sha256 and the logits are equal, bit for bit.')
     if options.tag:
-        _tag(repository, options.tag, published)
+        with _published(published, Exit.NOT_TAGGED, 'is published and verified, but perhaps not tagged'):
+            repository.tag(options.tag, published.oid)
+        _logger.info(f'Tagged {options.tag}.')
     name = options.repo_id.split('/')[1]
     if name in CATALOGUE and name not in PUBLISHED:
         _logger.info(f'To let timm.create_model({name!r}, pretrained=True) load it, list it in PUBLISHED of '
@@ -158,8 +165,7 @@ def build_folder(model: Model, folder: Path, options: Options) -> ModelCard:
     dataset_name = ' '.join((options.dataset_name or (benchmark.title if benchmark else '')).split())
     if not dataset_name:
         raise ValueError('The data set is not a benchmark, so the card needs its name: give --dataset-name.')
-    others = [_other_seed(path, model) for path in options.other_seeds]
-    check_seeds([model.metrics or {}, *others])
+    others = other_figures(model, [read_model(path) for path in options.other_seeds])
     write_model(model, folder, license_id)
     card = model_card(Card(
         config=json.loads((folder / CONFIG).read_text()),
@@ -179,20 +185,6 @@ def build_folder(model: Model, folder: Path, options: Options) -> ModelCard:
     ))
     (folder / CARD).write_text(str(card), encoding='utf-8')
     return card
-
-
-def _other_seed(path: Path, model: Model) -> dict[str, Any]:
-    other = read_model(path)
-    if other.metrics is None or other.settings is None or model.settings is None:
-        raise ValueError(f'{path} has no figures: --other-seeds takes finished runs of train.py.')
-    ours, theirs = vars(model.settings), vars(other.settings)
-    names = (ours.keys() | theirs.keys()) - NOT_THE_TRAINING - {'seed', 'sources', 'teacher_checkpoint'}
-    differing = sorted(name for name in names if ours.get(name) != theirs.get(name))
-    if differing:
-        raise ValueError(
-            f'{path} was trained with other settings ({", ".join(differing)}). Mean and standard deviation need runs '
-            'that differ only in the seed.')
-    return other.metrics
 
 
 def _evaluation(model: Model, repo_id: str) -> str:
@@ -265,7 +257,7 @@ def _commit(
         with contextlib.suppress(*HUB_ERRORS, PublishError):
             found = repository.find(local)
         if found:
-            raise _interrupted(found, 'is published, but not verified') from None
+            raise PublishError(Exit.INTERRUPTED, f'interrupted: {found.url} {_UNVERIFIED}. {_AGAIN}') from None
         raise
 
 
@@ -282,58 +274,38 @@ def _existing(options: Options, repository: Repository, remote: Remote) -> Remot
     return remote
 
 
-def _verify(repository: Repository, published: Published, local: Mapping[str, LocalFile]) -> None:
-    """Compare what is on the Hub with what is here; if that is not possible, say what is there."""
-    _logger.info('Verifying what is on the Hub.')
-    try:
-        difference = verify(repository, published, local)
-    except KeyboardInterrupt:
-        raise _interrupted(published, 'is published, but not verified') from None
-    except (*HUB_ERRORS, PublishError) as error:
-        difference = str(error) if isinstance(error, PublishError) else f'{explain(error).words}.'
-    if difference:
-        raise PublishError(
-            Exit.UNVERIFIED,
-            f'Published as {published.url}, but it could not be verified: {difference} No tag was set. Run the same '
-            'command again to verify once more. If it fails again, do not announce the model.')
-    _logger.info('Everything was downloaded into a fresh cache: each sha256 is the same, and the logits are the same '
-                 'bit for bit.')
-
-
-def verify(repository: Repository, published: Published, local: Mapping[str, LocalFile]) -> str | None:
+def verify(repository: Repository, published: Published, local: Mapping[str, LocalFile]) -> None:
     """Download everything into a fresh cache, and compare each sha256, and the logits bit for bit.
 
-    Returns:
-        A sentence on the first difference, None if there is none.
+    Raises:
+        PublishError: Naming the first difference.
     """
     plan = Plan.between(repository.read(published.revision), local)
     if not plan.empty:
-        return f'the Hub lists other contents of {", ".join(plan.add + plan.delete)}.'
+        raise _differs(f'the Hub lists other contents of {", ".join(plan.add + plan.delete)}')
     with tempfile.TemporaryDirectory() as cache:
         for name, file in local.items():
             if file_sha256(repository.download(name, published.revision, cache)) != file.sha256:
-                return f'{name} arrives with another sha256.'
+                raise _differs(f'{name} arrives with another sha256')
         loaded: Any = repository.ask(lambda: timm.create_model(
             f'hf-hub:{repository.repo_id}@{published.revision}', pretrained=True, cache_dir=cache)).eval()
     here = load_back(local[WEIGHTS].path.parent)
     images = noise(here)
     if not torch.equal(logits(loaded, images), logits(here, images)):
-        return 'the model that is loaded from there gives other logits.'
-    return None
+        raise _differs('the model that is loaded from there gives other logits')
 
 
-def _tag(repository: Repository, tag: str, published: Published) -> None:
+def _differs(what: str) -> PublishError:
+    return PublishError(Exit.UNVERIFIED, f'{what}. If this happens again, do not announce the model.')
+
+
+@contextlib.contextmanager
+def _published(published: Published, code: Exit, state: str) -> Iterator[None]:
+    """After the commit, each error says what is on the Hub already."""
     try:
-        repository.tag(tag, published.oid)
+        yield
     except KeyboardInterrupt:
-        raise _interrupted(published, 'is published and verified, but perhaps not tagged') from None
+        raise PublishError(Exit.INTERRUPTED, f'interrupted: {published.url} {state}. {_AGAIN}') from None
     except (*HUB_ERRORS, PublishError) as error:
         words = str(error) if isinstance(error, PublishError) else f'{explain(error).words}.'
-        raise PublishError(
-            Exit.NOT_TAGGED, f'Published and verified as {published.url}, but not tagged: {words} Run the same command '
-                             'again.') from error
-    _logger.info(f'Tagged {tag}.')
-
-
-def _interrupted(published: Published, state: str) -> PublishError:
-    return PublishError(Exit.INTERRUPTED, f'interrupted: {published.url} {state}. Run the same command again.')
+        raise PublishError(code, f'{published.url} {state}: {words} {_AGAIN}') from error

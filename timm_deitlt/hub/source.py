@@ -35,13 +35,16 @@ _PLACES = (
     'class_counts', 'initial_checkpoint', 'pretrained_path',
 )
 # Settings that do not change what is trained, and are left out of the command for others
-NOT_THE_TRAINING = {
+_NOT_THE_TRAINING = {
     'output', 'experiment', 'teacher_cache', 'device', 'workers', 'pin_mem', 'resume', 'log_interval', 'stop_epoch',
     'log_wandb', 'log_tensorboard', 'log_trackio', 'wandb_project', 'wandb_tags', 'wandb_resume_id', 'save_images',
     'data_dir', 'list_dir', 'distributed', 'local_rank', 'rank', 'world_size', 'validation_batch_size', 'branch_from',
     'auto_speed', 'cache_images',
 }
 _OF_A_TEACHER = ('name', 'source', 'path', 'top1', 'head', 'mid', 'tail')
+# What runs of other seeds must have in common besides their settings, and settings in which they may differ
+_SAME_IMAGES = ('fingerprint', 'evaluated_on', 'test_counts')
+_NOT_COMPARED = _NOT_THE_TRAINING | {'seed', 'sources', 'teacher_checkpoint'}
 _TRAIN_AGAIN = 'Delete the folder of this teacher; then it is trained again.'
 _DATA = ('name', 'imbalance_factor', 'split_seed', 'fingerprint', 'evaluated_on')
 
@@ -251,6 +254,33 @@ def _checked(model: Model, name: str) -> Model:
     return model
 
 
+def other_figures(model: Model, others: Sequence[Model]) -> list[dict[str, Any]]:
+    """Figures of runs that differ from the published one in their seed, and in nothing else.
+
+    Raises:
+        ValueError: Naming what differs.
+    """
+    if not others:
+        return []
+    known = []
+    for run in (model, *others):
+        if run.settings is None or not (run.metrics or {}).get('mean'):
+            raise ValueError('--other-seeds needs finished runs of train.py with figures, the published run too.')
+        data = (run.metrics or {})['data']
+        known.append({**vars(run.settings), **{name: data[name] for name in _SAME_IMAGES}})
+    for values in known:
+        names = (values.keys() | known[0].keys()) - _NOT_COMPARED
+        if differing := sorted(name for name in names if values.get(name) != known[0].get(name)):
+            raise ValueError(
+                f'The run of seed {values["seed"]} has other settings ({", ".join(differing)}). Mean and standard '
+                'deviation need runs that differ only in the seed.')
+    seeds = [values['seed'] for values in known]
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(
+            f'The runs have the seeds {", ".join(map(str, seeds))}: give each run once, and each needs its own seed.')
+    return [run.metrics or {} for run in others]
+
+
 # What others may see of a run
 
 def public_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -284,7 +314,7 @@ def public_name(name: str) -> str:
 def training_command(args: argparse.Namespace) -> str:
     """The command that repeats the training: what was typed, or else the published args.yaml as a configuration."""
     sources = getattr(args, 'sources', {})
-    hidden = NOT_THE_TRAINING - {'data_dir', 'list_dir'}
+    hidden = _NOT_THE_TRAINING - {'data_dir', 'list_dir'}
     typed = [name for name, source in sources.items() if source == 'command line' and name not in hidden]
     automatic = {'default', 'command line', *recipes_for(args.dataset, model_kind(args.model))}
     configs = [source for source in dict.fromkeys(sources.values()) if source not in automatic]
