@@ -1,13 +1,13 @@
 """A stand-in for the Hugging Face Hub on 127.0.0.1, to publish to and download from with the real clients.
 
-It gives huggingface_hub 2.4 and timm 1.0.31 the answers, statuses, error headers and messages of the Hub. LFS objects
-lie behind a second port, that is another origin, which refuses tokens. `HubServer.fail` injects faults.
+It knows the requests of publishing and downloading a model, and gives huggingface_hub 2.4 and timm 1.0.31 the answers,
+statuses, error headers and messages of the Hub. LFS objects are behind a second port, which is another origin and
+refuses tokens. `HubServer.fail` injects faults. A request that it does not know is answered by 501.
 
 It does not imitate: Xet; multipart uploads; rate limits, quotas and gated repositories (`fail` can answer like them);
 the exact rules for cards (a few fields are checked); .gitignore and .gitattributes (a fixed rule tells what is an LFS
-object); LFS objects that belong to one repository (all share one store); links that are signed and expire; tokens with
-finer rights; answers in pages; redirects and compression of regular files; data sets and Spaces. A request that it does
-not know is answered by 501.
+object); an LFS store for each repository (all share one); signed links that expire; tokens with finer rights; answers
+in pages; redirects and compression of regular files; deleted folders; data sets and Spaces.
 """
 import base64
 import json
@@ -103,9 +103,6 @@ class Hub(State):
                 return self._validate_yaml(request)
             case 'GET', ['api', 'models', owner, name, *rest]:
                 return self._read(request, self._readable(request, owner, name), rest)
-            case 'POST', ['api', 'models', owner, name, 'paths-info', revision]:
-                repo, form = self._readable(request, owner, name), parse_qs(request.body.decode())
-                return self._entries(repo, repo.find(revision), form.get('paths', []), form)
             case 'POST', ['api', 'models', owner, name, action, revision]:
                 return self._write(request, self._writable(request, owner, name), action, revision)
             case 'POST', [owner, name, 'info', 'lfs', 'objects', action]:
@@ -158,19 +155,6 @@ class Hub(State):
                 return {kind: [
                     {'name': name, 'ref': prefix + name, 'targetCommit': oid} for name, oid in names.items()
                 ] for kind, (prefix, names) in refs.items()}
-            case ['commits', revision]:
-                return [{
-                    'id': commit.oid, 'authors': [{'user': commit.author}], 'date': commit.date,
-                    'title': commit.message.split('\n')[0], 'message': commit.message.partition('\n\n')[2],
-                } for commit in repo.history(repo.find(revision))]
-            case ['tree', revision, *folder]:
-                commit, prefix = repo.find(revision), ''.join(f'{name}/' for name in folder)
-                inside = [path for path in commit.paths() if path.startswith(prefix)]
-                if request.query.get('recursive') != ['true']:
-                    inside = [path for path in inside if '/' not in path[len(prefix):]]
-                if not inside:
-                    raise refusal(404, f'{prefix} does not exist', 'EntryNotFound')
-                return self._entries(repo, commit, inside, request.query)
         raise refusal(501, f'{request.path} is not imitated by tests/hub_server.py')
 
     def _info(self, request, repo, commit):
@@ -184,15 +168,6 @@ class Hub(State):
             'gated': False, 'lastModified': commit.date, 'siblings': siblings, 'cardData': card or None,
             **{name: card[name] for name in ('tags', 'library_name', 'pipeline_tag') if name in card},
         }
-
-    def _entries(self, repo, commit, paths, query):
-        line, existing = repo.history(commit), commit.paths()
-        entries = [commit.entry(path) for path in paths if path in existing]
-        for entry in entries if query.get('expand') == ['true'] else []:
-            versions = [other.files.get(entry['path']) for other in line] + [None]
-            last = next((c for c, new, old in zip(line, versions, versions[1:], strict=False) if new != old), commit)
-            entry['lastCommit'] = {'id': last.oid, 'title': last.message.split('\n')[0], 'date': last.date}
-        return entries
 
     def _resolve(self, request, commit, path):
         headers = {'X-Repo-Commit': commit.oid}
@@ -272,13 +247,9 @@ class Hub(State):
                         raise refusal(400, f'An LFS pointer pointed to a file that does not exist: {path}')
                     files[path] = self.lfs[value['oid']]
                     lfs.add(path)
-                case 'deletedFile' | 'deletedFolder' as key:
-                    gone = {path} & set(files)
-                    if key == 'deletedFolder':
-                        gone = {name for name in files if name.startswith(f'{path}/')}
-                    if not gone:
+                case 'deletedFile':
+                    if files.pop(path, None) is None:
                         raise refusal(404, f"A file with this name doesn't exist: {path}", 'EntryNotFound')
-                    files = {name: data for name, data in files.items() if name not in gone}
         readme = files.get('README.md', b'')
         if readme != base.files.get('README.md') and (errors := read_card(readme)[1]):
             raise refusal(400, errors[0])

@@ -8,7 +8,6 @@ import re
 import threading
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import yaml
@@ -66,15 +65,8 @@ class Commit(NamedTuple):
         """sha256 of an LFS object, git's id of any other file."""
         return (sha256 if path in self.lfs else git_oid)(self.files[path])
 
-    def paths(self) -> list[str]:
-        """All files and folders."""
-        folders = {str(folder) for path in self.files for folder in PurePosixPath(path).parents}
-        return sorted({*self.files, *folders} - {'.'})
-
     def entry(self, path: str) -> dict:
-        """What the Hub tells about a file or a folder."""
-        if path not in self.files:
-            return {'type': 'directory', 'path': path, 'size': 0, 'oid': git_oid(path.encode())}
+        """What the Hub tells about a file."""
         entry = {'type': 'file', 'path': path, 'size': len(self.files[path]), 'oid': self.content_id(path)}
         if path in self.lfs:
             oid, size = entry['oid'], entry['size']
@@ -109,10 +101,6 @@ class Repo:
             if commit.oid == oid:
                 return commit
         raise refusal(404, f'Invalid rev id: {revision}', 'RevisionNotFound')
-
-    def history(self, commit: Commit) -> list[Commit]:
-        """A commit and all before it, newest first."""
-        return [commit, *(self.history(self.find(commit.parent)) if commit.parent else [])]
 
     def add(self, ref: str, parent: str | None, files: dict, lfs: set, message: str, author: str) -> Commit:
         """Put a snapshot on top of a commit and let the ref name it."""

@@ -454,7 +454,7 @@ def stop_early(state):
 
 
 @pytest.mark.parametrize('change, words', [
-    (set_nan, 'NaN or Inf, in head.bias'), (drop_a_class, 'number of classes'),
+    (set_nan, 'NaN or Inf, in head.bias'), (drop_a_class, 'numbers of classes'),
     (stop_early, 'is not finished: 1 of 2 epochs')])
 def test_runs_that_are_not_whole_are_refused_before_the_hub_is_asked(bench, runs, tmp_path, change, words):
     run = rewrite(copy(runs / 'a', tmp_path / 'run'), change)

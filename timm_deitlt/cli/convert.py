@@ -17,7 +17,7 @@ Turn a released checkpoint of DeiT-LT, or of one of its teachers, into model.saf
     %(prog)s student.pth OUT --benchmark cifar100_if100
     %(prog)s teacher.pth.tar OUT --list-file ImageNet_LT_train.txt
 
-What OUT holds is for timm.create_model('local-dir:OUT', pretrained=True), after `import timm_deitlt`, and for
+After `import timm_deitlt`, timm.create_model('local-dir:OUT', pretrained=True) loads the model. A teacher is used by
 train.py --teacher-checkpoint OUT/model.safetensors."""
 
 
@@ -28,16 +28,16 @@ def get_parser(prog: str = 'convert.py') -> argparse.ArgumentParser:
     parser.add_argument(
         'file', type=Path, metavar='CHECKPOINT', help='released file, such as student.pth or teacher.pth.tar')
     parser.add_argument('out', type=Path, metavar='OUT', help=f'folder for {WEIGHTS} and {CONFIG}')
-    parser.add_argument('--benchmark', choices=list(conversion.ROWS), help='the data set, where the file does not tell')
-    parser.add_argument('--architecture', metavar='NAME', help='confirms the architecture, such as resnet32_cifar')
+    parser.add_argument('--benchmark', choices=list(conversion.ROWS), help='the data set, if the file does not say it')
+    parser.add_argument('--architecture', metavar='NAME', help='the architecture that the file must have')
     parser.add_argument(
         '--list-file', type=Path, metavar='FILE',
-        help='training list that names the classes, for imagenet_lt (ImageNet_LT_train.txt) and inat18 (train2018.json '
-             'or iNaturalist18_train.txt)')
+        help='training list that names the classes: ImageNet_LT_train.txt for imagenet_lt, train2018.json or '
+             'iNaturalist18_train.txt for inat18')
     parser.add_argument(
         '--class-order', choices=['count', 'list'],
-        help='how the network numbers these classes: by count, descending, as students and LDAM teachers do, or as the '
-             'list file, as PaCo teachers do; by default as its kind does')
+        help='how the network numbers these classes: by count (students and LDAM teachers), or as the list file (PaCo '
+             'teachers); by default as its kind does')
     parser.add_argument('--overwrite', action='store_true', help='replace a converted model in OUT')
     return parser
 

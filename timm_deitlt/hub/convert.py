@@ -248,9 +248,7 @@ def convert_file(
     about = {
         'source_file': file.name,
         'source_sha256': file_sha256(file),
-        'kind': released.kind,
-        'benchmark': benchmark,
-        'class_order': order,
+        'kind': released.kind, 'benchmark': benchmark, 'class_order': order,
         'version': __version__,
     }
     model = write(out, released, weights, benchmark, names, about)

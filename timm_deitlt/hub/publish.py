@@ -34,7 +34,7 @@ _DEFAULT_LICENSE = 'apache-2.0'
 
 @dataclass(frozen=True)
 class Options:
-    """What publish.py was told; each field holds the value of the flag of its name."""
+    """How to publish; each field holds the value of the flag with its name, see `publish.py --help`."""
     run: Path
     repo_id: str
     dry_run: bool = False
@@ -69,8 +69,7 @@ class Options:
             raise ValueError(f'--sample must be 1 or more, got {self.sample}.')
         for flag, name in (('--revision', self.revision), ('--tag', self.tag)):
             if name is not None and (name.startswith('refs/') or not re.fullmatch(r'\w[\w./-]*\w|\w', name, re.ASCII)):
-                raise ValueError(
-                    f'{flag} {name!r} is not a name for git: give letters, digits, points and dashes.')
+                raise ValueError(f'{flag} {name!r} is not a name for git: give letters, digits, points and dashes.')
         for name in self.datasets:
             if not re.fullmatch(r'[\w.-]+(/[\w.-]+)?', name, re.ASCII):
                 raise ValueError(f'--datasets {name!r} is not an id of the Hub: give OWNER/NAME.')
