@@ -1,1 +1,4 @@
-"""The commands: parse, call `run`, `studies` or `hub`, print the result; bad input is one line and exit code 2."""
+"""The commands. Each parses its flags, calls `run`, `studies` or `hub`, and prints the result.
+
+Bad input ends in one line on stderr and exit code 2. No other room imports this one.
+"""

@@ -1,4 +1,4 @@
-"""What the scripts share: logging, one clear line for bad input, one JSON object at the end."""
+"""The commands train, validate, analyze and ablate, and what all share: the log, one line for an error, the result."""
 import argparse
 import json
 import logging
@@ -32,7 +32,7 @@ INTERRUPTED = 130
 
 
 def setup_logging() -> None:
-    """Log to stderr; only warnings on ranks other than the first."""
+    """Log to stderr. Ranks other than the first log only warnings."""
     primary = int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0
     logging.basicConfig(level=logging.INFO if primary else logging.WARNING, format='%(message)s', stream=sys.stderr)
     for name in ('timm', 'filelock', 'httpx', 'httpx2', 'huggingface_hub', 'matplotlib', 'onnxscript', 'onnx_ir'):
@@ -40,10 +40,10 @@ def setup_logging() -> None:
 
 
 def _message(error: Exception) -> str | None:
-    """The line to show for an error that means bad input; None for a mistake of the program."""
+    """The line to show for an error that the user can mend; None for an error of the program."""
     text = ' '.join(str(error).split())
     if isinstance(error, UnreadableImageError):
-        # a loader process sends its traceback along, the message is its last line
+        # the text holds the traceback of a loader process; the message is its last line
         return str(error).strip().splitlines()[-1].removeprefix(
             f'{UnreadableImageError.__module__}.{UnreadableImageError.__qualname__}: ')
     if isinstance(error, NonFiniteLossError):
@@ -53,18 +53,18 @@ def _message(error: Exception) -> str | None:
     deliberate = isinstance(error, (ValueError, FileNotFoundError)) and raised_in.startswith('timm_deitlt')
     if deliberate:
         return text
-    # of a file that is not written by checkpoint.atomic_write, such as a logger's
+    # a file that `atomic_write` does not write, such as that of a logger
     reason = no_space(error)
     return reason and f'{reason} ({text}). {MAKE_ROOM}'
 
 
 _GO_ON = (
-    'the last complete checkpoint, if an epoch was finished, is intact: go on with --resume auto and the --experiment '
-    'name of the run.')
+    'if an epoch was finished, its checkpoint is undamaged: continue with --resume auto and the --experiment name of '
+    'the run.')
 
 
 def guarded(prog: str, run: Callable[[], dict[str, Any]], go_on: str = _GO_ON) -> dict[str, Any]:
-    """Run, print the result as the last line; exit with 2 and one line where the input is at fault."""
+    """Run, and print the result as one JSON object on the last line. For bad input, print one line and exit with 2."""
     setup_logging()
     try:
         with heartbeat():
@@ -84,7 +84,7 @@ def guarded(prog: str, run: Callable[[], dict[str, Any]], go_on: str = _GO_ON) -
 
 
 def survey_of(args: argparse.Namespace) -> dict[str, float]:
-    """What the rules of a recipe ask of the images; nothing for data sets that are no folder of images."""
+    """What the rules of a recipe ask about the images; empty for data that is not a folder of images."""
     if args.dataset not in FOLDER_DATASETS or not args.data_dir:
         return {}
     return survey(args.data_dir, args.train_split, image_mode(input_channels(args), args.input_img_mode))
@@ -107,7 +107,7 @@ def _model_parser(prog: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument('--data-dir', metavar='DIR', help='where the data set is (default: as in training)')
     parser.add_argument('--dataset', metavar='NAME', help='data set of an exported model')
     parser.add_argument('--list-dir', metavar='DIR', help='list files of lt/imagenet and lt/inat18')
-    parser.add_argument('--imbalance-factor', type=float, metavar='X', help='of the data set of an exported model')
+    parser.add_argument('--imbalance-factor', type=float, metavar='X', help='its imbalance factor')
     parser.add_argument('--val-split', metavar='NAME', help='split to evaluate (default: as in training)')
     parser.add_argument(
         '-b', '--batch-size', dest='validation_batch_size', type=int, metavar='N', help='images in a batch')
@@ -123,10 +123,10 @@ def _given(values: dict[str, Any]) -> dict[str, Any]:
 
 def validate_main(argv: list[str] | None = None, prog: str = 'validate.py') -> None:
     """Entry of validate.py."""
-    parser = _model_parser(prog, 'Evaluate a run or an exported model, every expert by shot.')
+    parser = _model_parser(prog, 'Evaluate a run or an exported model: every expert, by class group.')
     parser.add_argument(
         '--fusion', default='mean', choices=('mean', *FUSIONS, 'all'),
-        help='further ways to join the experts (default: the mean of their logits alone)')
+        help='another way to combine the experts, too (default: only the mean of their logits)')
     values = vars(parser.parse_args(argv))
     path, fusion = values.pop('checkpoint'), values.pop('fusion')
     guarded(prog, lambda: validate(path, _given(values), fusion), 'run it again.')
@@ -136,10 +136,10 @@ def analyze_main(argv: list[str] | None = None, prog: str = 'analyze.py') -> Non
     """Entry of analyze.py."""
     parser = _model_parser(
         prog,
-        'Measure the mechanisms of a run or an exported model: how local its attention is, how many dimensions its '
-        'tokens fill, how far CLS and DIST part, and what its teacher makes of the training images.')
+        'Measure what a run or an exported model learned: how local its attention is, how many dimensions its tokens '
+        'use, how far CLS and DIST differ, and what its teacher predicts for the training images.')
     parser.add_argument(
-        '--num-images', type=int, default=1000, metavar='N', help='evaluation images at most (default: 1000)')
+        '--num-images', type=int, default=1000, metavar='N', help='largest number of images (default: 1000)')
     values = vars(parser.parse_args(argv))
     path, num_images = values.pop('checkpoint'), values.pop('num_images')
 
@@ -147,7 +147,7 @@ def analyze_main(argv: list[str] | None = None, prog: str = 'analyze.py') -> Non
         folder = Path(path).parent if Path(path).name == LAST else Path(path)
         is_run = (folder / 'metrics.json').is_file() and (folder / LAST).is_file()
         if is_run and not has_mechanisms(folder):
-            result = {}  # of a CNN, or of a run without evaluation images, there is a page all the same
+            result = {}  # a CNN, or a run without evaluation images; the page is written all the same
         else:
             result = analyze(path, _given(values), num_images)
         if is_run:
@@ -161,7 +161,7 @@ def analyze_main(argv: list[str] | None = None, prog: str = 'analyze.py') -> Non
 def ablate_main(argv: list[str] | None = None, prog: str = 'ablate.py') -> None:
     """Entry of ablate.py."""
     parser = argparse.ArgumentParser(
-        prog=prog, description='Train the arms of a study over seeds; print its table and verdicts.')
+        prog=prog, description='Train the arms of a study with several seeds; print its table and verdicts.')
     parser.add_argument('study', help=f'{", ".join(study_names())}, or a YAML file of the same form')
     parser.add_argument('--arms', nargs='+', metavar='NAME', help='arms to train (default: all)')
     parser.add_argument('--seeds', nargs='+', type=int, metavar='N', help="seeds of the runs (default: the study's)")
@@ -169,12 +169,12 @@ def ablate_main(argv: list[str] | None = None, prog: str = 'ablate.py') -> None:
     parser.add_argument('--data-dir', metavar='DIR', help='where the data set is')
     parser.add_argument('--results', type=Path, default=Path('results'), metavar='DIR', help='folder of results')
     parser.add_argument('--work', type=Path, default=Path('output/ablate'), metavar='DIR', help='folder of the runs')
-    parser.add_argument('--jobs', type=int, default=1, metavar='N', help='trainings at a time, which share the cores')
-    parser.add_argument('--table', action='store_true', help='train nothing; write verdicts.json and print the table')
-    parser.add_argument('--readme', type=Path, metavar='FILE', help='put the table between its marks in this file too')
+    parser.add_argument('--jobs', type=int, default=1, metavar='N', help='trainings at a time; they share the cores')
+    parser.add_argument('--table', action='store_true', help='do not train; write verdicts.json and print the table')
+    parser.add_argument('--readme', type=Path, metavar='FILE', help='also put the table between its marks in this file')
     args = parser.parse_args(argv)
     result = guarded(
         prog, lambda: ablate(**vars(args)),
-        'what is finished is kept: the same command goes on with the rest.')
+        'what is finished is kept; run the same command to continue with the rest.')
     if result['failed']:
         sys.exit(FAILED)

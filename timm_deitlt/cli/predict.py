@@ -1,4 +1,4 @@
-"""The commands `predict` and `export`: what is done with a model once it is trained."""
+"""The commands `predict` and `export`, for a trained model."""
 import argparse
 import sys
 from pathlib import Path
@@ -16,19 +16,19 @@ _MODEL = 'folder of a run or of an exported model, checkpoint of a run, or hf-hu
 
 def predict_main(argv: list[str] | None = None, prog: str = 'timm-deitlt predict') -> None:
     """Entry of `predict`."""
-    parser = argparse.ArgumentParser(prog=prog, description='Classify images by a trained model.')
+    parser = argparse.ArgumentParser(prog=prog, description='Classify images with a trained model.')
     parser.add_argument('model', help=_MODEL)
     parser.add_argument(
         'images', nargs='+', metavar='IMAGES',
-        help='files, folders (with all below), globs in quotes, or - for a list of paths on standard input')
+        help='files, folders with all that is below, globs in quotes, or - for a list of paths on standard input')
     parser.add_argument(
         '-o', '--output', type=Path, metavar='FILE',
-        help='.csv, .jsonl or .parquet, written whole or not at all (default: a line for each image is printed)')
-    parser.add_argument('--topk', type=int, default=5, metavar='K', help='classes of an answer (default: 5)')
-    parser.add_argument('--experts', action='store_true', help='the answers of CLS and DIST too')
+        help='.csv, .jsonl or .parquet file, written completely or not at all (default: print a line for each image)')
+    parser.add_argument('--topk', type=int, default=5, metavar='K', help='classes to give for each image (default: 5)')
+    parser.add_argument('--experts', action='store_true', help='also give the answers of CLS and DIST')
     parser.add_argument(
         '--fusion', default='mean', choices=('mean', *FUSIONS),
-        help='how the answer is made of the experts (default: mean, of their logits)')
+        help='how to combine the experts (default: the mean of their logits)')
     parser.add_argument('-b', '--batch-size', type=int, default=64, metavar='N', help='images in a batch (default: 64)')
     parser.add_argument(
         '-j', '--workers', type=int, metavar='N',

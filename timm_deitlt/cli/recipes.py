@@ -9,7 +9,7 @@ from ..utils.files import write_text
 
 def recipes_main(argv: list[str] | None = None, prog: str = 'timm-deitlt recipes') -> None:
     """Entry of `recipes`."""
-    parser = argparse.ArgumentParser(prog=prog, description='List the recipes; print or copy one, to change it.')
+    parser = argparse.ArgumentParser(prog=prog, description='List the recipes. Print one, or copy it to change it.')
     parser.add_argument('name', nargs='?', metavar='NAME', help='recipe to print, such as own_data')
     parser.add_argument('-o', '--output', type=Path, metavar='FILE', help='copy it to this new file')
     args = parser.parse_args(argv)
@@ -21,7 +21,7 @@ def recipes_main(argv: list[str] | None = None, prog: str = 'timm-deitlt recipes
     if args.name not in recipe_names():
         try:
             load_recipe(args.name)
-            parser.exit(2, f'{prog}: error: {args.name} is a file of yours, not a recipe.\n')
+            parser.exit(2, f'{prog}: error: {args.name} is a file, not the name of a recipe.\n')
         except (FileNotFoundError, ValueError) as error:
             parser.exit(2, f'{prog}: error: {error}\n')
     text = recipe_text(args.name)
@@ -31,4 +31,4 @@ def recipes_main(argv: list[str] | None = None, prog: str = 'timm-deitlt recipes
         parser.exit(2, f'{prog}: error: {args.output} exists: give a new file.\n')
     else:
         write_text(args.output, text)
-        print(f'{args.output}: train by it with -c {args.output}')
+        print(f'{args.output}: train with -c {args.output}')
