@@ -326,6 +326,7 @@ def test_exported_model_that_is_measured_again_keeps_its_teacher_and_its_trainin
     made = card(config, changed(METRICS, teacher=None, epochs=None, epochs_trained=None, seed=None, seconds=None))
     assert 'predictions of a teacher, `resnet32_sam`' in made.text and 'knowledge-distillation' in made.data.tags
     assert '22 epochs, seed 42' in section(made, 'Training') and '|' not in section(made, 'Teacher')
+    assert 'n = 1, seed 42' in section(made, 'Results') and 'None' not in made.text
 
 
 @pytest.mark.parametrize('source, words', [
