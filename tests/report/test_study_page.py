@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from test_run_page import Page
 
-from timm_deitlt.report import plots, study_mechanism_plots, study_page, study_plots, write_study_report
-from timm_deitlt.report.study_values import Study
+from timm_deitlt.report import look, study_curves, study_plots, write_study_report
+from timm_deitlt.report.study import Study
 from timm_deitlt.studies.cells import Cell
 from timm_deitlt.studies.study import load_study
 from timm_deitlt.studies.table import verdicts
@@ -150,7 +150,7 @@ FIGURES = {
 def coarse_pngs():
     """PNGs of few pixels, which are quicker to make."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, '_DPI', 40)
+        patch.setattr(look, '_DPI', 40)
         yield
 
 
@@ -190,9 +190,9 @@ def page(folder):
 def written(tmp_path, monkeypatch):
     """Write a page with few of its figures, as they take the time, and read it."""
     def write(values, *names):
-        drawn = {name: draw for name, draw in study_page._FIGURES.items() if name in names}
         with monkeypatch.context() as patch:
-            patch.setattr(study_page, '_FIGURES', drawn)
+            for module in (study_plots, study_curves):
+                patch.setattr(module, 'FIGURES', [draw for draw in module.FIGURES if draw.__name__ in names])
             return Page(write_study_report(tmp_path, **values))
 
     return write
@@ -229,7 +229,7 @@ def test_page_lies_beside_the_results_with_every_figure_and_its_png(page, folder
         assert re.fullmatch(r'[A-Z].{30,}\.', figure['caption']), name
         assert len(figure['alt']) > 60 and re.search(r'\d', figure['alt']), name
         png = (folder / 'plots' / f'{name}.png').read_bytes()
-        assert png.startswith(b'\x89PNG') and int.from_bytes(png[16:20], 'big') == plots.WIDTH * 40, name
+        assert png.startswith(b'\x89PNG') and int.from_bytes(png[16:20], 'big') == look.WIDTH * 40, name
 
 
 def test_page_needs_nothing_but_itself_and_takes_its_colours_from_the_scheme(page):
@@ -316,9 +316,9 @@ def test_forest_gives_the_difference_with_its_confidence_interval(page, study):
 def drawn(study, monkeypatch):
     """Draw a figure, and give its matplotlib axes."""
     def draw(name, **changes):
-        module = study_plots if hasattr(study_plots, name) else study_mechanism_plots
+        module = study_plots if hasattr(study_plots, name) else study_curves
         found, values = [], {**study, **changes}
-        with plots.drawing(), monkeypatch.context() as patch:
+        with look.drawing(), monkeypatch.context() as patch:
             patch.setattr(module, 'finish', lambda figure, *_: found.append(figure))
             getattr(module, name)(Study(*(values[key] for key in (
                 'name', 'arms', 'results', 'verdicts', 'settings', 'sweep'))))
