@@ -15,6 +15,7 @@ import matplotlib
 import numpy as np
 import pytest
 import yaml
+from jinja2 import UndefinedError
 
 from timm_deitlt import report
 from timm_deitlt.evaluation import GROUPS, Shots
@@ -774,3 +775,11 @@ def test_pages_and_plots_use_no_global_state_of_pyplot(student, monkeypatch):
 
 def test_characters_that_would_deceive_a_reader_are_replaced():
     assert plain('a\u202eb\u2066c\x00d\ne') == 'a�b�c�d e'
+
+
+def test_no_template_can_forget_to_escape_a_value_or_name_one_that_is_not_there():
+    templates = look._templates()
+    shown = templates.from_string('{{ value }}{{ values|join(", ") }}').render(value='<b>\u202e', values=['<i>', "'"])
+    assert shown == '&lt;b&gt;�&lt;i&gt;, &#39;'
+    with pytest.raises(UndefinedError):
+        templates.from_string('{{ value }}').render()

@@ -84,7 +84,6 @@ class Plot:
     """A figure.
 
     Attributes:
-        name: File name without suffix, and its id on the page.
         title: Headline above it.
         caption: What to look for.
         alt: What it shows, with the numbers that matter, for readers who cannot see it.
@@ -92,7 +91,6 @@ class Plot:
         view_box: Value of the SVG's attribute `viewBox`.
         png: For papers and model cards.
     """
-    name: str
     title: str
     caption: str
     alt: str
@@ -167,7 +165,7 @@ def _templates() -> Environment:
     # every value on a page goes through `plain` and is then escaped; no template has to think of it
     environment = Environment(
         loader=PackageLoader('timm_deitlt', 'report'), autoescape=True, finalize=shown, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True)
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     environment.filters['anchor'] = lambda words: re.sub(r'\W+', '-', words.lower()).strip('-')
     return environment
 
@@ -260,14 +258,15 @@ def finish(figure: Figure, name: str, title: str, caption: str, alt: str) -> Plo
     for label in figure.findobj(matplotlib.text.Text):
         label.set_parse_math(False)  # a class may be named $x$
     # the layout is computed once for both; `savefig` would compute it for each, which a quick start would notice
-    figure.get_layout_engine().execute(figure)
+    if (layout := figure.get_layout_engine()) is not None:
+        layout.execute(figure)
     figure.set_layout_engine('none')
     svg, png = io.StringIO(), io.BytesIO()
     FigureCanvasSVG(figure).print_svg(svg)
     figure.set_facecolor('white')
     figure.dpi = _DPI
     FigureCanvasAgg(figure).print_png(png)
-    return Plot(name, title, caption, alt, *_inline(svg.getvalue(), name), png.getvalue())
+    return Plot(title, caption, alt, *_inline(svg.getvalue(), name), png.getvalue())
 
 
 def _inline(svg: str, name: str) -> tuple[str, str]:

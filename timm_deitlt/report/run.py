@@ -20,12 +20,12 @@ _OF_A_RUN = ('args.yaml', 'summary.csv', 'metrics.json')
 _FILES = {
     'args.yaml': 'settings',
     'summary.csv': 'one row for each epoch',
-    'metrics.json': 'all numbers of this page',
+    'metrics.json': 'metrics and data of the run',
     'versions.json': 'versions, commit and machine',
-    'signatures.json': 'the notes at the top of this page',
-    'analysis.json': 'attention distance, rank and divergence, from analyze.py',
-    'attention.npz': 'the attention maps, from analyze.py',
-    'tail_images.npz': 'the mistakes on tail classes, from analyze.py',
+    'signatures.json': 'notes at the top of this page',
+    'analysis.json': 'mechanisms, from analyze.py',
+    'attention.npz': 'attention maps, from analyze.py',
+    'tail_images.npz': 'mistakes on the tail, from analyze.py',
 }
 
 
@@ -258,9 +258,9 @@ def _views(ood: Mapping[str, Any] | None) -> Table | None:
     rows = [
         ('teacher is right, %', 'teacher_top1_clean', 'teacher_top1_train_view', 1),
         ("entropy of the teacher's prediction, nats", 'teacher_entropy_clean', 'teacher_entropy_train_view', 2),
-        ('teacher predicts a tail class, %', None, 'teacher_tail_share', 1),
-        ('the label is a tail class, %', None, 'true_tail_share', 1),
-        ('DIST agrees with the teacher, %', None, 'dist_agreement', 1)]
+        ('teacher predicts a tail class, %', '', 'teacher_tail_share', 1),
+        ('the label is a tail class, %', '', 'true_tail_share', 1),
+        ('DIST agrees with the teacher, %', '', 'dist_agreement', 1)]
     return Table(
         ['', 'clean', "student's view"],
         [[words, number(ood.get(clean), digits), number(ood.get(seen), digits)] for words, clean, seen, digits in rows])

@@ -27,7 +27,7 @@ def divergence_by_block(run: Run) -> Plot | None:
     axes.set_xticks(range(1, len(names) + 1), names)
     told = ', '.join(f'{name} {value:.3f}' for name, value in zip(names, values, strict=True))
     return finish(
-        figure, 'divergence_by_block', 'Where in the network they part',
+        figure, 'divergence_by_block', 'Where CLS and DIST part',
         'CLS and DIST begin to look for different things at the block from which the curve rises.',
         f'1 - cos(CLS, DIST) on {_images(run)} after each block: {told}.')
 

@@ -98,8 +98,10 @@ def curve(study: Study, run: Result) -> dict[int, dict[str, float]]:
 
 def _from_half_time(axes: Axes, epochs: Sequence[int]) -> None:
     """A y axis for what is drawn from half of the epochs on, when the student has come near its teacher."""
-    late = [y for drawn in axes.lines for x, y in zip(drawn.get_xdata(), drawn.get_ydata(), strict=True)
-            if math.isfinite(y) and (x >= epochs[-1] / 2 or len(drawn.get_xdata()) == 2)]
+    late: list[float] = []
+    for drawn in axes.lines:
+        x, y = (np.asarray(values, dtype=float) for values in drawn.get_data())
+        late += y[np.isfinite(y) & ((x >= epochs[-1] / 2) | (len(x) == 2))].tolist()
     room = max(.06 * (max(late) - min(late)), 2)
     axes.set_ylim(min(late) - room, max(late) + room)
 
@@ -111,7 +113,7 @@ def _in_words(study: Study, arm: str, group: str) -> str:
 
 def _against_teacher(study: Study, arm: str) -> str:
     sentences = []
-    for group, where in (('overall', 'Over all classes'), ('tail', 'On the tail')):
+    for group, where in (('overall', 'over all classes'), ('tail', 'on the tail')):
         ends = []
         for of in study.experts(arm):
             pairs = [(accuracy(run, of, group), accuracy(run, 'teacher', group)) for run in study.runs(arm)]
@@ -119,7 +121,7 @@ def _against_teacher(study: Study, arm: str) -> str:
             if gaps:
                 gap = statistics.fmean(gaps)
                 ends.append(f'{EXPERTS[of]} {abs(gap):.1f} {"above" if gap > 0 else "below"}')
-        sentences += [f'{where}, in points from their teacher, they end: {", ".join(ends)}.'] if ends else []
+        sentences += [f'Points above or below its teacher {where}: {", ".join(ends)}.'] if ends else []
     return ' '.join(sentences) or 'It has no teacher.'
 
 
@@ -282,8 +284,8 @@ def sweep(study: Study) -> Plot | None:
     return finish(
         figure, 'sweep',
         'Where distillation stops helping' if study.sweep['x'] == TEACHER_VIEW else f'Accuracy over {study.sweep["x"]}',
-        f'{_turning_point(study, gains)} Each point: {study.n(arms)} for its level and arm'
-        + ('; small bars: the runs.' if study.most_runs(arms) > 1 else
+        f'{_turning_point(study, gains)} Each point is a mean of runs ({study.n(arms)})'
+        + ('; the small bars are the runs.' if study.most_runs(arms) > 1 else
            '. A difference of a few points may therefore be chance.'),
         f'Accuracy over all classes in percent by level. {told}.')
 

@@ -170,8 +170,8 @@ def _claims(study: Study, name: str, title: str, kinds: Iterable[tuple[Sequence[
     return finish(
         figure, name, title,
         'Right of zero speaks for the claim. Dot: the difference of one pair with the same images and seed; mark: '
-        f'mean of the pairs ({n}); line and ±: its 95 % confidence interval, from {LEAST} pairs on. Filled mark: the '
-        f'claim holds; hollow: not shown at this scale; cross: it does not hold.{of_subsets}',
+        f'mean of the pairs ({n}); line and ±: its 95 % confidence interval, given {LEAST} pairs or more. Filled mark: '
+        f'the claim holds; hollow: not shown at this scale; cross: it does not hold.{of_subsets}',
         f'Mean differences ({", ".join(unit for _, unit, _ in panels)}). {" ".join(words)}')
 
 
