@@ -27,7 +27,7 @@ _TRIES = 10  # of a random resized crop, as in timm
 _FLAGS = {
     'CenterCrop': '--no-aug', 'ResizeKeepRatio': '--train-crop-mode', 'RandomGrayscale': '--grayscale-prob',
     'RandomApply': '--color-jitter-prob, --gaussian-blur-prob', 'AutoAugment': '--aa', 'AugMixAugment': '--aa',
-    'Cutout': '--cutout',
+    'Cutout': '--cutout', 'ColorJitter': 'a hue in --color-jitter',
 }
 
 
