@@ -51,9 +51,9 @@ def apply_operations(images: Tensor, drawn: Sequence[Drawn | None]) -> Tensor:
     return images
 
 
-def to_bytes(images: Tensor) -> Tensor:
-    """Floats to uint8 as Pillow converts them: clipped, and decimals cut off (but for what float32 rounds)."""
-    return (images + 1e-3).clamp(0, 255).to(torch.uint8)
+def to_bytes(images: Tensor, more: float = 1e-3) -> Tensor:
+    """Floats to uint8 as Pillow converts them: clipped, decimals cut off. `more` is added first, against rounding."""
+    return (images + more).clamp_(0, 255).to(torch.uint8)
 
 
 # Pixel operations get uint8 `[B, C, H, W]` and one number for each image, `[B, 1, 1, 1]`

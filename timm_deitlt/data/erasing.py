@@ -20,24 +20,27 @@ class BatchErasing(RandomErasing):
     """
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Copy of a batch `[B, C, H, W]` in which boxes are erased."""
-        batch, channels, height, width = images.shape
-        erased = torch.rand(batch) <= self.probability
+        """Erase boxes of images `[B, C, H, W]`, in place as timm does."""
+        drawn = (torch.rand(len(images)) <= self.probability).nonzero()[:, 0]
+        batch, (height, width) = len(drawn), images.shape[-2:]
+        if not batch:
+            return images
+        where = send(drawn, images.device)
+        erased = images.index_select(0, where)
         count = torch.randint(self.min_count, self.max_count + 1, (batch,))
-        rows, columns = (
-            torch.arange(length, device=images.device).view(shape)
-            for length, shape in ((height, (1, 1, -1, 1)), (width, (1, 1, 1, -1))))
+        rows = torch.arange(height, device=images.device)[:, None]
+        columns = torch.arange(width, device=images.device)
         for number in range(self.max_count):
             areas = torch.empty(_TRIES, batch).uniform_(self.min_area, self.max_area) * height * width / count
             ratios = torch.empty(_TRIES, batch).uniform_(*self.log_aspect_ratio).exp()  # height / width
             high, wide, fits = first_box(areas, 1 / ratios, height - 1, width - 1)
             top, left = ((torch.rand(batch) * (length - side + 1)).floor() for length, side in (
                 (height, high), (width, wide)))
-            high = torch.where(erased & fits & (number < count), high, 0.)
+            high = torch.where(fits & (number < count), high, 0.)
             box = send(torch.stack([top, top + high, left, left + wide])[..., None, None, None], images.device)
             inside = (rows >= box[0]) & (rows < box[1]) & (columns >= box[2]) & (columns < box[3])
-            images = torch.where(inside, self._fill(images), images)
-        return images
+            erased = torch.where(inside, self._fill(erased), erased)
+        return images.index_copy_(0, where, erased)
 
     def _fill(self, images: Tensor) -> Tensor:
         if self.per_pixel:

@@ -109,7 +109,7 @@ class _Crop:
             weights.append(resample_weights(send(numbers, images.device), self.size[axis], shape[axis]))
         rows, columns = weights
         wide = images.float().flatten(1, 2) @ columns.mT
-        return to_bytes(rows[:, None] @ wide.unflatten(1, images.shape[1:3]) + .5)
+        return to_bytes(rows[:, None] @ wide.unflatten(1, images.shape[1:3]), more=.5)  # as Pillow rounds a resize
 
 
 class _ResizedCrop(_Crop):
