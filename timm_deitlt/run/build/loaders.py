@@ -7,7 +7,7 @@ import torch
 from timm.data import Mixup, create_transform
 from torch.utils.data import IterableDataset
 
-from ...data.augment import check_tensor_filter, key_transform, train_transform, weak_transform
+from ...data.augment import BatchAugment, check_tensor_filter, key_transform, train_transform, weak_transform
 from ...data.device_loader import DeviceLoader
 from ...data.image import ARRAY
 from ...data.loader import TrainLoader, create_eval_loader
@@ -40,6 +40,13 @@ def build_mixup(augment: AugmentSettings, num_classes: int) -> Mixup | None:
         label_smoothing=augment.smoothing,
         num_classes=num_classes,
     )
+
+
+def build_batch_augment(augment: AugmentSettings, num_classes: int, device: torch.device) -> BatchAugment:
+    """Erasing and mixing of batches on the device."""
+    return BatchAugment(
+        build_mixup(augment, num_classes), augment.erasing, augment.remode, augment.recount, device,
+        batched=augment.augment_backend == 'device')
 
 
 def size_schedule(settings: Settings) -> SizeSchedule | None:

@@ -15,14 +15,13 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from torch import nn
 from torch.utils.data import IterableDataset
 
-from ...data.augment import BatchAugment
 from ...data.ramp import AugmentationRamp
 from ...data.seeds import seed_everything
 from ...engine.device import has_bfloat16, price_of_bfloat16
 from ...engine.trainer import Trainer
 from ...settings.resolved import MachineSettings, OptimizerSettings, Precision, Settings
 from .data import Data
-from .loaders import build_eval_loader, build_mixup, build_train_loader
+from .loaders import build_batch_augment, build_eval_loader, build_train_loader
 from .model import build_model, build_optimizer, build_task
 
 _logger = logging.getLogger(__name__)
@@ -128,9 +127,7 @@ def _feed(settings: Settings, data: Data, **options: Any) -> dict[str, Any]:
     """What gives a trainer its images: loader, augmentation of batches, and what lets it grow stronger."""
     augment = settings.augment
     loader = build_train_loader(settings, data, **options)
-    batches = BatchAugment(
-        build_mixup(augment, data.train.num_classes), augment.erasing, augment.remode, augment.recount,
-        options['device'], batched=augment.augment_backend == 'device')
+    batches = build_batch_augment(augment, data.train.num_classes, options['device'])
     views = [view for of_size in loader.transforms for view in of_size]
     ramp = AugmentationRamp(augment.aug_ramp, views, batches) if augment.aug_ramp else None
     return dict(loader=loader, augment=batches, ramp=ramp)
