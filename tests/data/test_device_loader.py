@@ -6,7 +6,10 @@ import pytest
 import torch
 from helpers import CLASSES, HALF, Pictures
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from timm_deitlt.data import batch_ops, device_loader, erasing, on_device
 from timm_deitlt.data.augment import BatchAugment, train_transform, weak_transform
 from timm_deitlt.data.device_loader import DeviceLoader
 from timm_deitlt.data.factory import create_dataset
@@ -136,6 +139,29 @@ def test_only_sets_in_memory_with_one_size_lie_on_the_device(tmp_path):
     assert pixel_table(folders) is None, 'not held'
     assert folders.hold(1e6) and pixel_table(folders) is None, 'of two sizes'
     assert pixel_table(folders.subset([0, 1]))[0].shape == (2, 3, 4, 6)
+
+
+class Crossings(TorchDispatchMode):
+    """Counts copies between host and device."""
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        kinds = [[leaf.device.type for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)] for tree in (
+            (args, kwargs), result)]
+        self.count += 'meta' in kinds[1] and 'cpu' in kinds[0]
+        return result
+
+
+def test_nothing_goes_to_the_device_but_what_is_sent_without_waiting(monkeypatch):
+    sent = []
+    for module in (batch_ops, device_loader, erasing, on_device):
+        monkeypatch.setattr(module, 'send', lambda tensor, device: sent.append(tensor) or tensor.to(device))
+    made, erase = loader(views=2, device='meta'), erasing.BatchErasing(.9, mode='pixel')  # asking it for a value raises
+    with Crossings() as crossings:
+        for _, images, _ in batches(made):
+            erase(images)
+    assert crossings.count == len(sent) > 6 * len(batches(made))
 
 
 @pytest.mark.parametrize('kind, workers', [(InMemory, 0), (Pictures, 2)])
