@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
+from tabulate import tabulate
 
 
 class Markdown(str):
@@ -37,8 +38,9 @@ def _fence(text: str, least: int) -> str:
 
 def table(rows: Sequence[Sequence[str]]) -> Markdown:
     """Rows as a table, the first of them its head."""
-    head, *others = (f'| {" | ".join(map(escape, row))} |' for row in rows)
-    return Markdown('\n'.join([head, '|---|' + '---:|' * (len(rows[0]) - 1), *others]))
+    head, *others = ([escape(cell) for cell in row] for row in rows)
+    return Markdown(tabulate(
+        others, head, tablefmt='pipe', disable_numparse=True, colalign=('left', *['right'] * (len(head) - 1))))
 
 
 def environment(folder: Path) -> jinja2.Environment:
