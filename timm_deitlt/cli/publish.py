@@ -20,59 +20,9 @@ from ..hub.sample import check_sample
 from ..hub.source import read_model
 from ..models._hub import HUB_ERRORS, explain, split_id
 from ..version import __version__
+from .parsers import publish_parser
 
 _logger = logging.getLogger('publish')
-
-_DESCRIPTION = """
-Publish a finished run, a cached teacher or a converted model on the Hugging Face Hub, and verify what is there.
-
-    %(prog)s output/train/RUN OWNER/NAME --dry-run   # what would be done
-    %(prog)s output/train/RUN OWNER/NAME --tag v1.0
-    hf auth login                                                  # once; or set HF_TOKEN
-
-Weights (safetensors only), config.json in timm's form, metrics.json, args.yaml, plots and a model card written from the
-measured figures go into one commit. It is then downloaded into a fresh cache and compared: sha256 of each file, logits
-bit for bit. Only then is the tag set.
-
-Exit codes: 0 published, or nothing to do; 2 the run or a flag is at fault; 3 no token; 4 invalid token; 5 the token may
-not write there; 6 another model or better figures are published (--replace); 7 others keep changing the repository;
-8 no room; 9 too many requests; 10 the Hub fails; 11 no network; 12 published, but not verified; 13 the Hub refuses the
-content; 14 published and verified, but not tagged; 130 interrupted. Only after 0, 12 and 14 is there anything new, and
-after 130 if it says so."""
-
-
-def get_parser(prog: str = 'publish.py') -> argparse.ArgumentParser:
-    """Parser of the command line."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        'run', type=Path, metavar='RUN_DIR', help='folder of a run, of a cached teacher or of a converted model')
-    parser.add_argument('repo_id', metavar='REPO_ID', help='OWNER/NAME on the Hub')
-    parser.add_argument('--dry-run', action='store_true', help='build, check and compare; change nothing')
-    parser.add_argument('--folder', type=Path, metavar='DIR', help='keep the files here (default: temporary)')
-    parser.add_argument('--json', action='store_true', help='print the report as one JSON object on the last line')
-    group = parser.add_argument_group('repository')
-    group.add_argument('--private', action='store_true', help='make it private, if it is new')
-    group.add_argument('--revision', default='main', metavar='BRANCH', help='branch, made if missing (default: main)')
-    group.add_argument('--create-pr', action='store_true', help='open a pull request instead of changing the branch')
-    group.add_argument('--tag', metavar='NAME', help='tag the commit once it is verified; a tag is never moved')
-    group.add_argument('--replace', action='store_true', help='put it in the place of another model or better figures')
-    group = parser.add_argument_group('model card')
-    group.add_argument('--license', metavar='ID', help="licence by the Hub's name (default: apache-2.0 for benchmarks)")
-    group.add_argument('--license-name', metavar='NAME', help='of --license other')
-    group.add_argument('--license-link', metavar='URL', help='of --license other')
-    group.add_argument('--dataset-name', metavar='TEXT', help='the data in words, for data that is no benchmark')
-    group.add_argument('--datasets', nargs='+', default=[], metavar='ID', help='data sets of the Hub it was trained on')
-    group.add_argument(
-        '--other-seeds', nargs='+', default=[], type=Path, metavar='RUN_DIR',
-        help='runs of the same settings with other seeds, for mean and standard deviation')
-    group = parser.add_argument_group('figures')
-    group.add_argument('--data-dir', metavar='DIR', help='where the data is now (default: as in training)')
-    group.add_argument('--list-dir', metavar='DIR', help='list files of lt/imagenet and lt/inat18')
-    group.add_argument(
-        '--sample', type=int, default=512, metavar='N', help='images to evaluate again, if the data is at hand')
-    group.add_argument('--device', help='where to evaluate them (default: cuda if available)')
-    return parser
 
 
 def publish(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -239,7 +189,7 @@ def _hidden(text: str) -> str:
 
 def publish_main(argv: list[str] | None = None, prog: str = 'publish.py') -> int:
     """Entry of publish.py; returns the exit code."""
-    args = get_parser(prog).parse_args(argv)
+    args = publish_parser(prog).parse_args(argv)
     logging.basicConfig(level=logging.INFO, format='%(message)s', stream=sys.stderr)
     for name in ('timm', 'httpx', 'httpx2', 'huggingface_hub', 'filelock'):
         logging.getLogger(name).setLevel(logging.WARNING)
