@@ -1,6 +1,7 @@
 """Data sets by name: the benchmarks, and every data set that timm can open. Both can be made long-tailed."""
 import difflib
 import inspect
+import logging
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -9,11 +10,11 @@ from urllib.error import URLError
 
 import numpy as np
 import timm.data
-from timm.data.dataset_factory import _EVAL_SYNONYM, _TORCH_BASIC_DS, _TRAIN_SYNONYM, _search_split
+from timm.data.dataset_factory import _EVAL_SYNONYM, _TORCH_BASIC_DS, _TRAIN_SYNONYM
 from torch.utils.data import Dataset, IterableDataset
 
 from ..benchmarks import BENCHMARKS, Benchmark
-from .folders import ReaderFolder
+from .folders import SPLIT_NAMES, ReaderFolder, split_folder, subfolders
 from .hf_columns import find_columns
 from .image import ARRAY, image_mode, open_image
 from .long_tail import ClassificationSet, long_tailed_subset
@@ -22,6 +23,8 @@ from .shards import count_shards
 from .sources import load_benchmark
 from .streams import Stream, describe_stream
 from .targets import image_keys, read_class_names, read_targets
+
+_logger = logging.getLogger(__name__)
 
 _PREFIXES = ('', 'lt', 'torch', 'hfds', 'hfids', 'tfds', 'wds')
 # Split of training images that a long-tailed benchmark does not use. Settings can be chosen on them.
@@ -151,9 +154,8 @@ def create_dataset(
 
 
 def has_split(root: str | os.PathLike, split: str) -> bool:
-    """Whether a folder of images has a folder for this split, by timm's rules ('val' means 'validation')."""
-    root = os.fspath(root)
-    return bool(split) and os.path.isdir(root) and _search_split(root, split) != root
+    """Whether a folder of images has a folder for this split, see `split_folder`."""
+    return split_folder(root, split) is not None
 
 
 def _find_benchmark(name: str, options: dict) -> Benchmark:
@@ -230,12 +232,15 @@ def _open(
     if is_folder or (prefix == 'torch' and not download):
         if not os.path.exists(root):
             raise FileNotFoundError(f'There is no folder {root} (--data-dir) for the data set {name or "folder"!r}.')
-        if is_folder and kwargs.get('search_split', True):
+        if is_folder and kwargs.pop('search_split', True):
             _check_split(root, split)
+            root = split_folder(root, split) or root
+    if is_folder:
+        kwargs['search_split'] = False
     if name.lower() in _TORCH_FOLDERS:
         kwargs['loader'] = opener
     if prefix == '' and os.path.isdir(root):
-        return _open_folder(root, split, **kwargs)
+        return _open_folder(root, **kwargs)
     try:
         return timm.data.create_dataset(name, root=root, split=split, download=download, **kwargs)
     except (AssertionError, ImportError, RuntimeError, TypeError, ValueError, URLError) as error:
@@ -249,20 +254,22 @@ def _open(
 
 
 def _open_folder(
-        root: str,
-        split: str,
+        folder: str,
         is_training: bool,
         input_img_mode: str,
-        search_split: bool = True,
         target_transform: Callable | None = None,
         **kwargs: Any,
 ) -> timm.data.ImageDataset:
-    folder = _search_split(root, split) if search_split else root
     options = {key: kwargs.pop(key) for key in ('class_map', 'input_key') if key in kwargs}
     if unknown := set(kwargs) - (_TIMM_OPTIONS - {'target_key'}):
         raise ValueError(
             f'A folder has no option {", ".join(sorted(unknown))}: leave it out (the classes are the folders).')
     reader = ReaderFolder(folder, mode=input_img_mode, complete=is_training, **options)
+    splits = [name for name in reader.class_to_idx if name.lower() in SPLIT_NAMES]
+    if splits and is_training:
+        _logger.warning(
+            f'The folders {", ".join(splits)} in {folder} are read as classes. If they are splits, name them train and '
+            'val, and keep no other folders beside them.')
     return timm.data.ImageDataset(
         folder, reader=reader, input_img_mode=input_img_mode, target_transform=target_transform)
 
@@ -280,9 +287,7 @@ def _check_split(root: str, split: str) -> None:
     if not os.path.isdir(root) or has_split(root, split):
         return
     others = [
-        other for other in (*_TRAIN_SYNONYM, *_EVAL_SYNONYM, 'test')
-        if os.path.isdir(os.path.join(root, other))
-        and any(entry.is_dir() for entry in os.scandir(os.path.join(root, other)))  # else a class of that name
-    ]
+        name for name in subfolders(root) if name.lower() in SPLIT_NAMES and has_split(root, name.lower())
+        and subfolders(os.path.join(root, name))]  # else a class of that name
     if others:
         raise FileNotFoundError(f'{root} has no folder for the split {split!r}, only for {", ".join(others)}.')

@@ -10,6 +10,7 @@ from timm.utils.distributed import world_info_from_env
 
 from ..benchmarks import BENCHMARKS
 from ..data.factory import has_split
+from ..data.folders import split_folder, subfolders
 from ..data.image import image_mode
 from ..engine.device import choose_device, has_bfloat16, local_device
 from ..settings.images import AugmentSettings, DataSettings, LoaderSettings
@@ -179,11 +180,11 @@ def fraction_to_hold_out(args: argparse.Namespace) -> float | None:
 
 
 def _warn_of_unused_splits(args: argparse.Namespace) -> None:
-    if not has_split(args.data_dir, args.train_split):
+    train = split_folder(args.data_dir, args.train_split)
+    if train is None:
         return
-    unused = sorted(
-        entry.name for entry in os.scandir(args.data_dir)
-        if entry.is_dir() and not entry.name.startswith(('.', '_')) and entry.name != args.train_split)
+    unused = [
+        name for name in subfolders(args.data_dir) if not name.startswith('_') and name != os.path.basename(train)]
     if unused:
         _logger.warning(
             f'{args.data_dir} also holds {", ".join(unused)}, which is not used. Evaluate on it with '
