@@ -129,6 +129,37 @@ def test_13_bands_are_trained_validated_and_analysed_with_measured_mean_and_std(
     assert resumed['weights_sha256'] == result['weights_sha256']
 
 
+def test_tiffs_of_many_bands_without_in_chans_end_before_any_work(tmp_path):
+    tifffile = pytest.importorskip('tifffile')
+    for name in ('sea', 'land'):
+        (tmp_path / 'scenes' / name).mkdir(parents=True)
+        for i in range(12):
+            tifffile.imwrite(tmp_path / 'scenes' / name / f'{i}.tif', np.zeros((13, 8, 8), np.uint16))
+    command = [*TINY_VIT, *TINIEST_TEACHER, '--data-dir', tmp_path / 'scenes', '--output', tmp_path / 'runs']
+    for more in ((), ('--dry-run',), ('--skip-bad-images',)):
+        with pytest.raises(ValueError, match=r'scenes/land/\d+.tif.*its 13 bands cannot.*--in-chans 13 --mean auto'):
+            run(*command, *more)
+    assert not (tmp_path / 'runs').exists()
+    assert planned(*command, '--in-chans', 13, '--mean', 'auto', '--std', 'auto')['train_images'] == 22
+
+
+def test_a_fourth_band_that_is_tagged_as_transparency_gets_a_hint(tmp_path, caplog):
+    random = np.random.RandomState(0)
+    for name in ('sea', 'land'):
+        (tmp_path / name).mkdir()
+        for i in range(6):
+            scene = random.randint(0, 255, (8, 8, 4), dtype=np.uint8)
+            scene[:2, :, 3] = 255 if name == 'sea' else 40
+            Image.fromarray(scene).save(tmp_path / name / f'{i}.tif')
+    command = [*TINY_VIT, '--data-dir', tmp_path]
+    planned(*command)
+    hint = 'Hardly a pixel is opaque in 5 of 10 images of folder that were looked at, so they become (almost) white.'
+    assert hint in caplog.text and 'give --in-chans 4' in caplog.text
+    caplog.clear()
+    planned(*command, '--in-chans', 4, '--mean', 'auto', '--std', 'auto')
+    assert 'opaque' not in caplog.text
+
+
 def test_bands_need_a_mean_and_a_filter_that_fits(bands, tmp_path):
     command = [*TINY_VIT, '--data-dir', bands, '--in-chans', 13, '--output', tmp_path]
     with pytest.raises(ValueError, match='--mean has 3 values.*13 channels.*or auto'):
