@@ -137,7 +137,7 @@ def test_tiffs_of_many_bands_without_in_chans_end_before_any_work(tmp_path):
             tifffile.imwrite(tmp_path / 'scenes' / name / f'{i}.tif', np.zeros((13, 8, 8), np.uint16))
     command = [*TINY_VIT, *TINIEST_TEACHER, '--data-dir', tmp_path / 'scenes', '--output', tmp_path / 'runs']
     for more in ((), ('--dry-run',), ('--skip-bad-images',)):
-        with pytest.raises(ValueError, match=r'scenes/land/\d+.tif.*its 13 bands cannot.*--in-chans 13 --mean auto'):
+        with pytest.raises(ValueError, match=r'scenes/land/\d+.tif.*its 13 bands cannot.*--in-chans 13 --mean.*own\.$'):
             run(*command, *more)
     assert not (tmp_path / 'runs').exists()
     assert planned(*command, '--in-chans', 13, '--mean', 'auto', '--std', 'auto')['train_images'] == 22
@@ -153,7 +153,7 @@ def test_a_fourth_band_that_is_tagged_as_transparency_gets_a_hint(tmp_path, capl
             Image.fromarray(scene).save(tmp_path / name / f'{i}.tif')
     command = [*TINY_VIT, '--data-dir', tmp_path]
     planned(*command)
-    hint = 'Hardly a pixel is opaque in 5 of 10 images of folder that were looked at, so they become (almost) white.'
+    hint = 'Hardly a pixel is opaque in 5 of 10 images of ' f'{tmp_path} that were looked at'
     assert hint in caplog.text and 'give --in-chans 4' in caplog.text
     caplog.clear()
     planned(*command, '--in-chans', 4, '--mean', 'auto', '--std', 'auto')

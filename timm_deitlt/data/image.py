@@ -34,6 +34,10 @@ _NPY = b'\x93NUMPY'
 _INSTALL = "pip install 'timm_deitlt[tiff]'"
 
 
+class WrongKindError(ValueError):
+    """A whole image of a kind that cannot be used as the settings say."""
+
+
 def image_mode(in_chans: int = 3, asked: str | None = None) -> str:
     """Mode in which images of `in_chans` channels are opened: `asked`, or else 'L', 'RGB' or 'array'."""
     return asked or {1: 'L', 3: 'RGB'}.get(in_chans, ARRAY)
@@ -71,7 +75,7 @@ def open_image(
 
     Raises:
         OSError: If the file cannot be read or is not an image.
-        ValueError: If the range of its numbers is not known, a number is not finite, or it has other channels.
+        ValueError: If a number is not finite; a `WrongKindError` if it has other channels or the range of its numbers is not known.
 
     Example:
         >>> import io
@@ -118,10 +122,18 @@ def _read(file: BinaryIO, in_chans: int, mode: str) -> Image.Image | Tensor:
     try:
         opened = Image.open(file)
     except UnidentifiedImageError:
+        _refuse_array(file, mode)
         _refuse_bands(_samples(file), mode)
         raise
     with opened as image:
         return _picture(image, mode)
+
+
+def _refuse_array(file: BinaryIO, mode: str) -> None:
+    file.seek(0)
+    if file.read(len(_NPY)) == _NPY:
+        raise WrongKindError(
+            f'it is an .npy array, not an image of mode {mode}: train with --in-chans N or --input-img-mode array')
 
 
 def _picture(image: Image.Image, mode: str) -> Image.Image:
@@ -144,7 +156,7 @@ def _check_tiff(image: TiffImageFile, mode: str) -> None:
             _refuse_bands(image.n_frames, mode)
         image.seek(0)
     if _SIGNED in tags.get(_SAMPLE_FORMAT, ()) and mode not in ('I', 'F'):
-        raise ValueError(_unknown_range(f'signed whole numbers of {bits} bits'))
+        raise WrongKindError(_unknown_range(f'signed whole numbers of {bits} bits'))
 
 
 def _samples(file: BinaryIO) -> int:
@@ -165,7 +177,7 @@ def _samples(file: BinaryIO) -> int:
 def _refuse_bands(bands: int, mode: str) -> None:
     if bands > 1:
         as_array = ' --input-img-mode array' if bands == 3 else ''
-        raise ValueError(
+        raise WrongKindError(
             f'its {bands} bands cannot be read as an image of mode {mode}: train with --in-chans {bands}{as_array} '
             '--mean auto --std auto to use all of them, or save those that you need as an image of their own')
 
@@ -192,7 +204,7 @@ def _in_mode(image: Image.Image, mode: str, kind: str | None) -> Image.Image:
         bits = image.tag_v2.get(_BITS_PER_SAMPLE, (16,))[0] if hasattr(image, 'tag_v2') else 16
         image = Image.fromarray(_eight_bits(bits)[np.asarray(image).astype(np.uint16)])
     elif image.mode in ('I', 'F') and mode not in ('I', 'F'):
-        raise ValueError(_unknown_range('floats' if image.mode == 'F' else 'whole numbers of 32 bits'))
+        raise WrongKindError(_unknown_range('floats' if image.mode == 'F' else 'whole numbers of 32 bits'))
     elif image.has_transparency_data and mode not in ('RGBA', 'LA', 'PA', 'RGBa', 'La'):
         image = _on_background(image)
     return image.convert(mode)
@@ -245,11 +257,11 @@ def _as_tensor(array: np.ndarray, in_chans: int) -> Tensor:
     if array.ndim == 3 and array.shape[-1] != in_chans == array.shape[0]:
         array = array.transpose(1, 2, 0)
     if array.ndim != 3 or array.shape[-1] != in_chans or not array.size:
-        raise ValueError(
+        raise WrongKindError(
             f'it has the shape {list(shape)}, but needs height, width and {in_chans} channels (--in-chans {in_chans})')
     kind = array.dtype.kind
     if kind not in 'buif':
-        raise ValueError(f'it holds {array.dtype}, but real numbers are needed')
+        raise WrongKindError(f'it holds {array.dtype}, but real numbers are needed')
     largest = np.iinfo(array.dtype).max if kind in 'ui' else 1
     array = np.ascontiguousarray(array.transpose(2, 0, 1)).astype(np.float32) * np.float32(255 / largest)
     if not np.isfinite(array).all():

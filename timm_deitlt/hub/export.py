@@ -39,8 +39,8 @@ def export(run: Path, out: Path, onnx: bool = False, program: bool = False) -> d
         program: Whether to add model.pt2, see `portable.write_program`.
 
     Returns:
-        'output', 'architecture' and 'timm_architecture', 'experts', 'num_classes', 'sha256' of the weights, and sizes
-        of the 'files' in bytes.
+        'output', 'architecture', 'timm_architecture' (its name in timm, or None if timm alone cannot load it),
+        'experts', 'num_classes', 'sha256' of the weights, and sizes of the 'files' in bytes.
 
     Raises:
         FileNotFoundError: If there is no such run.
@@ -66,8 +66,8 @@ def export(run: Path, out: Path, onnx: bool = False, program: bool = False) -> d
     files = {path.relative_to(out).as_posix(): path.stat().st_size for path in sorted(out.rglob('*')) if path.is_file()}
     return {
         'output': str(out), 'architecture': config['timm_deitlt']['architecture'],
-        'timm_architecture': config['architecture'], 'experts': model.config['experts'],
-        'num_classes': config['num_classes'], 'sha256': sha256, 'files': files}
+        'timm_architecture': config['architecture'] if in_timm(config['architecture']) else None,
+        'experts': model.config['experts'], 'num_classes': config['num_classes'], 'sha256': sha256, 'files': files}
 
 
 def check_free(out: Path) -> None:
@@ -108,8 +108,10 @@ def write_model(model: Model, out: Path, license_id: str | None = None) -> str:
         architecture = _TIMMS.get(architecture, architecture)
     elif architecture in _TIMMS:
         _logger.warning(
-            'Its DIST token was not trained, and timm averages both: only timm_deitlt.load_model gives the '
+            'Its DIST token was not trained, and timm would average both experts: timm_deitlt.load_model gives the '
             'probabilities of CLS alone.')
+    if not in_timm(architecture):
+        _logger.warning(f'timm and transformers do not have {architecture}: this package is needed to load it.')
     cfg = {'architecture': architecture, 'tag': model.config.get('benchmark') or '', 'license': license_id}
     try:
         save_config_for_hf(
@@ -155,6 +157,11 @@ def _as_registered(network: nn.Module) -> tuple[str, dict[str, Any]]:
     raise ValueError(
         f'timm has no {name} with a cosine classifier, so nobody could load it: publish a CIFAR ResNet, a resnet50, or '
         'a network trained with --classifier linear.')
+
+
+def in_timm(architecture: str) -> bool:
+    """Whether timm alone has a model of this name."""
+    return timm.is_model(architecture) and timm.model_entrypoint(architecture).__module__.startswith('timm.')
 
 
 def load_back(folder: Path) -> nn.Module:
