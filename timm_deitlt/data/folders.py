@@ -77,7 +77,7 @@ def split_folder(root: str | os.PathLike, split: str) -> str | None:
 
 def subfolders(root: str | os.PathLike) -> list[str]:
     """Sorted names of the folders directly in a folder, without hidden and system folders."""
-    with os.scandir(root) as entries:
+    with os.scandir(os.fspath(root)) as entries:
         return sorted(entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name))
 
 

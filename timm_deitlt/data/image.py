@@ -75,7 +75,8 @@ def open_image(
 
     Raises:
         OSError: If the file cannot be read or is not an image.
-        ValueError: If a number is not finite; a `WrongKindError` if it has other channels or the range of its numbers is not known.
+        ValueError: If a number is not finite; a `WrongKindError` if it has other channels, or the range of its numbers
+            is not known.
 
     Example:
         >>> import io
