@@ -11,6 +11,7 @@ from conftest import TINIEST_TEACHER, TINY_VIT
 from helpers import settings_of
 from PIL import Image
 
+from timm_deitlt.hub.export import export
 from timm_deitlt.run.advice import named_counts, too_few_updates
 from timm_deitlt.run.build.data import build_data
 from timm_deitlt.run.mechanisms import analyze
@@ -90,6 +91,30 @@ def test_classes_that_are_not_evaluated_are_named(tmp_path, caplog):
     assert '26 training images of 4 classes (cat 11, dog 11, eel 3, wren 1;' in caplog.text
     assert '3 updates' not in caplog.text and 'too few to learn from scratch' in caplog.text
     assert result['shots']['missing_classes'] == [2, 3]
+
+
+# classes of one size
+
+def test_a_balanced_set_has_no_head_and_no_tail(tmp_path, caplog):
+    pictures(tmp_path / 'images', cat=22, dog=20)
+    flags = [flag for flag in TINY_VIT if flag != '--no-report']
+    result = run(
+        *flags, *TINIEST_TEACHER, '--teacher-cache', tmp_path, '--data-dir', tmp_path / 'images', '--val-fraction', .2,
+        '--output', tmp_path, '--experiment', 'run')
+    words = 'no head and no tail, because all classes have about as many training images; mid is all of them'
+    assert ' '.join(caplog.text.split()).count(words) == 3, 'before the run and under the tables of teacher and student'
+    assert [result['shots'][group]['classes'] for group in ('head', 'mid', 'tail')] == [0, 2, 0]
+    for row in ('mean', 'cls', 'dist', 'teacher'):
+        assert result[row]['head'] is result[row]['tail'] is None and result[row]['mid'] == result[row]['balanced']
+    assert 'tail' not in ''.join(sign['name'] for sign in json.loads((tmp_path / 'run/signatures.json').read_text()))
+    page = (tmp_path / 'run' / 'report.html').read_text()
+    assert words in page and 'accuracy_by_class' in page and 'accuracy_by_shot' not in page
+    assert set(np.load(tmp_path / 'run' / 'attention.npz')['groups']) == {'mid'}
+    assert json.loads((tmp_path / 'run' / 'analysis.json').read_text())['tail_gap'] is None
+    again = validate(str(tmp_path / 'run'), {'device': 'cpu'})
+    assert again['mean'] == result['mean']
+    exported = export(tmp_path / 'run', tmp_path / 'out')
+    assert 'metrics.json' in exported['files']
 
 
 # mean and std

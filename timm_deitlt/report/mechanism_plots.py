@@ -4,7 +4,7 @@ from matplotlib import colormaps
 
 from .page import LIGHT, Plot
 from .plots import LOOKS, finish, from_zero, legend, line, new_figure, shortened, whole_numbers
-from .run_files import Run, numbers
+from .run_files import GROUPS, Run, numbers
 
 _TILE = 72  # pixels of an image in the figure of attention maps; larger ones are shrunk
 _MOST_ROWS = 4
@@ -110,7 +110,7 @@ def _attention_maps(run: Run, kind: str, name: str, title: str) -> Plot | None:
         return None
     groups = {
         group: [index for index, found in enumerate(arrays['groups']) if str(found) == group][:_MOST_ROWS]
-        for group in ('head', 'tail')}
+        for group in GROUPS}
     groups = {group: rows for group, rows in groups.items() if rows}
     if not groups:
         return None

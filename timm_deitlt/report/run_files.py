@@ -106,6 +106,11 @@ class Run:
         """Positions in `order` of the first mid and the first tail class."""
         return tuple(self.shots['boundaries']) if self.shots.get('boundaries') and self.counts else None
 
+    @property
+    def balanced(self) -> bool:
+        """Whether its classes have no head and no tail."""
+        return bool(self.boundaries) and not self.boundaries[0]
+
     def class_name(self, label: int) -> str:
         """Name of a class on one line."""
         names = self.data.get('class_names') or []

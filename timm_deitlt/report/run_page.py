@@ -105,15 +105,18 @@ def _sentence(run: Run) -> str:
     subject = 'the mean of both experts' if run.two_experts else 'the model'
     words = (
         f'After {run.metrics.get("epochs_trained") or run.epochs} epochs {subject} is right on {_percent(row["top1"])} '
-        f'of {run.data.get("evaluated_on") or "the images"}: {_by_group(row)}.')
+        f'of {run.data.get("evaluated_on") or "the images"}{_by_group(run, row, ": ")}.')
     if 'teacher' in run.measured:
         words = words[:-1] + (
-            f'; its teacher {run.teacher.get("name")} on {_percent(run.teacher["top1"])} ({_by_group(run.teacher)}).')
+            f'; its teacher {run.teacher.get("name")} on {_percent(run.teacher["top1"])}'
+            f'{_by_group(run, run.teacher, " (", ")")}.')
     return words
 
 
-def _by_group(row: dict[str, Any]) -> str:
-    return ', '.join(f'{group} {_percent(row.get(group))}' for group in GROUPS)
+def _by_group(run: Run, row: dict[str, Any], before: str, after: str = '') -> str:
+    if run.balanced:
+        return ''
+    return before + ', '.join(f'{group} {_percent(row.get(group))}' for group in GROUPS) + after
 
 
 def _percent(value: float | None) -> str:

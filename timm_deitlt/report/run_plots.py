@@ -112,7 +112,7 @@ def _blocks(classes: int) -> int:
 
 
 def _group_borders(axes: Axes, run: Run) -> None:
-    if run.boundaries is None:
+    if run.boundaries is None or run.balanced:
         return
     borders = [0, *run.boundaries, len(run.counts)]
     for border in borders[1:-1]:
@@ -127,7 +127,7 @@ def _group_borders(axes: Axes, run: Run) -> None:
 def accuracy_by_shot(run: Run) -> Plot | None:
     """Bars of each expert over all, head, mid and tail classes."""
     rows = run.measured
-    if not rows:
+    if not rows or run.balanced:
         return None
     figure, ((axes,),) = new_figure(3.1)
     keys = {'top1': 'overall', **{group: group for group in GROUPS}}
@@ -160,9 +160,10 @@ def accuracy_by_epoch(run: Run) -> Plot | None:
              if len(run.column(f'eval_{name}_top1')[0])]
     if not names:
         return None
-    figure, panels = new_figure(4.6, 2)
+    keys = {'top1': 'all classes, %', **({} if run.balanced else {'tail': 'tail classes, %'})}
+    figure, panels = new_figure(2.3 * len(keys), len(keys))
     panels = panels[:, 0]
-    for axes, key, words in zip(panels, ('top1', 'tail'), ('all classes, %', 'tail classes, %'), strict=True):
+    for axes, (key, words) in zip(panels, keys.items(), strict=True):
         for name in names:
             line(axes, *run.column(f'eval_{name}_{key}'), LOOKS[name], run.label(name))
         if run.teacher.get(key) is not None:
@@ -173,11 +174,13 @@ def accuracy_by_epoch(run: Run) -> Plot | None:
     last = ', '.join(f'{run.label(name)} {_last(run, f"eval_{name}_top1")}' for name in names)
     tail = ', '.join(f'{run.label(name)} {_last(run, f"eval_{name}_tail")}' for name in names)
     look_for = (
+        'Accuracy that is still rising at the end would gain from more epochs.' if run.balanced else
         'After the switch to stage two the tail should rise more than the other classes lose.' if run.stage_two else
         'A tail that is still rising at the end would gain from more epochs.')
     return finish(
         figure, 'accuracy_by_epoch', 'Accuracy during training', look_for,
-        f'Accuracy by epoch{_switch(run)}. At the end, over all classes: {last} %; over the tail: {tail} %.')
+        f'Accuracy by epoch{_switch(run)}. At the end, over all classes: {last} %'
+        f'{"" if run.balanced else f"; over the tail: {tail} %"}.')
 
 
 def losses(run: Run) -> Plot | None:
