@@ -93,6 +93,20 @@ def test_classes_that_are_not_evaluated_are_named(tmp_path, caplog):
     assert result['shots']['missing_classes'] == [2, 3]
 
 
+# few cores
+
+def test_more_workers_than_cores_are_one_line_and_no_other_numbers(tmp_path, caplog, monkeypatch, recwarn):
+    pictures(tmp_path / 'images', cat=12, dog=6)
+    short = ['--epochs', 1, '--drw-start-epoch', 1, '--data-dir', tmp_path / 'images', '--output', tmp_path]
+    alone = run(*TINY_VIT, *short, '--experiment', 'alone')
+    assert 'for each core' not in caplog.text
+    monkeypatch.setattr('timm_deitlt.run.settings.cores', lambda: 1)
+    result = run(*TINY_VIT, *short, '--workers', 9, '--experiment', 'many')
+    assert caplog.text.count('1 loader processes, one for each core, instead of 9.') == 1
+    assert not [warning for warning in recwarn if 'This DataLoader' in str(warning.message)]
+    assert result['weights_sha256'] == alone['weights_sha256']
+
+
 # classes of one size
 
 def test_a_balanced_set_has_no_head_and_no_tail(tmp_path, caplog):

@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ def setup_logging() -> None:
     """Log to stderr; only warnings on ranks other than the first."""
     primary = int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0
     logging.basicConfig(level=logging.INFO if primary else logging.WARNING, format='%(message)s', stream=sys.stderr)
+    warnings.filterwarnings('once', message='This DataLoader will create')  # else for every loader
     for name in ('timm', 'filelock', 'httpx', 'httpx2', 'huggingface_hub', 'matplotlib', 'onnxscript', 'onnx_ir'):
         logging.getLogger(name).setLevel(logging.WARNING)
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..engine.device import keep_freed_memory
+from ..engine.device import cores, keep_freed_memory
 from ..engine.progress import doing
 from ..engine.speed import synchronize
 from ..utils.files import atomic_write
@@ -112,7 +112,7 @@ def predict_files(
 def _usual_workers(device: torch.device, batches: int) -> int:
     if device.type != 'cuda':
         return min(1, batches)
-    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1)
+    return min(8, cores())
 
 
 def _counted(

@@ -12,7 +12,7 @@ from ..benchmarks import BENCHMARKS
 from ..data.factory import has_split
 from ..data.folders import split_folder, subfolders
 from ..data.image import image_mode
-from ..engine.device import choose_device, has_bfloat16, local_device
+from ..engine.device import choose_device, cores, has_bfloat16, local_device
 from ..settings.images import AugmentSettings, DataSettings, LoaderSettings
 from ..settings.resolved import (
     LossSettings,
@@ -36,6 +36,8 @@ NO_NETWORK = ('none', 'labels')
 DEFAULT_VAL_FRACTION = 0.1
 # Names under which timm reads a folder of class folders
 FOLDER_DATASETS = ('', 'folder', 'torch/image_folder', 'torch/folder')
+# Beginnings of the names of data sets that are read as streams
+_STREAMS = ('wds', 'tfds', 'hfids')
 
 
 def resolve_settings(
@@ -71,7 +73,7 @@ def resolve_settings(
         augment=part(AugmentSettings, args),
         loader=part(
             LoaderSettings, args, evaluation_batch_size=args.validation_batch_size or args.batch_size,
-            micro_batches=micro_batches, update_images=update_images),
+            processes=loader_processes(args), micro_batches=micro_batches, update_images=update_images),
         loss=part(
             LossSettings, args, label_loss='bce' if args.bce_loss else args.loss,
             prior_tau={'ce': 0., 'balanced_softmax': 1., 'logit_adjust': args.logit_adjust_tau}[args.cls_loss]),
@@ -130,6 +132,16 @@ def update_size(args: argparse.Namespace, world_size: int = 1) -> tuple[int, int
             f'--global-batch-size {size} makes {steps} accumulation step(s) of {args.batch_size} images on '
             f'{world_size} device(s), but --grad-accum-steps is {args.grad_accum_steps}: leave one of them out.')
     return steps, size
+
+
+def loader_processes(args: argparse.Namespace) -> int:
+    """Loader processes: `--workers`, but no more than there are cores.
+
+    They do not change the images, but for streams, which are cut up among them: there it is always `--workers`.
+    """
+    if args.dataset.partition('/')[0].lower() in _STREAMS:
+        return args.workers
+    return min(args.workers, cores())
 
 
 def learning_rate(args: argparse.Namespace, update_images: int) -> float:
