@@ -10,8 +10,9 @@ from PIL import Image
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 
 from timm_deitlt.data import UnreadableImageError, create_dataset, has_split
-from timm_deitlt.data.folders import ReaderFolder, is_hidden, list_images, split_folder
+from timm_deitlt.data.folders import ReaderFolder, is_hidden, list_images
 from timm_deitlt.data.image import image_suffixes, open_image
+from timm_deitlt.data.splits import split_folder
 from timm_deitlt.data.survey import survey
 
 

@@ -8,7 +8,6 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from timm.data.dataset_factory import _EVAL_SYNONYM, _TRAIN_SYNONYM, _search_split
 from timm.data.readers.class_map import load_class_map
 from timm.data.readers.reader import Reader
 
@@ -21,8 +20,6 @@ SYSTEM_NAMES = frozenset({
     '__MACOSX', '__pycache__', 'Thumbs.db', 'ehthumbs.db', 'desktop.ini', 'Desktop.ini', 'Icon\r', '@eaDir',
     '$RECYCLE.BIN', 'System Volume Information', 'lost+found',
 })
-# Names of folders that hold a split, in lower case
-SPLIT_NAMES = (*_TRAIN_SYNONYM, *_EVAL_SYNONYM, 'test', 'testing')
 _NUMBER = re.compile(r'\d+')
 
 
@@ -51,34 +48,6 @@ class Listing:
 def is_hidden(name: str) -> bool:
     """Whether a file or folder of this name is hidden or belongs to the operating system."""
     return name.startswith('.') or name in SYSTEM_NAMES
-
-
-def split_folder(root: str | os.PathLike, split: str) -> str | None:
-    """Folder of a split in a folder of images, or None if it has none.
-
-    As in timm, 'val' also finds 'validation', and 'train' also 'training'. Upper and lower case may differ if at least
-    two folders are named as splits, or if there is no other folder: among other classes 'Train' is a class.
-    """
-    root = os.fspath(root)
-    if not split or not os.path.isdir(root):
-        return None
-    found = _search_split(root, split)
-    if found != root:
-        return found
-    folders = subfolders(root)
-    named = [name for name in folders if name.lower() in SPLIT_NAMES]
-    if len(named) < min(2, len(folders)):
-        return None
-    asked = split.partition('[')[0].lower()
-    words = next((same for same in (_TRAIN_SYNONYM, _EVAL_SYNONYM) if asked in same), ())
-    return next(
-        (os.path.join(root, name) for word in (asked, *words) for name in named if name.lower() == word), None)
-
-
-def subfolders(root: str | os.PathLike) -> list[str]:
-    """Sorted names of the folders directly in a folder, without hidden and system folders."""
-    with os.scandir(os.fspath(root)) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name))
 
 
 def list_images(root: str | os.PathLike, suffixes: Container[str]) -> Listing:

@@ -5,8 +5,9 @@ from statistics import median
 import numpy as np
 from PIL import Image
 
-from .folders import list_images, split_folder
+from .folders import list_images
 from .image import image_suffixes
+from .splits import split_folder
 
 # So many images, spread over the folder, tell its usual size
 _MEASURED = 48

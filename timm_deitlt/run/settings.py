@@ -9,9 +9,8 @@ import torch
 from timm.utils.distributed import world_info_from_env
 
 from ..benchmarks import BENCHMARKS
-from ..data.factory import has_split
-from ..data.folders import split_folder, subfolders
 from ..data.image import image_mode
+from ..data.splits import has_split, split_folder, subfolders
 from ..engine.device import choose_device, cores, has_bfloat16, local_device
 from ..settings.images import AugmentSettings, DataSettings, LoaderSettings
 from ..settings.resolved import (
