@@ -44,7 +44,7 @@ def dry_run(args: argparse.Namespace) -> dict[str, Any]:
 
     The class counts of the synthetic benchmarks follow from their protocol. Those of 'lt/imagenet' and 'lt/inat18' are
     read from their list file; without it the published number of images is used and the counts are None. Any other data
-    set is opened.
+    set is opened, and some of its images are looked at.
 
     Args:
         args: Flags as `settings.layers.parse_args` returns them, checked.
