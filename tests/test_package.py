@@ -113,8 +113,11 @@ def test_every_package_that_is_imported_is_a_dependency():
     distributions = {  # torchvision needs Pillow itself
         'yaml': 'pyyaml', 'sklearn': 'scikit-learn', 'PIL': 'torchvision', 'huggingface_hub': 'huggingface-hub'}
     # asked for by a flag, which names the package to install
-    optional = {'wandb', 'trackio', 'cv2', 'onnxruntime', 'pyarrow', 'tifffile', 'datasets', 'webdataset'}
-    for extra, names in (('export', ('onnx', 'onnxruntime', 'onnxscript')), ('parquet', ('pyarrow',))):
+    optional = {
+        'wandb', 'trackio', 'cv2', 'onnxruntime', 'pyarrow', 'tifffile', 'datasets', 'webdataset', 'argcomplete'}
+    for extra, names in (
+            ('export', ('onnx', 'onnxruntime', 'onnxscript')), ('parquet', ('pyarrow',)),
+            ('completion', ('argcomplete',))):
         assert all(re.search(f'^{name}\\b', config['options.extras_require'][extra], re.M) for name in names)
     assert 'opencv-python-headless' in config['options.extras_require']['opencv']
     imported = set()

@@ -169,7 +169,7 @@ def test_bad_config_is_refused(refused, tmp_path, text, words):
 
 @pytest.mark.parametrize('images, flags, words', [
     (dict(ant=6, bee=0), [], "Class 'bee' has no image in "),
-    (dict(ant=6), [], 'folder has 1 class(es), at least 2 are needed'),
+    (dict(ant=6), [], 'data has 1 class(es) (ant), at least 2 are needed'),
     ({}, [], 'Found 0 images'),
     (dict(ant=8, bee=8, cat=8), ['--imbalance-factor', '9'], 'the largest allowed is 8'),
     (dict(ant=8, bee=8, cat=8), ['--imbalance-factor', '2', '--n-max', '9'], 'the largest allowed n_max is 8'),

@@ -1,4 +1,5 @@
 """The command `timm-deitlt`: its verbs, its help at once, its recipes."""
+import os
 import subprocess
 import sys
 import time
@@ -8,8 +9,11 @@ import pytest
 import yaml
 from conftest import ROOT, run_script
 
-from timm_deitlt.cli import verbs
+from timm_deitlt.cli import parsers, verbs
+from timm_deitlt.evaluation.fusion import FUSIONS
+from timm_deitlt.models.conversion import ROWS
 from timm_deitlt.settings.layers import load_recipe, recipe_names
+from timm_deitlt.studies.study import study_names
 from timm_deitlt.version import __version__
 
 COMMAND = ROOT / 'timm_deitlt_command.py'
@@ -34,10 +38,42 @@ def test_help_is_there_in_less_than_half_a_second():
     assert all(f'\n  {verb}' in done.stdout for verb in verbs.VERBS)
 
 
-@pytest.mark.parametrize('args', [['--help'], ['train', '--help'], ['recipes'], ['--version'], []], ids=str)
+@pytest.mark.parametrize(
+    'args', [['--help'], ['recipes'], ['--version'], [], *([verb, '--help'] for verb in verbs.VERBS)], ids=str)
 def test_what_needs_no_model_imports_neither_torch_nor_timm(args):
     done = subprocess.run([sys.executable, '-c', IMPORTED, *args], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == '[]', done.stderr
+
+
+def test_python_m_shows_help_without_them_too_and_imports_them_for_other_verbs(tmp_path):
+    (tmp_path / 'torch.py').write_text('raise ImportError("torch was imported")')
+    environment = {**os.environ, 'PYTHONPATH': f'{tmp_path}{os.pathsep}{ROOT}'}
+
+    def python_m(*args):
+        return subprocess.run(
+            [sys.executable, '-m', 'timm_deitlt', *args], capture_output=True, text=True, env=environment)
+
+    assert python_m('--help').stdout.startswith('usage: timm-deitlt VERB')
+    assert python_m('predict', '--help').stdout.startswith('usage: timm-deitlt predict ')
+    assert 'torch was imported' in python_m('predict', 'run', 'x.png').stderr
+
+
+def test_parsers_offer_what_the_rooms_below_have():
+    assert set(parsers.PARSERS) == set(verbs.VERBS)
+    assert tuple(FUSIONS) == parsers.FUSIONS and tuple(ROWS) == parsers.RELEASED
+    assert f'{", ".join(study_names())}, or a YAML file' in ' '.join(parsers.ablate_parser().format_help().split())
+
+
+@pytest.mark.parametrize(('line', 'words'), [
+    ('timm-deitlt pre', ['predict']), ('timm-deitlt predict run --fusion mean_', ['mean_probs', 'mean_adjusted']),
+    ('timm-deitlt train --drw-o', ['--drw-on'])])
+def test_the_shell_completes_verbs_flags_and_values(line, words, tmp_path):
+    pytest.importorskip('argcomplete')
+    answer = tmp_path / 'answer'
+    subprocess.run([sys.executable, COMMAND], check=True, env={
+        **os.environ, '_ARGCOMPLETE': '1', '_ARGCOMPLETE_IFS': '\n', '_ARGCOMPLETE_STDOUT_FILENAME': str(answer),
+        'COMP_LINE': line, 'COMP_POINT': str(len(line))})
+    assert answer.read_text().replace(' ', '').split('\n') == words
 
 
 @pytest.mark.parametrize('verb', verbs.VERBS)

@@ -161,11 +161,19 @@ def test_folders_without_two_classes_are_refused(tmp_path):
     with pytest.raises(ValueError, match='Found 0 images'):
         create_dataset('', tmp_path / 'none')
     for imbalance_factor in (None, 2):
-        with pytest.raises(ValueError, match=r'1 class\(es\), at least 2'):
+        with pytest.raises(ValueError, match=r'one has 1 class\(es\) \(a\), at least 2'):
             create_dataset('', image_folder(tmp_path / 'one', {'a': 3}), imbalance_factor=imbalance_factor)
     Image.new('RGB', (1, 1)).save(image_folder(tmp_path / 'stray', {'a': 1, 'b': 1}) / 'cover.png')
-    with pytest.raises(ValueError, match='Images lie directly in'):
+    with pytest.raises(ValueError, match='Images lie directly in .*, 1 in all, such as cover.png: put'):
         create_dataset('', tmp_path / 'stray')
+
+
+@pytest.mark.parametrize('name', ['', 'torch/image_folder'])
+def test_a_class_of_the_evaluation_images_alone_is_named_with_their_folder(tmp_path, name):
+    train = create_dataset(name, image_folder(tmp_path / 'train', {'dog': 2, 'cat': 1}).parent)
+    image_folder(tmp_path / 'val', {'dgo': 1, 'cat': 1})
+    with pytest.raises(ValueError, match=r"/val has 1 class\(es\) that the training set does not have, such as 'dgo'"):
+        create_dataset(name, tmp_path, 'validation', class_names=train.class_names)
 
 
 @pytest.mark.parametrize('folders, split, own', [

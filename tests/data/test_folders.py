@@ -9,9 +9,11 @@ import pytest
 from PIL import Image
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 
-from timm_deitlt.data import UnreadableImageError, create_dataset
+from timm_deitlt.data import UnreadableImageError, create_dataset, has_split
 from timm_deitlt.data.folders import ReaderFolder, is_hidden, list_images
 from timm_deitlt.data.image import image_suffixes, open_image
+from timm_deitlt.data.splits import split_folder
+from timm_deitlt.data.survey import survey
 
 
 def put(root, *files, colour=(9, 9, 9), **options):
@@ -37,6 +39,30 @@ def test_the_class_is_the_first_folder_however_deep_the_file_lies(tmp_path):
     put(tmp_path / 'split', 'train/cats/adult/0.png', 'train/dogs/adult/0.png', 'val/cats/x/1.png', 'val/dogs/1.png')
     assert create_dataset('', tmp_path / 'split').class_names == ('cats', 'dogs')
     assert create_dataset('', tmp_path / 'split', 'validation').class_counts == [1, 1]
+
+
+@pytest.mark.parametrize('train, val', [('Train', 'Valid'), ('TRAIN', 'Val'), ('Training', 'EVAL'), ('train', 'Val')])
+@pytest.mark.parametrize('name', ['', 'torch/image_folder'])
+def test_splits_are_recognised_in_any_case(tmp_path, name, train, val):
+    put(tmp_path, f'{train}/cats/0.png', f'{train}/cats/1.png', f'{train}/dogs/0.png', f'{val}/cats/2.png')
+    put(tmp_path, f'{val}/dogs/2.png', 'TEST/cats/3.png', 'TEST/dogs/3.png', 'TEST/dogs/4.png')
+    counts = {
+        split: create_dataset(name, tmp_path, split).class_counts for split in ('train', 'validation', 'val', 'test')}
+    assert counts == {'train': [2, 1], 'validation': [1, 1], 'val': [1, 1], 'test': [1, 2]}
+    assert survey(tmp_path) == {'images': 3, 'side': 4}
+    shutil.rmtree(tmp_path / val)
+    assert not has_split(tmp_path, 'validation')
+    with pytest.raises(FileNotFoundError, match=f"no folder for the split 'validation', only for TEST, {train}"):
+        create_dataset(name, tmp_path, 'validation')
+
+
+def test_among_other_classes_train_is_a_class_and_the_log_says_so(tmp_path, caplog):
+    put(tmp_path, 'Train/steam/0.png', 'Train/1.png', 'Bus/0.png', 'Car/0.png')
+    assert create_dataset('', tmp_path).class_names == ('Bus', 'Car', 'Train')
+    assert 'The folders Train in' in caplog.text and 'are read as classes' in caplog.text
+    assert split_folder(tmp_path, 'train') is None
+    put(tmp_path / 'one', 'Train/cat/0.png', 'Train/dog/0.png', '__MACOSX/x.png')
+    assert create_dataset('', tmp_path / 'one').class_names == ('cat', 'dog')
 
 
 def test_hidden_and_system_entries_are_left_out_and_counted(tmp_path, caplog):

@@ -2,10 +2,13 @@
 import io
 
 import pytest
+from conftest import TINY_VIT
+from helpers import settings_of
 from PIL import Image
 
 from timm_deitlt.data import create_dataset
 from timm_deitlt.data import hf_columns as columns
+from timm_deitlt.run.build.data import build_data
 
 datasets = pytest.importorskip('datasets')
 pyarrow = pytest.importorskip('pyarrow')
@@ -92,3 +95,13 @@ def test_the_package_is_asked_for(monkeypatch):
     monkeypatch.setitem(__import__('sys').modules, 'datasets', None)
     with pytest.raises(ValueError, match='pip install datasets'):
         columns.find_columns('hfds/x', None, 'train')
+
+
+def test_without_a_split_for_evaluation_the_message_says_how_to_evaluate(tmp_path):
+    name = parquet(tmp_path / 'set', species=(['wren', 'auk'] * 6, datasets.Value('string')))
+    (tmp_path / 'set' / 'data' / 'test-00000-of-00001.parquet').unlink()
+    with pytest.raises(ValueError, match=r"split 'validation'.*\['train'\]\. .*--val-fraction 0\.1.*--folds 5"):
+        build_data(settings_of(*TINY_VIT, '--dataset', name))
+    for flags in (['--val-fraction', .25], ['--folds', 3, '--fold', 0]):
+        data = build_data(settings_of(*TINY_VIT, '--dataset', name, *flags))
+        assert len(data.evaluation) and len(data.train) + len(data.evaluation) == 12

@@ -184,6 +184,58 @@ def test_tiffs_of_13_bands_are_read(tmp_path, planes):
         open_image(tmp_path / 'x.tif', 13)
 
 
+@pytest.mark.parametrize('kind', ['uint8', 'uint16', 'int16', 'float32'])
+@pytest.mark.parametrize('bands', [2, 4, 5, 13])
+@pytest.mark.parametrize('layout', ['contig', 'separate', 'pages'])
+def test_a_tiff_of_other_bands_than_colours_is_never_read_as_a_picture(tmp_path, kind, bands, layout):
+    tifffile = pytest.importorskip('tifffile')
+    stack = np.zeros((6, 7, bands), kind) if layout == 'contig' else np.zeros((bands, 6, 7), kind)
+    planes = {} if layout == 'pages' else {'planarconfig': layout}
+    tifffile.imwrite(tmp_path / 'x.tif', stack, photometric='minisblack', **planes)
+    for mode in ('L', 'RGB'):
+        with pytest.raises(ValueError, match=f'its {bands} bands cannot.*mode {mode}.*--in-chans {bands} --mean auto'):
+            open_image(tmp_path / 'x.tif', mode=mode)
+    assert open_image(tmp_path / 'x.tif', bands).shape == (bands, 6, 7)
+
+
+@pytest.mark.parametrize('extra', [1, 2])
+def test_bands_beside_colours_are_not_passed_over(tmp_path, extra):
+    tifffile = pytest.importorskip('tifffile')
+    tifffile.imwrite(
+        tmp_path / 'x.tif', np.zeros((6, 5, 3 + extra), np.uint8), photometric='rgb', extrasamples=[0] * extra)
+    with pytest.raises(ValueError, match=f'its {3 + extra} bands'):
+        open_image(tmp_path / 'x.tif')
+
+
+def test_16_bit_colours_plane_by_plane_are_refused_which_pillow_reads_wrongly(tmp_path):
+    tifffile = pytest.importorskip('tifffile')
+    colours = np.full((6, 5, 3), 257 * 90, np.uint16)
+    tifffile.imwrite(tmp_path / 'x.tif', colours, photometric='rgb')
+    assert pixels(tmp_path / 'x.tif').tolist() == np.full((6, 5, 3), 90).tolist()
+    tifffile.imwrite(tmp_path / 'x.tif', colours.transpose(2, 0, 1), photometric='rgb', planarconfig='separate')
+    with pytest.raises(ValueError, match='its 3 bands.*--in-chans 3 --input-img-mode array'):
+        open_image(tmp_path / 'x.tif')
+
+
+@pytest.mark.parametrize('mode', ['1', 'L', 'RGB', 'RGBA', 'CMYK', 'P', 'LA'])
+def test_ordinary_tiffs_are_pictures_and_of_several_pages_the_first_is_read(mode):
+    first, preview = Image.new(mode, (8, 6)), Image.new('L', (4, 3), 200)
+    assert open_image(stored(first, 'tiff', save_all=True, append_images=[preview])).size == (8, 6)
+    if mode not in ('L', 'LA'):
+        assert open_image(stored(first, 'tiff', save_all=True, append_images=[first])).size == (8, 6)
+
+
+@pytest.mark.parametrize('kind, bits', [('int16', 16), ('int8', 8)])
+def test_a_signed_tiff_says_that_its_numbers_have_a_sign(tmp_path, kind, bits):
+    tifffile = pytest.importorskip('tifffile')
+    tifffile.imwrite(tmp_path / 'x.tif', np.array([[-5, 9]], kind))
+    with pytest.raises(ValueError, match=f'signed whole numbers of {bits} bits.*unsigned.*array --in-chans 1'):
+        open_image(tmp_path / 'x.tif')
+    largest = 2 ** (bits - 1) - 1
+    assert open_image(tmp_path / 'x.tif', 1, 'array').flatten().tolist() == pytest.approx(
+        [-5 * 255 / largest, 9 * 255 / largest])
+
+
 def test_a_tiff_of_many_bands_names_the_package_it_needs(monkeypatch):
     monkeypatch.setattr(image_module, 'find_spec', lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'timm_deitlt\[tiff\]'"):

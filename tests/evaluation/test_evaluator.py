@@ -91,11 +91,16 @@ def test_thirds_are_used_where_a_group_would_be_empty(counts):
 
 @pytest.mark.parametrize('num_classes', range(3, 40))
 def test_thirds_are_as_equal_as_possible(num_classes):
-    sizes = [len(labels) for labels in Shots.from_counts([5] * num_classes).groups.values()]
+    sizes = [len(labels) for labels in Shots.from_counts(range(num_classes, 0, -1)).groups.values()]
     assert sum(sizes) == num_classes and min(sizes) >= 1 and max(sizes) - min(sizes) <= 1
 
 
 def test_two_classes_have_no_mid():
+    for counts in ([7, 7], [600, 500, 550], [5] * 9):
+        balanced = Shots.from_counts(counts)
+        assert sorted(balanced.groups['mid']) == list(range(len(counts))) and 'no' in balanced.rule
+        assert Shots.from_counts(counts, balanced.boundaries) == balanced
+    assert Shots.from_counts([601, 500, 550]).boundaries == (1, 2)
     assert Shots.from_counts([3, 8]).groups == {'head': [1], 'mid': [], 'tail': [0]}
     assert Shots.from_counts([3, 8], (1, 1)).groups == {'head': [1], 'mid': [], 'tail': [0]}
 

@@ -43,6 +43,13 @@ def test_dist_no_better_than_cls_on_the_tail_is_a_sign(teacher, advice):
     assert advice in found[0]['suggestion']
 
 
+def test_where_cls_is_always_right_on_the_tail_dist_need_not_be_better():
+    metrics, rows, analysis = healthy()
+    for who in ('mean', 'cls', 'dist', 'teacher'):
+        metrics[who]['tail'] = 100.
+    assert names(metrics, rows, analysis) == []
+
+
 def test_a_head_far_below_teacher_or_cls_is_a_sign():
     metrics, rows, analysis = healthy()
     metrics['mean']['head'] = 90.

@@ -215,6 +215,16 @@ def test_a_run_without_figures_or_an_end_is_exported_with_a_warning(place, tmp_p
     assert timm_deitlt.load_model(tmp_path / 'out').predict(place / 'digit.png')
 
 
+@pytest.mark.parametrize(('name', 'in_timm'), [
+    ('student', 'deit_tiny_distilled_patch16_224'), ('vit', None), ('cnn', None), ('timms', 'test_resnet')])
+def test_it_says_what_timm_alone_can_load(place, tmp_path, name, in_timm, caplog):
+    result = export(place / name, tmp_path / 'out')
+    assert result['timm_architecture'] == in_timm
+    assert ('this package is needed to load it' in caplog.text) == (in_timm is None)
+    config = json.loads((tmp_path / 'out' / 'config.json').read_text())
+    assert config['architecture'] == (in_timm or result['architecture'])
+
+
 def test_an_earlier_export_is_replaced_and_nothing_else(place, tmp_path):
     out = tmp_path / 'out'
     export(place / 'vit', out)

@@ -17,7 +17,8 @@ from conftest import last_json, run_script
 from safetensors.torch import load_file
 
 from timm_deitlt.benchmarks import BENCHMARKS
-from timm_deitlt.cli.convert import convert_main, get_parser
+from timm_deitlt.cli.convert import convert_main
+from timm_deitlt.cli.parsers import convert_parser
 from timm_deitlt.hub import convert as convert_module
 from timm_deitlt.models._hub import file_sha256
 from timm_deitlt.models.conversion import (
@@ -722,5 +723,5 @@ def test_script_runs_as_users_run_it(tmp_path):
 
 
 def test_help_names_what_can_be_given():
-    usage = get_parser().format_help()
+    usage = convert_parser().format_help()
     assert all(name in usage for name in ('student.pth', '--benchmark', '--list-file', '--class-order', '--overwrite'))

@@ -29,7 +29,7 @@ from warm import torch_process
 
 import timm_deitlt.benchmarks
 from timm_deitlt.benchmarks import BENCHMARKS, CATALOGUE, PUBLISHED, RELEASED, TAGS, hub_id, tag_of
-from timm_deitlt.cli.convert import get_parser
+from timm_deitlt.cli.parsers import convert_parser
 from timm_deitlt.models import CosineLinear
 from timm_deitlt.models._hub import explain
 from timm_deitlt.settings.layers import parse_args
@@ -129,7 +129,7 @@ def test_a_tag_without_weights_is_one_error_before_any_request_with_commands_tha
     conversion = re.search('`python hfhub/convert.py (.*?)`', message)
     assert bool(conversion) == (name in RELEASED)
     if conversion:
-        args = get_parser().parse_args(shlex.split(conversion[1]))
+        args = convert_parser().parse_args(shlex.split(conversion[1]))
         files = BENCHMARKS[TAGS[entry.benchmark].dataset].files.get('train', ())
         assert args.benchmark == entry.benchmark
         assert args.list_file.name in files if files else args.list_file is None

@@ -54,6 +54,7 @@ def test_what_it_says_of_the_digits_is_what_training_does(flags):
     assert said['updates_per_epoch'] == trainer.loader.updates_per_epoch == len(list(trainer.loader.epoch(0)))
     assert said['images_per_epoch'] == trainer.loader.images_per_epoch
     assert bool(said['left_out']) == (said['images_per_epoch'] < said['train_images'])
+    assert 'Mixup' not in (said['left_out'] or '') or not {'--mixup', '--aug-repeats'} & set(flags)
     assert said['drw_start_epoch'] == trainer.drw_start_epoch
     assert said['parameters'] == sum(p.numel() for p in trainer.task.trainable_module.parameters())
     weights = class_weights(data.train.class_counts)

@@ -11,6 +11,7 @@ from conftest import TINIEST_TEACHER, TINY_VIT
 from helpers import settings_of
 from PIL import Image
 
+from timm_deitlt.hub.export import export
 from timm_deitlt.run.advice import named_counts, too_few_updates
 from timm_deitlt.run.build.data import build_data
 from timm_deitlt.run.mechanisms import analyze
@@ -92,6 +93,44 @@ def test_classes_that_are_not_evaluated_are_named(tmp_path, caplog):
     assert result['shots']['missing_classes'] == [2, 3]
 
 
+# few cores
+
+def test_more_workers_than_cores_are_one_line_and_no_other_numbers(tmp_path, caplog, monkeypatch, recwarn):
+    pictures(tmp_path / 'images', cat=12, dog=6)
+    short = ['--epochs', 1, '--drw-start-epoch', 1, '--data-dir', tmp_path / 'images', '--output', tmp_path]
+    alone = run(*TINY_VIT, *short, '--experiment', 'alone')
+    assert 'for each core' not in caplog.text
+    monkeypatch.setattr('timm_deitlt.run.settings.cores', lambda: 1)
+    result = run(*TINY_VIT, *short, '--workers', 9, '--experiment', 'many')
+    assert caplog.text.count('1 loader processes, one for each core, instead of 9.') == 1
+    assert not [warning for warning in recwarn if 'This DataLoader' in str(warning.message)]
+    assert result['weights_sha256'] == alone['weights_sha256']
+
+
+# classes of one size
+
+def test_a_balanced_set_has_no_head_and_no_tail(tmp_path, caplog):
+    pictures(tmp_path / 'images', cat=22, dog=20)
+    flags = [flag for flag in TINY_VIT if flag != '--no-report']
+    result = run(
+        *flags, *TINIEST_TEACHER, '--teacher-cache', tmp_path, '--data-dir', tmp_path / 'images', '--val-fraction', .2,
+        '--output', tmp_path, '--experiment', 'run')
+    words = 'no head and no tail, because all classes have about as many training images; mid is all of them'
+    assert ' '.join(caplog.text.split()).count(words) == 3, 'before the run and under the tables of teacher and student'
+    assert [result['shots'][group]['classes'] for group in ('head', 'mid', 'tail')] == [0, 2, 0]
+    for row in ('mean', 'cls', 'dist', 'teacher'):
+        assert result[row]['head'] is result[row]['tail'] is None and result[row]['mid'] == result[row]['balanced']
+    assert 'tail' not in ''.join(sign['name'] for sign in json.loads((tmp_path / 'run/signatures.json').read_text()))
+    page = (tmp_path / 'run' / 'report.html').read_text()
+    assert words in page and 'accuracy_by_class' in page and 'accuracy_by_shot' not in page
+    assert set(np.load(tmp_path / 'run' / 'attention.npz')['groups']) == {'mid'}
+    assert json.loads((tmp_path / 'run' / 'analysis.json').read_text())['tail_gap'] is None
+    again = validate(str(tmp_path / 'run'), {'device': 'cpu'})
+    assert again['mean'] == result['mean']
+    exported = export(tmp_path / 'run', tmp_path / 'out')
+    assert 'metrics.json' in exported['files']
+
+
 # mean and std
 
 @pytest.fixture(scope='module')
@@ -127,6 +166,37 @@ def test_13_bands_are_trained_validated_and_analysed_with_measured_mean_and_std(
     assert analyze(str(tmp_path / 'run'), {'device': 'cpu'})['num_images'] == 3
     resumed = run(*command, '--resume', 'auto')
     assert resumed['weights_sha256'] == result['weights_sha256']
+
+
+def test_tiffs_of_many_bands_without_in_chans_end_before_any_work(tmp_path):
+    tifffile = pytest.importorskip('tifffile')
+    for name in ('sea', 'land'):
+        (tmp_path / 'scenes' / name).mkdir(parents=True)
+        for i in range(12):
+            tifffile.imwrite(tmp_path / 'scenes' / name / f'{i}.tif', np.zeros((13, 8, 8), np.uint16))
+    command = [*TINY_VIT, *TINIEST_TEACHER, '--data-dir', tmp_path / 'scenes', '--output', tmp_path / 'runs']
+    for more in ((), ('--dry-run',), ('--skip-bad-images',)):
+        with pytest.raises(ValueError, match=r'scenes/land/\d+.tif.*its 13 bands cannot.*--in-chans 13 --mean.*own\.$'):
+            run(*command, *more)
+    assert not (tmp_path / 'runs').exists()
+    assert planned(*command, '--in-chans', 13, '--mean', 'auto', '--std', 'auto')['train_images'] == 22
+
+
+def test_a_fourth_band_that_is_tagged_as_transparency_gets_a_hint(tmp_path, caplog):
+    random = np.random.RandomState(0)
+    for name in ('sea', 'land'):
+        (tmp_path / name).mkdir()
+        for i in range(6):
+            scene = random.randint(0, 255, (8, 8, 4), dtype=np.uint8)
+            scene[:2, :, 3] = 255 if name == 'sea' else 40
+            Image.fromarray(scene).save(tmp_path / name / f'{i}.tif')
+    command = [*TINY_VIT, '--data-dir', tmp_path]
+    planned(*command)
+    hint = 'Hardly a pixel is opaque in 5 of 10 images of ' f'{tmp_path} that were looked at'
+    assert hint in caplog.text and 'give --in-chans 4' in caplog.text
+    caplog.clear()
+    planned(*command, '--in-chans', 4, '--mean', 'auto', '--std', 'auto')
+    assert 'opaque' not in caplog.text
 
 
 def test_bands_need_a_mean_and_a_filter_that_fits(bands, tmp_path):

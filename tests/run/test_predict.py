@@ -208,10 +208,13 @@ def test_rate_is_given_beside_the_models_own_where_there_are_batches_enough(trai
 
 @pytest.mark.parametrize(('name', 'words'), [
     ('out.txt', 'no known form: give a file name that ends in .csv, .jsonl or .parquet'),
-    ('nowhere/out.csv', 'its folder is not there or not ours')])
+    ('nowhere/out.csv', 'the folder .*nowhere does not exist: make it first'),
+    ('folder.csv', 'cannot be written')])
 def test_an_output_that_cannot_be_written_is_refused_before_any_work(trained, tmp_path, name, words):
+    (tmp_path / 'folder.csv').mkdir()
     with pytest.raises(ValueError, match=words):
         predict_files.predict_files(trained, ['gone.png'], tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ['folder.csv']
 
 
 def test_parquet_without_its_package_is_refused_with_what_to_install(trained, tmp_path, monkeypatch):
@@ -317,6 +320,20 @@ def test_arrays_are_opened_as_in_training_from_a_run_and_from_its_export(tmp_pat
         assert answers == [os.path.basename(os.path.dirname(file)) for file in files]
     done = command('predict', tmp_path / 'out', tmp_path / 'data', '-o', tmp_path / 'answers.csv')
     assert json.loads(done.stdout.splitlines()[-1])['images'] == 16
+
+
+def test_arrays_for_a_model_of_pictures_are_named(place, trained, tmp_path):
+    (tmp_path / 'scenes').mkdir()
+    for i in range(3):
+        np.save(tmp_path / 'scenes' / f'{i}.npy', np.zeros((8, 8, 13)))
+    done = command('predict', place / 'run', tmp_path / 'scenes', check=False)
+    assert done.returncode == 2 and 'skipped: 3 .npy' in done.stderr
+    assert 'images of mode RGB, not .npy arrays' in done.stderr
+    row, = trained.predict(tmp_path / 'scenes' / '0.npy')
+    assert row['error'].startswith('it is an .npy array, not an image of mode RGB')
+    save_image(tmp_path / 'scenes' / 'x.png', 1)
+    done = command('predict', place / 'run', tmp_path / 'scenes')
+    assert last_json(done)['images'] == 1 and f'Skipped in {tmp_path}/scenes: 3 .npy.' in done.stderr
 
 
 def test_where_no_image_can_be_read_the_command_fails(place, tmp_path):

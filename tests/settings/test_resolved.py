@@ -13,7 +13,7 @@ from timm_deitlt.settings.layers import _settings, args_to_yaml, parse_args
 WORKED_OUT = {
     'model', 'in_chans', 'input_img_mode', 'val_fraction', 'validation_batch_size', 'grad_accum_steps',
     'global_batch_size', 'loss', 'bce_loss', 'logit_adjust_tau', 'lr_base_scale', 'drw_on', 'drw_start_epoch',
-    'drw_beta', 'keep_mixup_drw', 'teacher', 'amp', 'amp_dtype', 'model_dtype'}
+    'drw_beta', 'keep_mixup_drw', 'teacher', 'amp', 'amp_dtype', 'model_dtype', 'workers'}
 AT_THE_DOOR = {'device_modules', 'dry_run', 'dry_run_world_size'}
 
 
@@ -45,6 +45,13 @@ def test_flags_ask_for_the_same_again():
     again = parse_args([])
     vars(again).update(settings.flags)
     assert args_to_yaml(settings.namespace()) == args_to_yaml(again)
+
+
+def test_there_are_no_more_loader_processes_than_cores_but_for_streams_which_they_cut_up(monkeypatch):
+    monkeypatch.setattr('timm_deitlt.run.settings.cores', lambda: 2)
+    assert [settings_of('--workers', n).loader.processes for n in (0, 1, 2, 9)] == [0, 1, 2, 2]
+    assert settings_of('--workers', 9).flags['workers'] == 9
+    assert settings_of('--dataset', 'wds/x', '--workers', 9).loader.processes == 9
 
 
 def test_what_was_asked_for_is_not_seen_below_the_door():

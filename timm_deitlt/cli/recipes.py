@@ -1,17 +1,14 @@
 """The command `recipes`: lists the packaged recipes, prints one, or copies it."""
-import argparse
 import sys
-from pathlib import Path
 
 from ..settings.layers import load_recipe, recipe_names, recipe_text
 from ..utils.files import write_text
+from .parsers import recipes_parser
 
 
 def recipes_main(argv: list[str] | None = None, prog: str = 'timm-deitlt recipes') -> None:
     """Entry of `recipes`."""
-    parser = argparse.ArgumentParser(prog=prog, description='List the recipes. Print one, or copy it to change it.')
-    parser.add_argument('name', nargs='?', metavar='NAME', help='recipe to print, such as own_data')
-    parser.add_argument('-o', '--output', type=Path, metavar='FILE', help='copy it to this new file')
+    parser = recipes_parser(prog)
     args = parser.parse_args(argv)
     if args.name is None:
         if args.output is not None:

@@ -1,7 +1,9 @@
 """The command `timm-deitlt VERB`. Nothing heavy is imported before it is known which verb is asked for."""
+import argparse
 import difflib
+import os
 import sys
-from importlib import import_module
+from importlib import import_module, reload
 
 COMMAND = 'timm-deitlt'
 # Module of this room and what it does; its function is VERB_main(argv, prog)
@@ -16,6 +18,8 @@ VERBS = {
     'convert': ('convert', "bring the authors' released checkpoints into timm's form"),
     'publish': ('publish', 'put a model on the Hugging Face Hub, and verify what is there'),
 }
+# Verbs that need neither torch nor timm
+LIGHT = ('recipes',)
 
 
 def usage() -> str:
@@ -29,6 +33,8 @@ def usage() -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Call the verb that the command line begins with; ends the process with its exit code."""
+    if '_ARGCOMPLETE' in os.environ:
+        _complete()
     verb, *others = (sys.argv[1:] if argv is None else argv) or ['--help']
     if verb in ('-h', '--help'):
         print(usage())
@@ -43,9 +49,30 @@ def main(argv: list[str] | None = None) -> None:
         sys.stderr.write(f'{COMMAND}: error: unknown verb {verb!r}; {hint}\n')
         sys.exit(2)
     prog = f'{COMMAND} {verb}'
-    if verb == 'train' and {'-h', '--help'} & set(others):
-        from ..settings.layers import build_parser  # which is there at once
-        build_parser(prog).print_help()
+    if {'-h', '--help'} & set(others):
+        from .parsers import PARSERS
+        PARSERS[verb](prog).print_help()
         return
+    if verb not in LIGHT:
+        _import_package()
     module = import_module(f'.{VERBS[verb][0]}', __package__)
     sys.exit(getattr(module, f'{verb}_main')(others, prog))
+
+
+def _import_package() -> None:
+    """Run the __init__ of the package, which imports torch and timm, if the start of the command left it out."""
+    package = sys.modules[__package__.partition('.')[0]]
+    if not hasattr(package, '__version__'):
+        reload(package)
+
+
+def _complete() -> None:
+    """Answer the shell, which asks how the command line may go on, and end the process."""
+    import argcomplete  # it set the variable
+
+    from .parsers import PARSERS
+    parser = argparse.ArgumentParser(COMMAND)
+    verbs = parser.add_subparsers()
+    for verb, (_, words) in VERBS.items():
+        verbs.add_parser(verb, parents=[PARSERS[verb](verb)], add_help=False, help=words)
+    argcomplete.autocomplete(parser)

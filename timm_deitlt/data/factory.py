@@ -10,6 +10,7 @@ same number of each class, at most 1,000.
 """
 import difflib
 import inspect
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from urllib.error import URLError
 
 import numpy as np
 import timm.data
-from timm.data.dataset_factory import _EVAL_SYNONYM, _TORCH_BASIC_DS, _TRAIN_SYNONYM, _search_split
+from timm.data.dataset_factory import _EVAL_SYNONYM, _TORCH_BASIC_DS, _TRAIN_SYNONYM
 from torch.utils.data import Dataset, IterableDataset
 
 from ..benchmarks import BENCHMARKS, Benchmark
@@ -30,8 +31,11 @@ from .long_tail import ClassificationSet, long_tailed_subset
 from .sampling import check_imbalance, long_tailed_indices
 from .shards import count_shards
 from .sources import load_benchmark
+from .splits import SPLIT_NAMES, check_split, split_folder
 from .streams import Stream, describe_stream
 from .targets import image_keys, read_class_names, read_targets
+
+_logger = logging.getLogger(__name__)
 
 _PREFIXES = ('', 'lt', 'torch', 'hfds', 'hfids', 'tfds', 'wds')
 # Split of training images that a long-tailed benchmark does not use. Settings can be chosen on them.
@@ -210,12 +214,6 @@ def _finish(dataset: ClassificationSet, request: _Request, training: bool, natur
     return dataset
 
 
-def has_split(root: str | os.PathLike, split: str) -> bool:
-    """Whether a folder of images has a folder for this split, by timm's rules ('val' means 'validation')."""
-    root = os.fspath(root)
-    return bool(split) and os.path.isdir(root) and _search_split(root, split) != root
-
-
 def _find_benchmark(name: str, options: dict) -> Benchmark:
     if name not in BENCHMARKS:
         raise ValueError(f'Unknown data set {name!r}{_near(name)} The benchmarks are {", ".join(BENCHMARKS)}.')
@@ -254,14 +252,20 @@ def _left_over(dataset: ClassificationSet, request: _Request) -> ClassificationS
 
 def _check_classes(dataset: ClassificationSet | Stream, training: bool) -> None:
     if dataset.num_classes < 2:
-        raise ValueError(f'{dataset.name} has {dataset.num_classes} class(es), at least 2 are needed: add classes.')
+        only = f' ({dataset.class_names[0]})' if dataset.class_names else ''
+        raise ValueError(
+            f'{_place(dataset)} has {dataset.num_classes} class(es){only}, at least 2 are needed: add classes.')
     counts = (dataset.class_counts if training else None) or []
     empty = [dataset.class_names[label] for label, count in enumerate(counts) if count == 0]
     if empty:
         raise ValueError(
-            f'{len(empty)} class(es) of {dataset.name} have no training image: {", ".join(map(repr, empty[:10]))}. '
+            f'{len(empty)} class(es) of {_place(dataset)} have no training image: {", ".join(map(repr, empty[:10]))}. '
             f'Add images or leave the class out.'
         )
+
+
+def _place(dataset: ClassificationSet | Stream) -> str:
+    return dataset.place if isinstance(dataset, ClassificationSet) else dataset.name
 
 
 def _open(request: _Request, opener: Callable, **options: Any) -> Dataset:
@@ -277,13 +281,16 @@ def _open(request: _Request, opener: Callable, **options: Any) -> Dataset:
     if root is not None and (is_folder or (prefix == 'torch' and not request.download)):
         if not os.path.exists(root):
             raise FileNotFoundError(f'There is no folder {root} (--data-dir) for the data set {name or "folder"!r}.')
-        if is_folder and options.get('search_split', True):
-            _check_split(root, split)
+        if is_folder and options.pop('search_split', True):
+            check_split(root, split)
+            root = split_folder(root, split) or root
+    if is_folder:
+        options['search_split'] = False
     if name.lower() in _TORCH_FOLDERS:
         options['loader'] = opener
     options.update(is_training=request.training, input_img_mode=request.mode)
     if prefix == '' and root is not None and os.path.isdir(root):
-        return _open_folder(root, split, **options)
+        return _open_folder(root, **options)
     try:
         return timm.data.create_dataset(name, root=root, split=split, download=request.download, **options)
     except (AssertionError, ImportError, RuntimeError, TypeError, ValueError, URLError) as error:
@@ -297,20 +304,22 @@ def _open(request: _Request, opener: Callable, **options: Any) -> Dataset:
 
 
 def _open_folder(
-        root: str,
-        split: str,
+        folder: str,
         is_training: bool,
         input_img_mode: str,
-        search_split: bool = True,
         target_transform: Callable | None = None,
         **kwargs: Any,
 ) -> timm.data.ImageDataset:
-    folder = _search_split(root, split) if search_split else root
     options = {key: kwargs.pop(key) for key in ('class_map', 'input_key') if key in kwargs}
     if unknown := set(kwargs) - (_TIMM_OPTIONS - {'target_key'}):
         raise ValueError(
             f'A folder has no option {", ".join(sorted(unknown))}: leave it out (the classes are the folders).')
     reader = ReaderFolder(folder, mode=input_img_mode, complete=is_training, **options)
+    splits = [name for name in reader.class_to_idx if name.lower() in SPLIT_NAMES]
+    if splits and is_training:
+        _logger.warning(
+            f'The folders {", ".join(splits)} in {folder} are read as classes. If they are splits, name them train and '
+            'val, and keep no other folders beside them.')
     return timm.data.ImageDataset(
         folder, reader=reader, input_img_mode=input_img_mode, target_transform=target_transform)
 
@@ -321,16 +330,3 @@ def _near(name: str) -> str:
     near = [candidate for candidate in known if tail and candidate.rpartition('/')[2] == tail]
     near += [match for match in difflib.get_close_matches(name.lower(), known) if match not in near]
     return f'; did you mean {" or ".join(near)}?' if near else '.'
-
-
-def _check_split(root: str, split: str) -> None:
-    # without a folder for this split timm would read all of root, and validate on training images too
-    if not os.path.isdir(root) or has_split(root, split):
-        return
-    others = [
-        other for other in (*_TRAIN_SYNONYM, *_EVAL_SYNONYM, 'test')
-        if os.path.isdir(os.path.join(root, other))
-        and any(entry.is_dir() for entry in os.scandir(os.path.join(root, other)))  # else a class of that name
-    ]
-    if others:
-        raise FileNotFoundError(f'{root} has no folder for the split {split!r}, only for {", ".join(others)}.')

@@ -167,7 +167,10 @@ class ReaderFolder(Reader):
 
     def _check(self, listing: Listing, names: set[str], complete: bool) -> None:
         if '' in names:
-            raise ValueError(f'Images lie directly in {self.root}: put each image into the folder of its class.')
+            loose = [path for path, _ in listing.files if os.sep not in path]
+            raise ValueError(
+                f'Images lie directly in {self.root}, {len(loose):,} in all, such as {loose[0]}: put each image into '
+                'the folder of its class.')
         empty = [name for name in listing.folders if name not in names]
         if names and empty and complete:
             raise ValueError(

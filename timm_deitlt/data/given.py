@@ -1,10 +1,13 @@
 """The images that a command line names: files, folders, globs, a list."""
 import glob
+import logging
 import os
 from collections.abc import Container, Iterable, Iterator
 
-from .folders import list_images
+from .folders import Listing, list_images
 from .image import image_suffixes
+
+_logger = logging.getLogger(__name__)
 
 
 def given_images(names: Iterable[str], listed: Iterable[str] = (), mode: str = 'RGB') -> list[str]:
@@ -22,21 +25,27 @@ def given_images(names: Iterable[str], listed: Iterable[str] = (), mode: str = '
     """
     names, suffixes = list(names), image_suffixes(mode)
     found: dict[str, None] = {}
+    skipped = Listing()
     for name in names:
-        found.update(dict.fromkeys(_images_of(name, listed, suffixes)))
+        found.update(dict.fromkeys(_images_of(name, listed, suffixes, skipped)))
+    words = skipped.words()
     if not found:
+        arrays = f' This model takes images of mode {mode}, not .npy arrays.' if '.npy' in skipped.left_out else ''
         raise ValueError(
-            f'There is no image in {", ".join(names)}: images are known by their suffix, such as .jpg, .png or .tif.')
+            f'There is no image in {", ".join(names)} (skipped: {words or "nothing"}): images are known by their '
+            f'suffix, such as .jpg, .png or .tif.{arrays}')
+    if words:
+        _logger.info(f'Skipped in {", ".join(names)}: {words}.')
     return list(found)
 
 
-def _images_of(name: str, listed: Iterable[str], suffixes: Container[str]) -> Iterator[str]:
+def _images_of(name: str, listed: Iterable[str], suffixes: Container[str], skipped: Listing) -> Iterator[str]:
     if name == '-':
         yield from (path for line in listed if (path := line.rstrip('\r\n')))
         return
     path = os.path.expanduser(name)
     if os.path.isdir(path):
-        yield from _below(path, suffixes)
+        yield from _below(path, suffixes, skipped)
         return
     if os.path.exists(path):
         yield path
@@ -50,9 +59,12 @@ def _images_of(name: str, listed: Iterable[str], suffixes: Container[str]) -> It
         if not os.path.isdir(match):
             yield match
         elif not name.endswith('**'):  # which matches what lies in the folder too
-            yield from _below(match, suffixes)
+            yield from _below(match, suffixes, skipped)
 
 
-def _below(folder: str, suffixes: Container[str]) -> Iterator[str]:
-    for name, _ in list_images(folder, suffixes).files:
+def _below(folder: str, suffixes: Container[str], skipped: Listing) -> Iterator[str]:
+    listing = list_images(folder, suffixes)
+    skipped.left_out += listing.left_out
+    skipped.hidden += listing.hidden
+    for name, _ in listing.files:
         yield os.path.join(folder, name)

@@ -46,7 +46,13 @@ def find_columns(
     except FileNotFoundError as error:
         raise FileNotFoundError(f'There is no data set {name}: {" ".join(str(error).split())}') from error
     except (ValueError, RuntimeError, OSError) as error:
-        raise ValueError(f'Cannot open {name}, split {split!r}: {" ".join(str(error).split())}') from error
+        words = f'Cannot open {name}, split {split!r}: {" ".join(str(error).split())}'
+        if 'Unknown split' in words:
+            words += (
+                f'{"" if words.endswith(".") else "."} Name a split by --train-split or --val-split. If there is none '
+                'to evaluate on, hold out a tenth of each class by --val-fraction 0.1, or evaluate every image once by '
+                '--folds 5.')
+        raise ValueError(words) from error
     kinds = {column: type(feature).__name__ for column, feature in table.features.items()}
     text = [column for column, feature in table.features.items() if 'string' in str(getattr(feature, 'dtype', ''))]
     if input_key is None:

@@ -11,7 +11,8 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 from timm.data.readers.img_extensions import get_img_extensions
 from torch import Tensor
 
@@ -26,10 +27,15 @@ _UPRIGHT = {
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_ORIENTATION, _BITS_PER_SAMPLE = 274, 258
+_ORIENTATION, _BITS_PER_SAMPLE, _SAMPLES_PER_PIXEL, _SAMPLE_FORMAT = 274, 258, 277, 339
+_PLANES, _SEPARATE, _SIGNED = 284, 2, 2
 _TIFF = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 _NPY = b'\x93NUMPY'
 _INSTALL = "pip install 'timm_deitlt[tiff]'"
+
+
+class WrongKindError(ValueError):
+    """A whole image of a kind that cannot be used as the settings say."""
 
 
 def image_mode(in_chans: int = 3, asked: str | None = None) -> str:
@@ -69,7 +75,8 @@ def open_image(
 
     Raises:
         OSError: If the file cannot be read or is not an image.
-        ValueError: If the range of its numbers is not known, a number is not finite, or it has other channels.
+        ValueError: If a number is not finite; a `WrongKindError` if it has other channels, or the range of its numbers
+            is not known.
 
     Example:
         >>> import io
@@ -95,7 +102,7 @@ def as_opened(image: Image.Image, in_chans: int = 3, mode: str | None = None) ->
     mode = image_mode(in_chans, mode)
     if mode == ARRAY:
         raise ValueError(f'Images of {in_chans} channels are arrays, not pictures: give paths of .npy or TIFF files.')
-    return _in_mode(_upright(image), mode, image.format)
+    return _picture(image, mode)
 
 
 def check_readers(suffixes: Container[str], mode: str) -> None:
@@ -113,8 +120,73 @@ def check_readers(suffixes: Container[str], mode: str) -> None:
 def _read(file: BinaryIO, in_chans: int, mode: str) -> Image.Image | Tensor:
     if mode == ARRAY:
         return _as_tensor(_read_array(file, in_chans), in_chans)
-    with Image.open(file) as image:
-        return _in_mode(_upright(image), mode, image.format)
+    try:
+        opened = Image.open(file)
+    except UnidentifiedImageError:
+        _refuse_array(file, mode)
+        _refuse_bands(_samples(file), mode)
+        raise
+    with opened as image:
+        return _picture(image, mode)
+
+
+def _refuse_array(file: BinaryIO, mode: str) -> None:
+    file.seek(0)
+    if file.read(len(_NPY)) == _NPY:
+        raise WrongKindError(
+            f'it is an .npy array, not an image of mode {mode}: train with --in-chans N or --input-img-mode array')
+
+
+def _picture(image: Image.Image, mode: str) -> Image.Image:
+    if isinstance(image, TiffImageFile):
+        _check_tiff(image, mode)
+    return _in_mode(_upright(image), mode, image.format)
+
+
+def _check_tiff(image: TiffImageFile, mode: str) -> None:
+    """Refuse a TIFF of which Pillow would read only some bands, or the numbers wrongly."""
+    tags = image.tag_v2
+    samples, bits = tags.get(_SAMPLES_PER_PIXEL, 1), max(tags.get(_BITS_PER_SAMPLE, (1,)))
+    in_planes = samples > 1 and tags.get(_PLANES) == _SEPARATE
+    if samples != len(image.getbands()) or (in_planes and bits > 8):
+        _refuse_bands(samples, mode)
+    if samples == 1 and image.mode not in ('1', 'P') and image.n_frames > 1:
+        size = image.size
+        image.seek(1)
+        if image.size == size:  # else it is a preview
+            _refuse_bands(image.n_frames, mode)
+        image.seek(0)
+    if _SIGNED in tags.get(_SAMPLE_FORMAT, ()) and mode not in ('I', 'F'):
+        raise WrongKindError(_unknown_range(f'signed whole numbers of {bits} bits'))
+
+
+def _samples(file: BinaryIO) -> int:
+    """Bands of a TIFF that Pillow does not know; 1 if it is no TIFF."""
+    file.seek(0)
+    head = file.read(8)
+    if not head.startswith(_TIFF):
+        return 1
+    try:
+        tags = ImageFileDirectory_v2(head + (file.read(8) if head[2] == 43 else b''))
+        file.seek(tags.next)
+        tags.load(file)
+        return int(tags.get(_SAMPLES_PER_PIXEL, 1))
+    except (OSError, SyntaxError, struct.error, ValueError, TypeError):
+        return 1
+
+
+def _refuse_bands(bands: int, mode: str) -> None:
+    if bands > 1:
+        as_array = ' --input-img-mode array' if bands == 3 else ''
+        raise WrongKindError(
+            f'its {bands} bands cannot be read as an image of mode {mode}: train with --in-chans {bands}{as_array} '
+            '--mean auto --std auto to use all of them, or save those that you need as an image of their own')
+
+
+def _unknown_range(what: str) -> str:
+    return (
+        f'it holds {what}, whose range is not known: save it as unsigned whole numbers of 8 or 16 bits, or train on '
+        'the numbers as they are with --input-img-mode array --in-chans 1 --mean auto --std auto')
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -133,10 +205,7 @@ def _in_mode(image: Image.Image, mode: str, kind: str | None) -> Image.Image:
         bits = image.tag_v2.get(_BITS_PER_SAMPLE, (16,))[0] if hasattr(image, 'tag_v2') else 16
         image = Image.fromarray(_eight_bits(bits)[np.asarray(image).astype(np.uint16)])
     elif image.mode in ('I', 'F') and mode not in ('I', 'F'):
-        what = 'floats' if image.mode == 'F' else 'whole numbers of 32 bits'
-        raise ValueError(
-            f'it holds {what}, whose range is not known: save it with 8 or 16 bits, or train on the numbers as they '
-            'are with --input-img-mode array --in-chans 1 --mean auto --std auto')
+        raise WrongKindError(_unknown_range('floats' if image.mode == 'F' else 'whole numbers of 32 bits'))
     elif image.has_transparency_data and mode not in ('RGBA', 'LA', 'PA', 'RGBa', 'La'):
         image = _on_background(image)
     return image.convert(mode)
@@ -189,11 +258,11 @@ def _as_tensor(array: np.ndarray, in_chans: int) -> Tensor:
     if array.ndim == 3 and array.shape[-1] != in_chans == array.shape[0]:
         array = array.transpose(1, 2, 0)
     if array.ndim != 3 or array.shape[-1] != in_chans or not array.size:
-        raise ValueError(
+        raise WrongKindError(
             f'it has the shape {list(shape)}, but needs height, width and {in_chans} channels (--in-chans {in_chans})')
     kind = array.dtype.kind
     if kind not in 'buif':
-        raise ValueError(f'it holds {array.dtype}, but real numbers are needed')
+        raise WrongKindError(f'it holds {array.dtype}, but real numbers are needed')
     largest = np.iinfo(array.dtype).max if kind in 'ui' else 1
     array = np.ascontiguousarray(array.transpose(2, 0, 1)).astype(np.float32) * np.float32(255 / largest)
     if not np.isfinite(array).all():

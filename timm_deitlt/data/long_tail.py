@@ -13,9 +13,12 @@ import torch
 from PIL import Image
 from timm.data import ImageDataset
 from torch.utils.data import Dataset
+from torchvision.datasets import ImageFolder
 
 from .class_names import label_table
+from .folders import ReaderFolder
 from .held import HeldImages
+from .image import WrongKindError
 from .sampling import (
     Integers,
     check_imbalance,
@@ -111,6 +114,12 @@ class ClassificationSet(Dataset):
         return np.bincount(self.targets, minlength=self.num_classes).tolist()
 
     @property
+    def place(self) -> str:
+        """The folder of its images, or else its name: for messages."""
+        reader = getattr(self.base, 'reader', self.base)
+        return str(reader.root) if isinstance(reader, ReaderFolder | ImageFolder) else self.name
+
+    @property
     def bad_images(self) -> int:
         """Number of different unreadable images that this process and its loader workers have met so far."""
         return 0 if self._bad is None else int(self._bad[torch.from_numpy(self.indices)].sum())
@@ -132,7 +141,7 @@ class ClassificationSet(Dataset):
 
     def __getitem__(self, i: int) -> tuple[Any, int]:
         try:
-            image = self._read(i)
+            image = self.read(i)
         except UnreadableImageError as error:
             if self._bad is None:
                 raise
@@ -169,12 +178,13 @@ class ClassificationSet(Dataset):
     def _readable(self, positions: Iterable[int]) -> Iterator[tuple[int, Image.Image]]:
         for i in positions:
             try:
-                yield int(self.indices[i]), self._read(i)
+                yield int(self.indices[i]), self.read(i)
             except UnreadableImageError:
                 if self._bad is None:
                     raise
 
-    def _read(self, i: int) -> Image.Image:
+    def read(self, i: int) -> Image.Image:
+        """An image without its transform, or an UnreadableImageError; never another image in its place."""
         index = int(self.indices[i])
         if self.held is not None and index in self.held:
             return self.held[index]
@@ -189,10 +199,10 @@ class ClassificationSet(Dataset):
                 with Image.open(file) as image:
                     return image.convert(self.input_img_mode or image.mode)
         except _DECODE_ERRORS as error:
+            skip = ' (--skip-bad-images takes the next image of the class instead).'
             raise UnreadableImageError(
-                f'Cannot read image {self._file(index)} of class {self.class_names[self.targets[i]]!r}: {error} '
-                f'(--skip-bad-images takes the next image of the class instead).'
-            ) from error
+                f'Cannot read image {self._file(index)} of class {self.class_names[self.targets[i]]!r}: {error}'
+                f'{"." if isinstance(error, WrongKindError) else skip}') from error
 
     def _replacement(self, i: int, bad: torch.Tensor, error: UnreadableImageError) -> Image.Image:
         same_class = np.flatnonzero(self.targets == self.targets[i])
@@ -200,11 +210,11 @@ class ClassificationSet(Dataset):
         bad[self.indices[i]] = True
         for candidate in after[:-1]:
             try:
-                return self._read(candidate)
+                return self.read(candidate)
             except UnreadableImageError:
                 bad[self.indices[candidate]] = True
         raise UnreadableImageError(
-            f'None of the {len(same_class)} images of class {self.class_names[self.targets[i]]!r} of {self.name} can '
+            f'None of the {len(same_class)} images of class {self.class_names[self.targets[i]]!r} of {self.place} can '
             f'be read. {error}'
         )
 
@@ -223,7 +233,7 @@ class ClassificationSet(Dataset):
             ValueError: If this set has a class that is not among `class_names`.
         """
         class_names = tuple(class_names)
-        table = np.asarray(label_table(self.class_names, class_names, self.name))
+        table = np.asarray(label_table(self.class_names, class_names, self.place))
         return self._derive(table[self._base_targets], class_names, self.indices, None)
 
     def _derive(
@@ -263,7 +273,7 @@ def holdout(
     stay, held, small = stratified_split(dataset.targets, fraction, seed)
     if len(held) == 0:
         raise ValueError(
-            f'Holding out {fraction} of {dataset.name} takes no image, because its largest class has '
+            f'Holding out {fraction} of {dataset.place} takes no image, because its largest class has '
             f'{max(dataset.class_counts)}: give a larger --val-fraction, or evaluate all images in turn by --folds.'
         )
     return dataset.subset(stay), dataset.subset(held), small
@@ -299,7 +309,7 @@ def long_tailed_subset(
     largest = largest_n_max(available, imbalance_factor, profile)
     if n_max is None and min(profile_counts(len(available), largest, imbalance_factor, profile)) == 0:
         raise ValueError(
-            f'An imbalance factor of {imbalance_factor:.10g} leaves a class of {dataset.name} without an image: with '
+            f'An imbalance factor of {imbalance_factor:.10g} leaves a class of {dataset.place} without an image: with '
             f'{max(available)} to {min(available)} images in a class the largest allowed is '
             f'{largest_imbalance_factor(available, profile)}.'
         )
@@ -307,7 +317,7 @@ def long_tailed_subset(
     if np.any(counts > available):
         short = int(np.argmax(counts > available))
         raise ValueError(
-            f'With n_max {n_max} class {dataset.class_names[order[short]]!r} of {dataset.name} needs {counts[short]} '
+            f'With n_max {n_max} class {dataset.class_names[order[short]]!r} of {dataset.place} needs {counts[short]} '
             f'images but has {available[short]}: the largest allowed n_max is {largest}.'
         )
     by_label = np.empty_like(counts)

@@ -5,9 +5,9 @@ from statistics import median
 import numpy as np
 from PIL import Image
 
-from .factory import has_split
 from .folders import list_images
 from .image import image_suffixes
+from .splits import split_folder
 
 # So many images, spread over the folder, tell its usual size
 _MEASURED = 48
@@ -25,7 +25,7 @@ def survey(root: str | os.PathLike, split: str = 'train', mode: str = 'RGB') -> 
         'images', and 'side' if any of the images that were looked at can be read; nothing if there is no image. Only
         headers are read.
     """
-    folder = os.path.join(os.fspath(root), split) if has_split(root, split) else os.fspath(root)
+    folder = split_folder(root, split) or os.fspath(root)
     if not os.path.isdir(folder):
         return {}
     files = list_images(folder, image_suffixes(mode)).files

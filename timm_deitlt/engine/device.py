@@ -9,6 +9,11 @@ import torch
 from timm.layers import set_fused_attn
 
 
+def cores() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
 def choose_device(name: str | None, plain: bool = False) -> str:
     """Choose the device, and the options that are usually fastest on it unless `plain`.
 

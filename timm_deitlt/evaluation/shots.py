@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 GROUPS = ('head', 'mid', 'tail')
+# Classes are balanced if the largest has at most so many times the training images of the smallest
+_BALANCED = 1.2
+_NO_TAIL = 'no head and no tail, because all classes have about as many training images; mid is all of them'
 
 
 @dataclass(frozen=True)
@@ -29,18 +32,23 @@ class Shots:
     def from_counts(cls, class_counts: Sequence[int], boundaries: tuple[int, int] | None = None) -> 'Shots':
         """Group the classes at the given cuts, or else at 100 and 20 images, or into thirds if a group would be empty.
 
+        Without given cuts, balanced classes have no head and no tail: all of them are in mid.
+
         Args:
             class_counts: Training images per class, by class index.
             boundaries: Positions of the first mid and the first tail class among the classes, most frequent first.
 
         Raises:
-            ValueError: If there are fewer than 2 classes, or a group would be empty (with 2 classes, mid may be).
+            ValueError: If there are fewer than 2 classes, or given cuts leave a group empty. With 2 classes mid may be
+                empty, and the cuts `(0, C)` are those of balanced classes.
         """
         counts = tuple(int(count) for count in class_counts)
         num_classes = len(counts)
         if num_classes < 2:
             raise ValueError(f'Head, mid and tail need at least 2 classes, got {num_classes}.')
         order = tuple(sorted(range(num_classes), key=lambda label: -counts[label]))
+        if boundaries is None and max(counts) <= _BALANCED * min(counts) or boundaries == (0, num_classes):
+            return cls(order, (0, num_classes), _NO_TAIL, counts)
         if boundaries is not None:
             mid, tail = checked_cuts(boundaries, num_classes)
             rule = f'given cuts: head is the {mid} most frequent classes, tail the {num_classes - tail} rarest'

@@ -4,6 +4,8 @@ from typing import Any
 
 # Points of accuracy that count as a large difference
 _FAR = 10.
+# Points of accuracy that are shown as 100.0 %
+_PERFECT = 99.95
 # Above this cosine of CLS and DIST after the final norm, the two count as one expert
 _ALIKE = .97
 # If the teacher is right on more of the student's images than this (in percent), it only repeats the labels
@@ -46,13 +48,13 @@ class _Run:
 def dist_not_above_cls_on_the_tail(run: _Run) -> tuple[str, str] | None:
     """DIST, which learned from the teacher, is not better than CLS on the tail."""
     cls, dist, teacher = (run.accuracy(who, 'tail') for who in ('cls', 'dist', 'teacher'))
-    if cls is None or dist is None or teacher is None or dist > cls:
+    if cls is None or dist is None or teacher is None or dist > cls or cls > _PERFECT:
         return None
     message = f'DIST reaches {dist:.1f} % on the tail, which is not more than CLS ({cls:.1f} %).'
     if teacher <= max(cls, dist):
         return message, (
-            f'The teacher itself reaches only {teacher:.1f} % there: train a better one first (--teacher resnet32_sam, '
-            'which re-balances, or more --teacher-epochs).')
+            f'The teacher itself is no better there ({teacher:.1f} %): train a better one first (--teacher '
+            'resnet32_sam, which re-balances, or more --teacher-epochs).')
     return message, (
         f'The teacher reaches {teacher:.1f} %, so there is something to learn: train longer, or look in the report '
         "(analyze.py RUN) how often the teacher is right on the student's images.")

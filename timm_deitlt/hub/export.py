@@ -51,8 +51,8 @@ def export(run: Path, out: Path, onnx: bool = False, program: bool = False) -> d
         program: Whether to add model.pt2, see `write_program`.
 
     Returns:
-        'output', 'architecture' and 'timm_architecture', 'experts', 'num_classes', 'sha256' of the weights, and the
-        sizes of the 'files' in bytes.
+        'output', 'architecture', 'timm_architecture' (its name in timm, or None if timm alone cannot load it),
+        'experts', 'num_classes', 'sha256' of the weights, and the sizes of the 'files' in bytes.
 
     Raises:
         FileNotFoundError: If there is no such run.
@@ -78,8 +78,8 @@ def export(run: Path, out: Path, onnx: bool = False, program: bool = False) -> d
     files = {path.relative_to(out).as_posix(): path.stat().st_size for path in sorted(out.rglob('*')) if path.is_file()}
     return {
         'output': str(out), 'architecture': config['timm_deitlt']['architecture'],
-        'timm_architecture': config['architecture'], 'experts': model.config['experts'],
-        'num_classes': config['num_classes'], 'sha256': sha256, 'files': files}
+        'timm_architecture': config['architecture'] if in_timm(config['architecture']) else None,
+        'experts': model.config['experts'], 'num_classes': config['num_classes'], 'sha256': sha256, 'files': files}
 
 
 def check_free(out: Path) -> None:
@@ -122,6 +122,8 @@ def write_model(model: Model, out: Path, license_id: str | None = None) -> str:
         _logger.warning(
             'The DIST token was not trained, but timm averages CLS and DIST. Use timm_deitlt.load_model, which gives '
             'the probabilities of CLS alone.')
+    if not in_timm(architecture):
+        _logger.warning(f'timm and transformers do not have {architecture}: this package is needed to load it.')
     cfg = {'architecture': architecture, 'tag': model.config.get('benchmark') or '', 'license': license_id}
     try:
         save_config_for_hf(
@@ -208,6 +210,11 @@ def _kind(model: Model) -> str | None:
     if model.config['kind'] == 'student':
         return 'student' if args.teacher not in NO_NETWORK else None
     return {'ldam': 'sam', 'paco': 'paco_sam'}.get(args.loss) if args.opt.startswith('sam') else None
+
+
+def in_timm(architecture: str) -> bool:
+    """Whether timm alone has a model of this name."""
+    return timm.is_model(architecture) and timm.model_entrypoint(architecture).__module__.startswith('timm.')
 
 
 def load_back(folder: Path) -> TimmModel:

@@ -66,6 +66,8 @@ class Run:
         self.order = sorted(range(len(self.counts)), key=lambda label: -self.counts[label])
         # positions in this order of the first mid and the first tail class
         self.boundaries = tuple(self.shots['boundaries']) if self.shots.get('boundaries') and self.counts else None
+        # balanced classes have no head and no tail
+        self.balanced = self.boundaries is not None and not self.boundaries[0]
         self.two_experts = bool(self.metrics.get('dist')) or any('train_distill_loss' in row for row in self.rows)
         self.epochs: int | None = self.metrics.get('epochs') or self.args.get('epochs')
 
@@ -206,15 +208,18 @@ def _sentence(run: Run) -> str:
     subject = 'the mean of both experts' if run.two_experts else 'the model'
     words = (
         f'After {counted(run.metrics.get("epochs_trained") or run.epochs or 0, "epoch")}, {subject} classifies '
-        f'{_percent(row["top1"])} of {run.data.get("evaluated_on") or "the images"} correctly: {_by_group(row)}.')
+        f'{_percent(row["top1"])} of {run.data.get("evaluated_on") or "the images"} correctly'
+        f'{_by_group(run, row, ": ")}.')
     if 'teacher' in run.measured:
-        words += (f' Its teacher {run.teacher.get("name")} reaches {_percent(run.teacher["top1"])}: '
-                  f'{_by_group(run.teacher)}.')
+        words += (f' Its teacher {run.teacher.get("name")} reaches {_percent(run.teacher["top1"])}'
+                  f'{_by_group(run, run.teacher, ": ")}.')
     return words
 
 
-def _by_group(row: dict[str, Any]) -> str:
-    return ', '.join(f'{group} {_percent(row.get(group))}' for group in GROUPS)
+def _by_group(run: Run, row: dict[str, Any], before: str) -> str:
+    if run.balanced:
+        return ''
+    return before + ', '.join(f'{group} {_percent(row.get(group))}' for group in GROUPS)
 
 
 def _percent(value: float | None) -> str:

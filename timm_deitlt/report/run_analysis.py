@@ -2,6 +2,7 @@
 import numpy as np
 from matplotlib import colormaps
 
+from ..evaluation.shots import GROUPS
 from .look import LIGHT, LOOKS, Plot, finish, from_zero, legend, line, new_figure, shortened, whole_numbers
 from .run import Run, numbers
 
@@ -121,7 +122,7 @@ def _attention_maps(run: Run, kind: str, name: str, title: str) -> Plot | None:
         return None
     groups = {
         group: [index for index, found in enumerate(arrays['groups']) if str(found) == group][:_MOST_ROWS]
-        for group in ('head', 'tail')}
+        for group in GROUPS}
     groups = {group: rows for group, rows in groups.items() if rows}
     if not groups:
         return None

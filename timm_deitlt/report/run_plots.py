@@ -118,7 +118,7 @@ def _blocks(classes: int) -> int:
 
 
 def _group_borders(axes: Axes, run: Run) -> None:
-    if run.boundaries is None:
+    if run.boundaries is None or run.balanced:
         return
     borders = [0, *run.boundaries, len(run.counts)]
     for border in borders[1:-1]:
@@ -131,7 +131,7 @@ def _group_borders(axes: Axes, run: Run) -> None:
 def accuracy_by_shot(run: Run) -> Plot | None:
     """Accuracy of each expert over all, head, mid and tail classes, as bars."""
     rows = run.measured
-    if not rows:
+    if not rows or run.balanced:
         return None
     figure, ((axes,),) = new_figure(3.1)
     keys = {'top1': 'overall', **{group: group for group in GROUPS}}
@@ -173,8 +173,9 @@ def _groups_in_words(run: Run) -> str:
 
 def accuracy_by_epoch(run: Run) -> Plot | None:
     """Accuracy of the experts after each epoch, over all and over the tail classes."""
+    keys = {'top1': 'all classes', **({} if run.balanced else {'tail': 'tail classes'})}
     panels = {f'{words}, %': _columns(run, {name: f'eval_{name}_{key}' for name in _experts(run)})
-              for key, words in (('top1', 'all classes'), ('tail', 'tail classes'))}
+              for key, words in keys.items()}
 
     def scale(axes: Axes, words: str) -> None:
         teacher = run.teacher.get('tail' if words.startswith('tail') else 'top1')
@@ -184,6 +185,7 @@ def accuracy_by_epoch(run: Run) -> Plot | None:
 
     return _by_epoch(
         run, 'accuracy_by_epoch', 'Accuracy during training', panels if panels['all classes, %'] else {},
+        'If the accuracy still rises at the end, more epochs may help.' if run.balanced else
         'After the switch to stage two, the tail should gain more than the other classes lose.' if run.stage_two else
         'If the tail still rises at the end, more epochs may help it.', scale)
 

@@ -44,7 +44,7 @@ def dry_run(args: argparse.Namespace) -> dict[str, Any]:
 
     The class counts of the synthetic benchmarks follow from their protocol. Those of 'lt/imagenet' and 'lt/inat18' are
     read from their list file; without it the published number of images is used and the counts are None. Any other data
-    set is opened.
+    set is opened, and some of its images are looked at.
 
     Args:
         args: Flags as `settings.layers.parse_args` returns them, checked.
@@ -77,7 +77,7 @@ def dry_run(args: argparse.Namespace) -> dict[str, Any]:
         'needs': needs,
         'shots': None if counts is None else _shots(counts, boundaries),
         'images_per_epoch': sampler.images_per_epoch,
-        'left_out': _left_out(loader.aug_repeats, images - sampler.images_per_epoch),
+        'left_out': _left_out(loader.aug_repeats, images - sampler.images_per_epoch, settings.augment.mixes),
         'world_size': world_size,
         'batch_size': loader.batch_size,
         'grad_accum_steps': loader.micro_batches,
@@ -174,10 +174,10 @@ def _chosen(data: DataSettings, counts: list[int], natural: bool) -> Classificat
     return chosen
 
 
-def _left_out(repeats: float, images: int) -> str | None:
+def _left_out(repeats: float, images: int, mixes: bool) -> str | None:
     if not images:
         return None
-    odd = 'Mixup needs pairs of images, and a micro-batch needs at least two images'
+    odd = 'Mixup needs pairs of images' if mixes else 'a micro-batch needs at least two images'
     rounded = 'repeated augmentation rounds down to a multiple of 256, as in the published code'
     return f'{images} left out: {rounded if repeats > 1 and images > 1 else odd}'
 

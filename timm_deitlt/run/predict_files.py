@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..engine.device import keep_freed_memory
+from ..engine.device import cores, keep_freed_memory
 from ..engine.progress import doing
 from ..engine.speed import synchronize
 from ..utils.files import atomic_write
@@ -39,8 +39,10 @@ def check_output(path: Path) -> None:
     """
     if path.suffix not in _FORMS:
         raise ValueError(f'--output {path} has no known form: {_GIVE}.')
+    if not path.parent.exists():
+        raise ValueError(f'--output {path}: the folder {path.parent} does not exist: make it first, or give another.')
     if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise ValueError(f'--output {path} cannot be written, as its folder is not there or not ours: {_GIVE}.')
+        raise ValueError(f'--output {path} cannot be written, because it or its folder forbids it: {_GIVE}.')
     if path.suffix == '.parquet' and not find_spec('pyarrow'):
         raise ValueError("--output *.parquet needs pyarrow: pip install 'timm_deitlt[parquet]'.")
 
@@ -110,7 +112,7 @@ def predict_files(
 def _usual_workers(device: torch.device, batches: int) -> int:
     if device.type != 'cuda':
         return min(1, batches)
-    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1)
+    return min(8, cores())
 
 
 def _counted(

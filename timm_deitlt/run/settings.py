@@ -9,9 +9,9 @@ import torch
 from timm.utils.distributed import world_info_from_env
 
 from ..benchmarks import BENCHMARKS
-from ..data.factory import has_split
 from ..data.image import image_mode
-from ..engine.device import choose_device, has_bfloat16, local_device
+from ..data.splits import has_split, split_folder, subfolders
+from ..engine.device import choose_device, cores, has_bfloat16, local_device
 from ..settings.images import AugmentSettings, DataSettings, LoaderSettings
 from ..settings.resolved import (
     LossSettings,
@@ -35,6 +35,8 @@ NO_NETWORK = ('none', 'labels')
 DEFAULT_VAL_FRACTION = 0.1
 # Names under which timm reads a folder of class folders
 FOLDER_DATASETS = ('', 'folder', 'torch/image_folder', 'torch/folder')
+# Beginnings of the names of data sets that are read as streams
+_STREAMS = ('wds', 'tfds', 'hfids')
 
 
 def resolve_settings(
@@ -70,7 +72,7 @@ def resolve_settings(
         augment=part(AugmentSettings, args),
         loader=part(
             LoaderSettings, args, evaluation_batch_size=args.validation_batch_size or args.batch_size,
-            micro_batches=micro_batches, update_images=update_images),
+            processes=loader_processes(args), micro_batches=micro_batches, update_images=update_images),
         loss=part(
             LossSettings, args, label_loss='bce' if args.bce_loss else args.loss,
             prior_tau={'ce': 0., 'balanced_softmax': 1., 'logit_adjust': args.logit_adjust_tau}[args.cls_loss]),
@@ -131,6 +133,16 @@ def update_size(args: argparse.Namespace, world_size: int = 1) -> tuple[int, int
     return steps, size
 
 
+def loader_processes(args: argparse.Namespace) -> int:
+    """Loader processes: `--workers`, but no more than there are cores.
+
+    They do not change the images, but for streams, which are cut up among them: there it is always `--workers`.
+    """
+    if args.dataset.partition('/')[0].lower() in _STREAMS:
+        return args.workers
+    return min(args.workers, cores())
+
+
 def learning_rate(args: argparse.Namespace, update_images: int) -> float:
     """Peak learning rate: `--lr`, else `--lr-base` scaled to the images of an update."""
     if args.lr:
@@ -179,11 +191,11 @@ def fraction_to_hold_out(args: argparse.Namespace) -> float | None:
 
 
 def _warn_of_unused_splits(args: argparse.Namespace) -> None:
-    if not has_split(args.data_dir, args.train_split):
+    train = split_folder(args.data_dir, args.train_split)
+    if train is None:
         return
-    unused = sorted(
-        entry.name for entry in os.scandir(args.data_dir)
-        if entry.is_dir() and not entry.name.startswith(('.', '_')) and entry.name != args.train_split)
+    unused = [
+        name for name in subfolders(args.data_dir) if not name.startswith('_') and name != os.path.basename(train)]
     if unused:
         _logger.warning(
             f'{args.data_dir} also holds {", ".join(unused)}, which is not used. Evaluate on it with '

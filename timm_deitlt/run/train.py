@@ -56,13 +56,15 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     settings = settings_of_this_process(args)
     primary = settings.machine.rank == 0
     _logger.info(describe_defaults(settings.flags, settings.sources))
+    if settings.loader.processes < args.workers:
+        _logger.info(f'{settings.loader.processes} loader processes, one for each core, instead of {args.workers}.')
     start = find_start(settings)
     data = build_data(settings)
     settings = measured_settings(settings, data)
     _logger.info(_describe_data(data))
     _check(settings, start, data)
     with doing('reading the images'):
-        data.hold(settings.data.cache_images, settings.loader.workers)
+        data.hold(settings.data.cache_images, settings.loader.processes)
     if primary:
         with doing('timing a step'):
             _logger.info(look_ahead(settings, data, start.path, start.epoch))

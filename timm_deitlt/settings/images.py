@@ -94,13 +94,14 @@ class LoaderSettings:
 
     Attributes:
         batch_size: Images of a micro-batch.
+        processes: Loader processes, 0 for none beside the training process.
         evaluation_batch_size: Images of a batch of evaluation.
         micro_batches: Micro-batches of each device in an update.
         update_images: Images of an update over all devices.
     """
     batch_size: int
     aug_repeats: float
-    workers: int
+    processes: int
     pin_mem: bool
     evaluation_batch_size: int
     micro_batches: int

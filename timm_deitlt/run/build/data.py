@@ -13,6 +13,7 @@ from ...data.factory import UNUSED, create_dataset
 from ...data.folds import split_fold
 from ...data.image import ARRAY
 from ...data.long_tail import ClassificationSet, holdout
+from ...data.look import look_at
 from ...evaluation import Shots
 from ...settings.images import DataSettings
 from ...settings.resolved import Settings
@@ -116,6 +117,8 @@ def build_data(settings: Settings, evaluate_split: str | None = None) -> Data:
             class_names=train.class_names,
             **common,
         )
+    for part in (train, evaluation):
+        look_at(part)
     if chosen.num_classes not in (None, train.num_classes):
         raise ValueError(
             f'--num-classes {chosen.num_classes} differs from the {train.num_classes} classes of the data set; leave '

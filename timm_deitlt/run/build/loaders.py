@@ -147,7 +147,7 @@ def build_train_loader(
         repeats=loader.aug_repeats,
         even=settings.augment.mixes,
         seed=settings.seed,
-        workers=loader.workers,
+        workers=loader.processes,
         pin_memory=loader.pin_mem,
         device=device,
         dtype=dtype,
@@ -190,5 +190,5 @@ def build_eval_loader(
         crop_mode=config.get('crop_mode'), use_prefetcher=True)
     loader, machine = settings.loader, settings.machine
     return create_eval_loader(
-        dataset, transform, config['mean'], config['std'], loader.evaluation_batch_size, loader.workers,
+        dataset, transform, config['mean'], config['std'], loader.evaluation_batch_size, loader.processes,
         machine.world_size, machine.rank, loader.pin_mem, device, dtype)

@@ -141,8 +141,9 @@ def _grid(model: TimmModel) -> tuple[int, int]:
 def _picture_maps(subject: Subject, images: Any, labels: Sequence[int]) -> dict[str, np.ndarray]:
     """Arrays of attention.npz: a few images of head and of tail classes as the model sees them, with their maps."""
     model, groups = subject.model, subject.data.shots.groups
-    chosen = {group: choose(labels, groups[group], PICTURES) for group in ('head', 'tail')}
-    positions = [*chosen['head'], *chosen['tail']]
+    shown = ('head', 'tail') if groups['tail'] else ('mid',)  # of a balanced set
+    chosen = {group: choose(labels, groups[group], PICTURES) for group in shown}
+    positions = [position for found in chosen.values() for position in found]
     if not positions:
         _logger.warning('There is no image of a head or a tail class among those measured: no attention maps are kept.')
         return {}

@@ -25,9 +25,10 @@ def measure_tail_gap(subject: Subject, images: Any, num_images: int) -> dict[str
         None if the subject is not a run, or there are no tail images.
     """
     train, folder = subject.data.train, subject.folder
-    if subject.epochs is None or folder is None or isinstance(train, IterableDataset):
+    tail = subject.data.shots.groups['tail']
+    if subject.epochs is None or folder is None or not tail or isinstance(train, IterableDataset):
         return None
-    chosen = choose([int(label) for label in train.targets], subject.data.shots.groups['tail'], num_images)
+    chosen = choose([int(label) for label in train.targets], tail, num_images)
     parts = {'train': Subset(train, chosen), 'test': images}
     start = subject.settings.stage_two.start_epoch
     milestone = folder / f'milestone-{start}.pth.tar'

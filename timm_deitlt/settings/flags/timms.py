@@ -173,7 +173,7 @@ TIMM_FLAGS = {
         flag('--log-interval', 'updates between log lines', type=int, default=50),
         flag('--val-interval', 'epochs between evaluations', type=int, default=1),
         flag('--save-epochs', 'keep a milestone after these epochs (default: none)', type=int, nargs='+'),
-        flag('-j --workers', 'number of loader processes', type=int, default=4),
+        flag('-j --workers', 'loader processes, at most one for each core', type=int, default=4),
         flag('--save-images', 'save the images of a training batch at every log line', action='store_true'),
         flag('--pin-mem', "pin the loader's memory", action='store_true'),
         flag('--output', 'folder of the experiments', default='./output/train', metavar='DIR'),
