@@ -2,7 +2,6 @@
 import os
 import subprocess
 import sys
-import time
 from configparser import ConfigParser
 
 import pytest
@@ -27,13 +26,8 @@ def command(*args, **options):
     return run_script(*args, script=COMMAND.name, **options)
 
 
-def test_help_is_there_in_less_than_half_a_second():
-    seconds = []
-    for _ in range(3):
-        began = time.perf_counter()
-        done = subprocess.run([sys.executable, COMMAND, '--help'], capture_output=True, text=True, check=True)
-        seconds.append(time.perf_counter() - began)
-    assert min(seconds) < .5
+def test_help_names_every_verb():
+    done = subprocess.run([sys.executable, COMMAND, '--help'], capture_output=True, text=True, check=True)
     assert done.stdout.startswith('usage: timm-deitlt VERB')
     assert all(f'\n  {verb}' in done.stdout for verb in verbs.VERBS)
 
@@ -43,19 +37,6 @@ def test_help_is_there_in_less_than_half_a_second():
 def test_what_needs_no_model_imports_neither_torch_nor_timm(args):
     done = subprocess.run([sys.executable, '-c', IMPORTED, *args], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == '[]', done.stderr
-
-
-def test_python_m_shows_help_without_them_too_and_imports_them_for_other_verbs(tmp_path):
-    (tmp_path / 'torch.py').write_text('raise ImportError("torch was imported")')
-    environment = {**os.environ, 'PYTHONPATH': f'{tmp_path}{os.pathsep}{ROOT}'}
-
-    def python_m(*args):
-        return subprocess.run(
-            [sys.executable, '-m', 'timm_deitlt', *args], capture_output=True, text=True, env=environment)
-
-    assert python_m('--help').stdout.startswith('usage: timm-deitlt VERB')
-    assert python_m('predict', '--help').stdout.startswith('usage: timm-deitlt predict ')
-    assert 'torch was imported' in python_m('predict', 'run', 'x.png').stderr
 
 
 def test_parsers_offer_what_the_rooms_below_have():
