@@ -93,6 +93,9 @@ class DeiTLTTask(ShotEvaluation, TokenDistillationTask):
         self.teacher.requires_grad_(False).eval()
         self.distillation_loss = distillation_loss.to(self.device)
         self.teacher_normalize = teacher_normalize
+        # asked once: timm's `normalize_input` compares them on the device, and so waits for it, in every batch
+        self._other_statistics = not (
+            torch.equal(self.student_mean, self.teacher.mean_kd) and torch.equal(self.student_std, self.teacher.std_kd))
         self.teacher_antialias = teacher_antialias
         self.teacher_scale = teacher_scale
         self.teacher_size = tuple(network.pretrained_cfg['input_size'][-2:])
@@ -119,8 +122,9 @@ class DeiTLTTask(ShotEvaluation, TokenDistillationTask):
         if images.shape[-2:] != self.teacher_size:
             images = F.interpolate(
                 images.float(), self.teacher_size, mode='bicubic', antialias=self.teacher_antialias).to(images.dtype)
-        if self.teacher_normalize == 'own':  # gives the same before resizing, but now there are usually fewer pixels
-            images = self.teacher.normalize_input(images, self.student_mean, self.student_std)
+        # the normalisation gives the same before resizing, but now there are usually fewer pixels
+        if self.teacher_normalize == 'own' and self._other_statistics:
+            images = (images * self.student_std + self.student_mean - self.teacher.mean_kd) / self.teacher.std_kd
         return images
 
     def forward(

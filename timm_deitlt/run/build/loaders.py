@@ -136,7 +136,7 @@ def build_train_loader(
         even=settings.augment.mixes,
         seed=settings.seed,
         workers=loader.workers,
-        pin_memory=loader.pin_mem,
+        pin_memory=pinned(settings, device),
         device=device,
         dtype=dtype,
         global_batch_size=loader.update_images,
@@ -162,6 +162,11 @@ def _views(settings: Settings, config: dict[str, Any], second_view: str) -> list
     return views
 
 
+def pinned(settings: Settings, device: torch.device) -> bool:
+    """Whether batches wait in pinned memory, from which a GPU copies them while it computes."""
+    return settings.loader.pin_mem or device.type == 'cuda'
+
+
 def build_eval_loader(
         settings: Settings,
         dataset: Any,
@@ -178,4 +183,4 @@ def build_eval_loader(
     loader, machine = settings.loader, settings.machine
     return create_eval_loader(
         dataset, transform, config['mean'], config['std'], loader.evaluation_batch_size, loader.workers,
-        machine.world_size, machine.rank, loader.pin_mem, device, dtype)
+        machine.world_size, machine.rank, pinned(settings, device), device, dtype)
