@@ -169,10 +169,10 @@ class SAM(Optimizer):
         A fused base asks on the device, so that nothing waits for it. Before its first step it could not: it would
         keep a momentum that was never written.
         """
-        base = self.base_optimizer
+        base: Any = self.base_optimizer
         stepped = all(p in self.state for group in self.param_groups for p in group['params'] if p.grad is not None)
         if isinstance(loss, Tensor) and stepped and all(group.get('fused') for group in self.param_groups):
-            base.found_inf = (~finite).float()  # type: ignore[attr-defined]
+            base.found_inf = (~finite).float()
             try:
                 base.step()
             finally:

@@ -94,8 +94,9 @@ class DeiTLTTask(ShotEvaluation, TokenDistillationTask):
         self.distillation_loss = distillation_loss.to(self.device)
         self.teacher_normalize = teacher_normalize
         # asked once: timm's `normalize_input` compares them on the device, and so waits for it, in every batch
+        kept: Any = self.teacher
         self._other_statistics = not (
-            torch.equal(self.student_mean, self.teacher.mean_kd) and torch.equal(self.student_std, self.teacher.std_kd))
+            torch.equal(self.student_mean, kept.mean_kd) and torch.equal(self.student_std, kept.std_kd))
         self.teacher_antialias = teacher_antialias
         self.teacher_scale = teacher_scale
         self.teacher_size = tuple(network.pretrained_cfg['input_size'][-2:])
@@ -124,7 +125,8 @@ class DeiTLTTask(ShotEvaluation, TokenDistillationTask):
                 images.float(), self.teacher_size, mode='bicubic', antialias=self.teacher_antialias).to(images.dtype)
         # the normalisation gives the same before resizing, but now there are usually fewer pixels
         if self.teacher_normalize == 'own' and self._other_statistics:
-            images = (images * self.student_std + self.student_mean - self.teacher.mean_kd) / self.teacher.std_kd
+            kept: Any = self.teacher
+            images = (images * self.student_std + self.student_mean - kept.mean_kd) / kept.std_kd
         return images
 
     def forward(
