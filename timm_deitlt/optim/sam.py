@@ -135,7 +135,7 @@ class SAM(Optimizer):
                 # copied, not subtracted, because (w + e) - e is not exactly w
                 torch._foreach_copy_(params, weights)
         gradients = [p.grad for group in self.param_groups for p in group['params'] if p.grad is not None]
-        return self._descend(loss, gradients, norm.isfinite() & _global_norm(gradients).isfinite())
+        return self._descend(loss, norm.isfinite() & _global_norm(gradients).isfinite())
 
     def _ascent(self) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Parameters that have a gradient, their steps e, and the norm of the gradient (of T g for ASAM)."""
@@ -163,7 +163,7 @@ class SAM(Optimizer):
             steps += torch._foreach_mul(ascent, length)
         return params, steps, norm
 
-    def _descend(self, loss: Any, gradients: list[Tensor], finite: Tensor) -> Any:
+    def _descend(self, loss: Any, finite: Tensor) -> Any:
         """Let the base optimizer step if both gradients were finite, and return the loss, NaN if they were not.
 
         A fused base asks on the device, so that nothing waits for it. Before its first step it could not: it would
