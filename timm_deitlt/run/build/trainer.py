@@ -21,7 +21,7 @@ from ...engine.trainer import Trainer
 from ...settings.resolved import MachineSettings, OptimizerSettings, Precision, Settings
 from .data import Data
 from .loaders import build_eval_loader, build_mixup, build_train_loader
-from .model import build_model, build_optimizer, build_task
+from .model import build_model, build_optimizer, build_task, fuses
 
 _logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def build_trainer(
     if machine.world_size > 1 and machine.sync_bn:
         model = convert_sync_batchnorm(model)
     task = build_task(settings, model, teacher, data, device, dtype, teacher_scale)
-    built = build_optimizer(optimizer, cast(nn.Module, task.get_trainable_module()), fused=machine.auto_speed == 'on')
+    built = build_optimizer(optimizer, cast(nn.Module, task.get_trainable_module()), fuses(settings))
     _logger.info(f'Precision: {machine.precision.words_on(device)}')
     autocast = autocast_of(machine.precision, device)
     loader = build_train_loader(settings, data, config, device, _second_view(settings, teacher), dtype)
