@@ -96,8 +96,8 @@ def checks(asked: argparse.Namespace, tell: Tell) -> None:
     marks = ('-m', 'not gpu and not slow', '-k', 'losses or soft') if asked.smoke else ('-m', 'gpu')
     listener = _Listener(tell)
     os.chdir(ROOT)
-    code = pytest.main(
-        ['-q', '-o', 'addopts=', '-p', 'no:cacheprovider', *marks, str(ROOT / 'tests' / 'gpu')], plugins=[listener])
+    files = ('tests/gpu/test_updates.py', 'tests/gpu/test_runs.py')
+    code = pytest.main(['-q', '-o', 'addopts=', '-p', 'no:cacheprovider', *marks, *files], plugins=[listener])
     tell(name='all', **listener.outcomes)
     raise SystemExit(int(code))
 

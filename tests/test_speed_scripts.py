@@ -70,7 +70,7 @@ def test_every_part_of_the_gpu_script_runs_on_the_cpu_in_small(tmp_path):
     assert lines[0]['part'] == 'machine' and {'git', 'torch', 'timm'} <= set(lines[0])
     assert {line['part']: line['ended'] for line in lines if 'ended' in line} == dict.fromkeys(gpu.PARTS, 'done')
     assert {line['outcome'] for line in lines if 'outcome' in line} == {'passed'}
-    measured = [line['images_per_second'] for line in lines if 'name' in line and 'outcome' not in line][1:-1]
+    measured = [line['images_per_second'] for line in lines if 'images_per_second' in line]
     assert len(measured) >= 8 and all(value > 0 for value in measured)
     assert any('ours / plain PyTorch' in line for line in lines)
 

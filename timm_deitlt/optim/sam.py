@@ -159,8 +159,8 @@ class SAM(Optimizer):
         steps: list[Tensor] = []
         for rho, ascent in groups:
             # a gradient of 0 has no direction: then e is 0, and the second pass repeats the first
-            length = torch.where(norm > 0, rho / norm.double(), 0.).to(_at_least_float32(ascent[0]))
-            steps += torch._foreach_mul(ascent, length)
+            length = torch.where(norm > 0, torch.full_like(norm, rho, dtype=torch.float64) / norm, 0.)
+            steps += torch._foreach_mul(ascent, length.to(_at_least_float32(ascent[0])))
         return params, steps, norm
 
     def _descend(self, loss: Any, finite: Tensor) -> Any:
