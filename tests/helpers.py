@@ -2,6 +2,7 @@
 import copy
 import csv
 import os
+import re
 import socket
 
 import numpy as np
@@ -177,3 +178,8 @@ def on_two_ranks(function, *args):
     They are forked, so that they need not import anything anew.
     """
     torch.multiprocessing.start_processes(_rank, (free_port(), function, args), nprocs=2, start_method='fork')
+
+
+def unpadded(table):
+    """A table in Markdown, whose cells are no longer filled up with spaces."""
+    return re.sub(' +', ' ', table)

@@ -70,7 +70,7 @@ def test_every_room_says_what_lives_there():
 
 LIGHT = '''
 import sys, timm, timm.task, torchvision
-heavy = {'sklearn', 'scipy', 'matplotlib', 'pandas', 'tensorboard', 'wandb'}
+heavy = {'sklearn', 'scipy', 'matplotlib', 'jinja2', 'pandas', 'tensorboard', 'wandb'}
 for name in [name for name in sys.modules if name.partition('.')[0] in heavy]:
     del sys.modules[name]
 

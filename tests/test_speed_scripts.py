@@ -27,7 +27,8 @@ def run(script, *args):
 @pytest.mark.parametrize('command, rows', [
     (['train_step.py', '--model', 'deit_lt_tiny', *SMALL, '--variants', *STUDENTS], STUDENTS),
     (['teacher.py', '--model', 'resnet20_cifar', *SMALL, '--variants', *TEACHERS], TEACHERS),
-    (['data.py', *SMALL], ["timm's loader", 'ours', 'ours, --augment-backend opencv']),
+    (['data.py', *SMALL], ["timm's loader", 'ours', *(f'ours, --augment-backend {name}' for name in (
+        'opencv', 'device'))]),
 ])
 def test_each_variant_has_its_row(command, rows):
     done = run(*command)

@@ -102,6 +102,10 @@ def refused(tmp_path, capsys, monkeypatch):
     ('--train-img-sizes 8 16 --train-size-random-mix 2', '--train-size-random-mix must be between 0 and 1, got 2'),
     ('--augment-backend opencv --aa original --teacher resnet20_sam', r'not AutoAugment \(--aa\): leave out'),
     ('--augment-backend opencv --train-crop-mode pad', r'not Resize \(--train-crop-mode, --no-aug\): leave out'),
+    ('--augment-backend device --aa original --teacher resnet20_sam', r'device does .*not AutoAugment \(--aa\): leave'),
+    ('--augment-backend device --no-aug', r'not CenterCrop \(--no-aug\)'),
+    ('--augment-backend device --aa augmix-m5', r'not AugMixAugment \(--aa\)'),
+    ('--augment-backend device --in-chans 1 --input-img-mode P', 'device augments grey or RGB .*mode P'),
     ('--aa rand-x9 --teacher resnet20_sam', 'timm cannot make the training transform .*--aa rand-x9'),
     ('--scale .5 --teacher resnet20_sam', r'timm cannot make the training transform .*--scale \[0.5\] .*two numbers'),
     ('--cutmix-minmax .5 --teacher resnet20_sam', r'--cutmix-minmax takes two numbers, got \[0.5\]'),
@@ -300,6 +304,7 @@ def test_split_that_is_not_there_is_refused(refused, tmp_path):
     (['--val-fraction', '.1'], '--val-fraction needs images that can be indexed.*and give a --val-split'),
     (['--aug-repeats', '3'], '--aug-repeats needs images that can be indexed'),
     (['--train-img-sizes', '8', '16'], '--train-img-sizes needs images that can be indexed'),
+    (['--augment-backend', 'device'], '--augment-backend device needs images that can be indexed'),
 ])
 def test_stream_refuses_what_needs_an_index(refused, monkeypatch, flags, words):
     class Stream(IterableDataset):

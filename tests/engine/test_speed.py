@@ -15,14 +15,14 @@ from timm_deitlt.engine.fit import checkpoint_state, restore
 from timm_deitlt.engine.progress import Progress
 from timm_deitlt.engine.speed import Speed, choose_speed, speed_before
 from timm_deitlt.run.build.data import build_data
-from timm_deitlt.run.build.trainer import build_trainer
+from timm_deitlt.run.build.trainer import _on_device, build_trainer
 from timm_deitlt.run.settings import resolve_settings
 from timm_deitlt.settings.layers import parse_args
 
 CNN = ['--model', 'resnet20_cifar', '--model-kwargs', 'num_blocks=1', '--opt', 'samsgd', '--loss', 'ce', '--lr', '.001']
 PACO = [*CNN, '--loss', 'paco', '--mixup', '0', '--cutmix', '0', '--smoothing', '0', '--drw-on', 'none']
 SILENT = Progress('', 1, 0, 1, 1., enabled=False)
-MATMUL = {'fused_attention': False, 'channels_last': False, 'compile': ''}
+MATMUL = {'fused_attention': False, 'channels_last': False, 'compile': '', 'on_device': False}
 
 
 def made(*argv):
@@ -80,10 +80,42 @@ def test_each_choice_is_the_faster_one_by_enough(model, epochs, table, chosen, m
     assert hasattr(trainer.task.trainable_module, '_orig_mod') == bool(chosen['compile'])
 
 
+@pytest.mark.parametrize('workers, host, faster', [(0, .1, True), (8, .1, False), (8, 1., True), (0, .011, False)])
+def test_device_augments_where_that_is_faster(workers, host, faster, measured, monkeypatch):
+    measured({(): 1., ('fused_attention',): 1., ('compile',): 2.})
+    trainer, settings = made('--epochs', '100')
+    there, _ = made('--augment-backend', 'device')
+    trainer.loader.workers = workers
+    for loader, seconds in ((trainer.loader, host), (there.loader, .01)):  # of an image; 16 are trained in 1 s
+        monkeypatch.setattr(loader, 'seconds_per_image', lambda seconds=seconds: seconds)
+    trainer.on_device = lambda: dict(loader=there.loader, augment=there.augment, ramp=None)
+    assert choose_speed(trainer, settings) == {**MATMUL, 'on_device': faster}
+    assert (trainer.loader is there.loader) == (trainer.augment is there.augment) == faster
+
+
+def test_device_augments_again_when_a_run_goes_on_unless_the_flags_say_otherwise():
+    trainer, settings = made('--epochs', '100')
+    before = {**MATMUL, 'on_device': True}
+    assert choose_speed(trainer, settings, before=before) == MATMUL
+    loader, there = trainer.loader, made('--augment-backend', 'device')[0]
+    trainer.on_device = lambda: dict(loader=there.loader)
+    assert choose_speed(trainer, settings, before=before) == before and trainer.loader is not loader
+
+
+def test_only_a_gpu_may_be_chosen_to_augment_and_only_where_no_flag_decides():
+    trainer, settings = made()
+    assert trainer.on_device is None
+    data = build_data(settings)
+    feed = _on_device(settings, data, lambda settings: settings.augment.augment_backend)
+    assert feed() == 'device'
+    for flags in (['--augment-backend', 'pillow'], PACO):
+        assert _on_device(made(*flags)[1], data, feed) is None
+
+
 def test_run_that_goes_on_keeps_its_choices(measured):
     asked = measured({('fused_attention', 'compile'): 1.})
     trainer, settings = made('--epochs', '100')
-    before = {'fused_attention': True, 'channels_last': False, 'compile': 'eager'}
+    before = {**MATMUL, 'fused_attention': True, 'compile': 'eager'}
     assert choose_speed(trainer, settings, start_epoch=50, before=before) == before and len(asked) == 1, 'tried once'
     assert trainer.task.trainable_module.blocks[0].attn.fused_attn
     assert choose_speed(trainer, settings, before=MATMUL) == MATMUL and len(asked) == 1
@@ -252,3 +284,4 @@ def test_train_script_says_what_it_chose_and_keeps_it(tmp_path):
 def test_speed_in_words():
     assert Speed(True, True, 'inductor').words(attention=True) == 'fused attention, channels last, compiled by inductor'
     assert Speed(True, False, '').words(attention=False) == 'plain'
+    assert Speed(True, False, '', True).words(attention=False) == 'augmentation on the device'

@@ -9,6 +9,8 @@ from helpers import settings_of
 from PIL import Image
 
 from timm_deitlt.data.augment import Cutout
+from timm_deitlt.data.device_loader import DeviceLoader
+from timm_deitlt.data.erasing import BatchErasing
 from timm_deitlt.engine.speed import noise
 from timm_deitlt.run.build import loaders
 from timm_deitlt.run.build.data import build_data
@@ -67,6 +69,12 @@ def test_flags_of_augmentation_reach_the_training_transform(flags, holds):
     trainer = made(*TINY, *flags)
     transform, = trainer.loader.loader.views.transforms[0].transforms
     assert holds(transform.transforms)
+
+
+def test_augmentation_on_the_device_reaches_loader_and_erasing():
+    trainer = made(*TINY, '--augment-backend', 'device')
+    assert isinstance(trainer.loader, DeviceLoader) and isinstance(trainer.augment.erase, BatchErasing)
+    assert not isinstance(made(*TINY).augment.erase, BatchErasing)
 
 
 def test_sizes_of_training_leave_a_model_of_one_size_and_are_what_is_timed():

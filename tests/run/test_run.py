@@ -297,6 +297,19 @@ def test_changed_settings_of_a_resumed_run_are_said(tmp_path, caplog):
     assert 'weight_decay 0.05 -> 0.5' in caplog.text
 
 
+def test_augmentation_on_the_device_goes_on_bit_for_bit(tmp_path, shared_teachers):
+    flags = [
+        '--augment-backend', 'device', '--epochs', '2', *TINIEST_TEACHER, '--teacher-cache', shared_teachers,
+        '--teacher-view', 'weak', '--aug-ramp', '2', '--reprob', '.5', '--aug-repeats', '2', '--workers', '2']
+    _, whole = run_here(tmp_path / 'whole', *flags)
+    run_here(tmp_path / 'cut', *flags, '--stop-epoch', '1')
+    run_here(tmp_path / 'cut', *flags, '--resume', 'auto', '--workers', '0')
+    assert_same_state(whole, weights(tmp_path / 'cut' / 'run'))
+    flags[1] = 'pillow'
+    _, pillow = run_here(tmp_path / 'pillow', *flags)
+    assert any(not torch.equal(value, pillow['state_dict'][name]) for name, value in whole['state_dict'].items())
+
+
 def test_paco_with_sam_goes_on_bit_for_bit_and_leaves_a_plain_classifier(tmp_path):
     config = tmp_path / 'teacher.yaml'
     config.write_text(

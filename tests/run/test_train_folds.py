@@ -50,7 +50,7 @@ def test_folds_are_trained_once_and_end_in_one_table(images, tmp_path, caplog, m
     top1 = [result['mean']['top1'] for result in runs]
     assert summary['experts']['mean']['top1'] == pytest.approx({
         'mean': statistics.fmean(top1), 'std': statistics.stdev(top1), 'n': 3, 'pooled': statistics.fmean(top1)})
-    assert 'over 3 folds; in the rows below, accuracy over all 18 images together' in caplog.text
+    assert 'over 3 folds; in the rows "all images", accuracy over all 18 images together' in caplog.text
     assert '1 class(es) have only one image, which is never evaluated: wren' in caplog.text
     with pytest.raises(ValueError, match=r'fold-0 was trained with other settings \(lr\)'):
         train_folds(asked(tmp_path, '--lr', '1e-3'))

@@ -277,6 +277,7 @@ def test_missing_config_names_near_recipes():
     ({'loss': 'paco'}, '--loss paco needs hard labels .*--mixup 0 --cutmix 0 --smoothing 0'),
     ({**PACO, 'teacher': 'resnet32_sam'}, '--loss paco trains a CNN .*--teacher none'),
     ({**PACO, 'drw_on': 'cls'}, '--loss paco trains a CNN .*--drw-on none'),
+    ({**PACO, 'augment_backend': 'device'}, '--augment-backend device does not make the blurred view of --loss paco'),
     ({**PACO, 'classifier': 'cosine'}, '--loss paco trains a CNN .*--classifier linear'),
     ({**PACO, 'bce_loss': True}, '--loss paco and --bce-loss exclude each other'),
     ({**PACO, 'model_ema': True}, '--loss paco keeps a momentum encoder of its own'),

@@ -14,6 +14,8 @@ from timm.data.transforms import str_to_interp_mode
 from torch import Tensor
 from torchvision import transforms
 
+from .erasing import BatchErasing
+
 _TENSOR_FILTERS = ('random', 'nearest', 'bilinear', 'bicubic')
 _FLIPS = (transforms.RandomHorizontalFlip, transforms.RandomVerticalFlip)
 CROP_MODES = ('rrc', 'rkrc', 'rkrr', 'pad')
@@ -275,6 +277,7 @@ class BatchAugment:
         re_mode: Fill of the box, 'const', 'rand' or 'pixel'.
         re_count: Largest number of boxes.
         device: Device of the batch.
+        batched: Whether to erase by `BatchErasing`, which draws otherwise than timm's, but has fewer steps.
 
     Example:
         >>> augment = BatchAugment(Mixup(num_classes=10), re_prob=.25, re_mode='pixel')
@@ -290,10 +293,12 @@ class BatchAugment:
             re_mode: str = 'const',
             re_count: int = 1,
             device: torch.device | str = 'cpu',
+            batched: bool = False,
     ):
         self.mixup = mixup
         self.mixup_enabled = True
-        self.erase = RandomErasing(re_prob, mode=re_mode, max_count=re_count, device=device) if re_prob > 0. else None
+        erasing = BatchErasing if batched else RandomErasing
+        self.erase = erasing(re_prob, mode=re_mode, max_count=re_count, device=device) if re_prob > 0. else None
 
     def __call__(self, images: Tensor, target: Tensor, num_views: int = 1) -> Views:
         """Augment normalised images `[V * B, C, H, W]` (V is 1 or 2, view after view) with class indices `[V * B]`."""

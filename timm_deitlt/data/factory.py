@@ -1,8 +1,18 @@
-"""Data sets by name: the benchmarks, and every data set that timm can open. Both can be made long-tailed."""
+"""Data sets by name: the benchmarks, and every data set that timm can open. Both can be made long-tailed.
+
+Benchmarks are 'lt/digits', 'lt/fashion_mnist', 'lt/cifar10', 'lt/cifar100', 'lt/imagenet' and 'lt/inat18'. The last two
+are long-tailed as published, the others are made so: their counts fall with the label. In every other set that is made
+long-tailed the class with the most images stays the largest.
+
+Splits of the benchmarks: 'train', 'validation', and, except in 'lt/inat18', 'test', which is the same as 'validation'
+except in 'lt/imagenet'. Those that are made long-tailed also have 'unused': training images that were not chosen, the
+same number of each class, at most 1,000.
+"""
 import difflib
 import inspect
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 from urllib.error import URLError
@@ -55,22 +65,16 @@ def create_dataset(
     """Open a data set by name, and make its training images long-tailed if asked for.
 
     Args:
-        name: 'lt/digits', 'lt/fashion_mnist', 'lt/cifar10', 'lt/cifar100', 'lt/imagenet', 'lt/inat18', or any name of
-            `timm.data.create_dataset`: '' for a folder or tar file, 'torch/...', 'hfds/...', 'hfids/...', 'tfds/...',
-            'wds/...'.
+        name: A benchmark such as 'lt/cifar10', or a name of `timm.data.create_dataset`: '' for a folder or tar file,
+            'torch/...', 'hfds/...', 'hfids/...', 'tfds/...', 'wds/...'.
         root: Folder of the data; 'lt/digits' needs none.
-        split: 'train', or 'validation' and timm's synonyms. 'lt/' names except 'lt/inat18' also have 'test', which is
-            the same as 'validation' except in 'lt/imagenet'. 'unused' of the 'lt/' names that are made long-tailed:
-            training images that were not chosen, the same number of each class, at most 1,000.
-        imbalance_factor: n_max / n_min of the training images. `None` is the default of an 'lt/' name; 'lt/imagenet',
-            'lt/inat18' and all other names then keep all of their images. In those sets the class with the most images
-            stays the largest; in the other 'lt/' sets counts fall with the label.
+        split: 'train', or 'validation' and timm's synonyms. Benchmarks have more, see the head of this module.
+        imbalance_factor: n_max / n_min of the training images. None keeps all, or takes the benchmark's own.
         profile: 'exp' or 'step', see `class_counts`.
         n_max: Training images of the most frequent class; by default that of the benchmark, or the largest possible.
         split_seed: Seed of the choice of images, and of the test part of 'lt/digits'.
         download: Let torchvision or timm fetch missing files.
-        list_dir: Folder of the list files of 'lt/imagenet' or 'lt/inat18'; by default `root` and the folders around it
-            are searched.
+        list_dir: Folder of a benchmark's list files; by default `root` and the folders around it are searched.
         class_names: Class names of the training set, in order. The labels are matched to them by name.
         class_counts_file: File with the images per class of an iterable training set, see `read_class_counts`.
         skip_bad_images: Replace an unreadable image by another one of its class.
@@ -80,73 +84,129 @@ def create_dataset(
         kwargs: Further arguments of timm's `create_dataset`, its readers and torchvision's data sets.
 
     Raises:
-        ValueError: If the name is unknown, an option does not fit, a class has no training image, or there are fewer
-            than 2 classes.
+        ValueError: If the name is unknown, an option does not fit, or a class has no training image.
         FileNotFoundError: If the files are missing.
     """
-    check_imbalance(1 if imbalance_factor is None else imbalance_factor, profile)
-    root = None if root is None else os.fspath(root)  # timm expects a string
     transform = kwargs.pop('transform', None)
-    kwargs = {key: value for key, value in kwargs.items() if value is not None}
-    mode = image_mode(in_chans, input_img_mode)
-    images: dict[str, Any] = dict(input_img_mode=mode, skip_bad_images=skip_bad_images)
-    prefix = name.partition('/')[0].lower() if '/' in name else ''
-    if mode == ARRAY and prefix not in ('', 'hfds'):
-        raise ValueError(
-            f'Images of {in_chans} channels as arrays are read from folders and hfds/, not from {name}: give an '
-            '--input-img-mode such as L, RGB or RGBA, and the --in-chans that fit it.')
-    if prefix == 'lt':
-        benchmark = _find_benchmark(name, kwargs)
-        part = _benchmark_part(benchmark, split)
-        training, natural = part == 'train', benchmark.imbalance_factor is None
-        if not natural:
-            imbalance_factor = benchmark.imbalance_factor if imbalance_factor is None else imbalance_factor
-            n_max = benchmark.n_max if n_max is None else n_max
-    else:
-        training, natural = 'train' in split if is_training is None else is_training, True
-    if training and n_max is not None and imbalance_factor is None:
-        raise ValueError('n_max needs an imbalance factor: give one (1 is the balanced set) or leave n_max out.')
-    if list_dir is not None and not (prefix == 'lt' and benchmark.files):
-        listed = [known for known, candidate in BENCHMARKS.items() if candidate.files]
-        raise ValueError(f'{name or "A folder"} has no list files, only {", ".join(listed)}: leave --list-dir out.')
-    if prefix == 'lt':
-        whole = 'train' if part == UNUSED else part
-        whole_set = load_benchmark(benchmark, root, whole, split_seed, download, list_dir, **images)
-        dataset: ClassificationSet | Stream = whole_set
-        if part == UNUSED and imbalance_factor is not None:  # which every benchmark with such a part has
-            dataset = _left_over(whole_set, imbalance_factor, profile, n_max, split_seed)
-    else:
-        opener = partial(open_image, in_chans=in_chans, mode=mode)
-        counts = None
-        if prefix == 'hfds':
-            kwargs.update(find_columns(name, root, split, **kwargs))
-        elif prefix == 'wds' and root is not None:
-            found, counts = count_shards(name, root, split, **kwargs)
-            kwargs.update(found)
-        opened = _open(
-            name, prefix, root, split, download, opener, is_training=training, input_img_mode=mode, **kwargs)
-        if isinstance(opened, IterableDataset):
-            if training and imbalance_factor is not None:
-                raise ValueError(
-                    f'{name} is read as a stream and cannot be indexed, so a long-tailed subset cannot be chosen: '
-                    f'leave --imbalance-factor out.'
-                )
-            dataset = describe_stream(opened, name, split, training, class_counts_file, class_names, counts)
-        else:
-            targets = read_targets(opened, name, root, split)
-            dataset = ClassificationSet(
-                opened, targets, read_class_names(opened, targets), name or 'folder', keys=image_keys(opened),
-                opener=opener, **images)
-    if isinstance(dataset, ClassificationSet):
-        if class_counts_file is not None:
-            raise ValueError(f'The class counts of {dataset.name} are known from its labels: leave --class-counts out.')
-        if training and imbalance_factor is not None:
-            _check_classes(dataset, training)
-            dataset = long_tailed_subset(dataset, imbalance_factor, profile, n_max, split_seed, by_frequency=natural)
-        if class_names is not None:
-            dataset = dataset.with_classes(class_names)
-    _check_classes(dataset, training)
+    request = _Request(
+        name, None if root is None else os.fspath(root), split, imbalance_factor, profile, n_max, split_seed, download,
+        list_dir, class_names, class_counts_file, skip_bad_images, image_mode(in_chans, input_img_mode), in_chans,
+        is_training, {key: value for key, value in kwargs.items() if value is not None})
+    dataset = _open_benchmark(request) if request.prefix == 'lt' else _open_other(request)
     dataset.transform = transform
+    return dataset
+
+
+@dataclass(frozen=True)
+class _Request:
+    """The arguments of `create_dataset`, checked. `mode` is a PIL mode or 'array', `options` are those of timm."""
+    name: str
+    root: str | None
+    split: str
+    imbalance_factor: float | None
+    profile: str
+    n_max: int | None
+    split_seed: int
+    download: bool
+    list_dir: str | os.PathLike | None
+    class_names: Sequence[str] | None
+    class_counts_file: str | os.PathLike | None
+    skip_bad_images: bool
+    mode: str
+    in_chans: int
+    is_training: bool | None
+    options: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        check_imbalance(1 if self.imbalance_factor is None else self.imbalance_factor, self.profile)
+        if self.mode == ARRAY and self.prefix not in ('', 'hfds'):
+            raise ValueError(
+                f'Images of {self.in_chans} channels as arrays are read from folders and hfds/, not from {self.name}: '
+                'give an --input-img-mode such as L, RGB or RGBA, and the --in-chans that fit it.')
+        if self.list_dir is not None and not (self.name in BENCHMARKS and BENCHMARKS[self.name].files):
+            listed = [known for known, candidate in BENCHMARKS.items() if candidate.files]
+            raise ValueError(
+                f'{self.name or "A folder"} has no list files, only {", ".join(listed)}: leave --list-dir out.')
+
+    @property
+    def prefix(self) -> str:
+        return self.name.partition('/')[0].lower() if '/' in self.name else ''
+
+    @property
+    def training(self) -> bool:
+        return 'train' in self.split if self.is_training is None else self.is_training
+
+    @property
+    def images(self) -> dict[str, Any]:
+        """How a `ClassificationSet` is to give its images."""
+        return {'input_img_mode': self.mode, 'skip_bad_images': self.skip_bad_images}
+
+    def check_n_max(self, training: bool) -> None:
+        if training and self.n_max is not None and self.imbalance_factor is None:
+            raise ValueError('n_max needs an imbalance factor: give one (1 is the balanced set) or leave n_max out.')
+
+    def long_tailed(self, dataset: ClassificationSet, by_frequency: bool) -> ClassificationSet:
+        """The long-tailed subset. The caller knows that there is an imbalance factor."""
+        assert self.imbalance_factor is not None
+        return long_tailed_subset(
+            dataset, self.imbalance_factor, self.profile, self.n_max, self.split_seed, by_frequency=by_frequency)
+
+
+def _open_benchmark(request: _Request) -> ClassificationSet:
+    benchmark = _find_benchmark(request.name, request.options)
+    part = _benchmark_part(benchmark, request.split)
+    natural = benchmark.imbalance_factor is None  # long-tailed as it was published
+    if not natural:
+        request = replace(
+            request, n_max=benchmark.n_max if request.n_max is None else request.n_max,
+            imbalance_factor=benchmark.imbalance_factor if request.imbalance_factor is None
+            else request.imbalance_factor)
+    request.check_n_max(training=part == 'train')
+    dataset = load_benchmark(
+        benchmark, request.root, 'train' if part == UNUSED else part, request.split_seed, request.download,
+        request.list_dir, **request.images)
+    if part == UNUSED:  # only benchmarks that are made long-tailed have it
+        dataset = _left_over(dataset, request)
+    return _finish(dataset, request, part == 'train', natural)
+
+
+def _open_other(request: _Request) -> ClassificationSet | Stream:
+    request.check_n_max(request.training)
+    options, counts = dict(request.options), None
+    opener = partial(open_image, in_chans=request.in_chans, mode=request.mode)
+    if request.prefix == 'hfds':
+        options.update(find_columns(request.name, request.root, request.split, **options))
+    elif request.prefix == 'wds' and request.root is not None:
+        found, counts = count_shards(request.name, request.root, request.split, **options)
+        options.update(found)
+    opened = _open(request, opener, **options)
+    if isinstance(opened, IterableDataset):
+        if request.training and request.imbalance_factor is not None:
+            raise ValueError(
+                f'{request.name} is read as a stream and cannot be indexed, so a long-tailed subset cannot be chosen: '
+                'leave --imbalance-factor out.')
+        stream = describe_stream(
+            opened, request.name, request.split, request.training, request.class_counts_file, request.class_names,
+            counts)
+        _check_classes(stream, request.training)
+        return stream
+    targets = read_targets(opened, request.name, request.root, request.split)
+    dataset = ClassificationSet(
+        opened, targets, read_class_names(opened, targets), request.name or 'folder', keys=image_keys(opened),
+        opener=opener, **request.images)
+    return _finish(dataset, request, request.training, natural=True)
+
+
+def _finish(dataset: ClassificationSet, request: _Request, training: bool, natural: bool) -> ClassificationSet:
+    """Make a set long-tailed if it is for training, and match its labels to the class names."""
+    if request.class_counts_file is not None:
+        raise ValueError(f'The class counts of {dataset.name} are known from its labels: leave --class-counts out.')
+    if training and request.imbalance_factor is not None:
+        _check_classes(dataset, training)
+        dataset = request.long_tailed(dataset, by_frequency=natural)
+    if request.class_names is not None:
+        dataset = dataset.with_classes(request.class_names)
+    _check_classes(dataset, training)
     return dataset
 
 
@@ -180,14 +240,8 @@ def _benchmark_part(benchmark: Benchmark, split: str) -> str:
     return part
 
 
-def _left_over(
-        dataset: ClassificationSet,
-        imbalance_factor: float,
-        profile: str,
-        n_max: int | None,
-        seed: int,
-) -> ClassificationSet:
-    chosen = long_tailed_subset(dataset, imbalance_factor, profile, n_max, seed, by_frequency=False)
+def _left_over(dataset: ClassificationSet, request: _Request) -> ClassificationSet:
+    chosen = request.long_tailed(dataset, by_frequency=False)
     rest = dataset.subset(np.flatnonzero(~np.isin(dataset.indices, chosen.indices)))
     count = min(_MOST_UNUSED, *rest.class_counts)
     if not count:
@@ -195,7 +249,7 @@ def _left_over(
         raise ValueError(
             f'All images of class {name!r} of {dataset.name} are used for training, so none is left for the split '
             f'{UNUSED}: give a smaller --n-max, or another --val-split.')
-    return rest.subset(np.sort(long_tailed_indices(rest.targets, [count] * rest.num_classes, seed)))
+    return rest.subset(np.sort(long_tailed_indices(rest.targets, [count] * rest.num_classes, request.split_seed)))
 
 
 def _check_classes(dataset: ClassificationSet | Stream, training: bool) -> None:
@@ -210,15 +264,8 @@ def _check_classes(dataset: ClassificationSet | Stream, training: bool) -> None:
         )
 
 
-def _open(
-        name: str,
-        prefix: str,
-        root: Any,
-        split: str,
-        download: bool,
-        opener: Callable,
-        **kwargs: Any,
-) -> Dataset:
+def _open(request: _Request, opener: Callable, **options: Any) -> Dataset:
+    name, prefix, root, split = request.name, request.prefix, request.root, request.split
     if prefix not in _PREFIXES or (prefix == '' and f'lt/{name.lower()}' in BENCHMARKS):
         raise ValueError(
             f'Unknown data set {name!r}{_near(name)} Allowed are {", ".join(BENCHMARKS)}, and names that begin with '
@@ -227,17 +274,18 @@ def _open(
     is_folder = prefix == '' or name.lower() in _TORCH_FOLDERS
     if root is None and prefix in ('', 'torch', 'wds'):
         raise ValueError(f'Data set {name or "folder"!r} needs the folder of its files (--data-dir){_near(name)}')
-    if is_folder or (prefix == 'torch' and not download):
+    if root is not None and (is_folder or (prefix == 'torch' and not request.download)):
         if not os.path.exists(root):
             raise FileNotFoundError(f'There is no folder {root} (--data-dir) for the data set {name or "folder"!r}.')
-        if is_folder and kwargs.get('search_split', True):
+        if is_folder and options.get('search_split', True):
             _check_split(root, split)
     if name.lower() in _TORCH_FOLDERS:
-        kwargs['loader'] = opener
-    if prefix == '' and os.path.isdir(root):
-        return _open_folder(root, split, **kwargs)
+        options['loader'] = opener
+    options.update(is_training=request.training, input_img_mode=request.mode)
+    if prefix == '' and root is not None and os.path.isdir(root):
+        return _open_folder(root, split, **options)
     try:
-        return timm.data.create_dataset(name, root=root, split=split, download=download, **kwargs)
+        return timm.data.create_dataset(name, root=root, split=split, download=request.download, **options)
     except (AssertionError, ImportError, RuntimeError, TypeError, ValueError, URLError) as error:
         if 'Unknown torchvision dataset' in str(error):
             raise ValueError(f'Unknown data set {name!r}{_near(name)}') from error

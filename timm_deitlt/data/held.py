@@ -1,7 +1,11 @@
 """Decoded images in memory."""
 from collections.abc import Iterable
+from typing import Any
 
+import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 
 class HeldImages:
@@ -44,3 +48,20 @@ class HeldImages:
         """The image with this number. Do not change it in place."""
         mode, size, start, end = self._places[number]
         return Image.frombuffer(mode, size, memoryview(self._pixels)[start:end], 'raw', mode, 0, 1)  # type: ignore[arg-type]
+
+
+def pixel_table(dataset: Any) -> tuple[Tensor, Tensor] | None:
+    """All images uint8 `[N, C, H, W]` and labels `[N]` of a set that is in memory; None if it is not.
+
+    Sets of torchvision and scikit-learn are in memory if they have `data`, others if their images are held. None too if
+    the images differ in size.
+    """
+    base = getattr(dataset, 'base', dataset)
+    if getattr(dataset, 'held', None) is None and not isinstance(getattr(base, 'data', None), (np.ndarray, Tensor)):
+        return None
+    images, labels = zip(*(dataset[number] for number in range(len(dataset))), strict=True)
+    if len({image.size for image in images}) > 1:
+        return None
+    width, height = images[0].size
+    pixels = np.stack([np.asarray(image) for image in images]).reshape(len(images), height, width, -1)
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels)

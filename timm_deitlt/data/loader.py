@@ -5,7 +5,7 @@ micro-batch. So a resumed run is the same run, and 1 rank with 4 micro-batches m
 """
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, cast
@@ -228,7 +228,7 @@ class TrainLoader:
         self.num_views, self.sizes, self.dtype = len(transforms[0]), sizes, dtype
         self.transforms = transforms
         self.batch_size, self.grad_accum_steps = batch_size, grad_accum_steps
-        self.world_size, self.rank, self.seed = world_size, rank, seed
+        self.world_size, self.rank, self.seed, self.workers = world_size, rank, seed, workers
         loader_args: dict[str, Any] = dict(num_workers=workers, collate_fn=collate, pin_memory=pin_memory)
         self.sampler: MicroBatchSampler | None = None
         self.iterable = isinstance(dataset, IterableDataset)
@@ -248,10 +248,11 @@ class TrainLoader:
             loader = DataLoader(self.views, batch_sampler=self.sampler, **loader_args)
             self.updates_per_epoch = self.sampler.updates_per_epoch
             self.images_per_epoch = self.sampler.images_per_epoch
-        self.loader: PrefetchLoader | _InProcess = PrefetchLoader(
+        prefetched = PrefetchLoader(
             loader, mean=tuple(mean), std=tuple(std), channels=len(mean), device=torch.device(device), img_dtype=dtype)
-        if self.sampler is not None and not workers and self.loader.device.type == 'cpu':
-            self.loader = _InProcess(self.views, self.sampler, self.loader.mean[0], self.loader.std[0])
+        self.loader: Iterable[tuple[Tensor, Tensor]] = prefetched
+        if self.sampler is not None and not workers and prefetched.device.type == 'cpu':
+            self.loader = _InProcess(self.views, self.sampler, prefetched.mean[0], prefetched.std[0])
 
     def epoch(self, epoch: int) -> Iterator[list[tuple[MicroBatch, Tensor, Tensor]]]:
         """Yield each update as a list of this rank's (plan, images `[V * B, C, H, W]`, class indices `[V * B]`)."""

@@ -5,7 +5,7 @@ import numpy as np
 import torch
 
 # Last number of (seed, epoch, number, 0, ...) if this is not the seed of an image
-STREAM, IMAGE_SIZE = 1, 2
+STREAM, IMAGE_SIZE, BATCH = 1, 2, 3
 
 
 def derive_seed(*path: int) -> int:

@@ -1,6 +1,7 @@
 """Find the fastest options on this machine by timing the training step itself.
 
-The options change a result only by rounding. A run that is resumed keeps the options that it began with.
+The options change a result only by rounding, except that augmentation on the device draws other random numbers. A run
+that is resumed keeps the options that it began with.
 """
 import logging
 import math
@@ -47,10 +48,12 @@ class Speed:
         fused_attention: timm's attention by torch's fused kernel, not by matrix products.
         channels_last: Memory format of the networks.
         compile: Backend of torch.compile, '' for none.
+        on_device: Images are augmented on the device, although the settings do not ask for it.
     """
     fused_attention: bool
     channels_last: bool
     compile: str
+    on_device: bool = False
 
     def words(self, attention: bool) -> str:
         """In words, for a network with or without `attention`."""
@@ -61,6 +64,8 @@ class Speed:
             words.append('channels last')
         if self.compile:
             words.append(f'compiled by {self.compile}')
+        if self.on_device:
+            words.append('augmentation on the device')
         return ', '.join(words) or 'plain'
 
 
@@ -90,6 +95,7 @@ def choose_speed(
         reason = ', as --auto-speed off asks for'
     elif before is not None:
         speed, reason = Speed(**before), ', as before'
+        speed = replace(speed, on_device=speed.on_device and trainer.on_device is not None)
         if speed.compile != usual.compile and math.isinf(_seconds(trainer, machine, speed, start_epoch)):
             speed = replace(speed, compile=usual.compile)  # this machine has no compiler
     elif steps >= FEWEST_STEPS:
@@ -135,8 +141,25 @@ def _fastest(
             speed, seconds = candidate, other
         elif name == 'compile':
             torch.compiler.reset()  # removes the graphs of the trial
+    speed = replace(speed, on_device=_feeds_faster(trainer, seconds))
     gain = f', {1e3 * first:.0f} ms without' if seconds < first else ''
     return speed, f' ({1e3 * seconds:.0f} ms for forward and backward of a batch{gain})'
+
+
+def _feeds_faster(trainer: Trainer, seconds: float) -> bool:
+    """Whether micro-batches that take so many seconds come faster if the device augments the images."""
+    if trainer.on_device is None:
+        return False
+    try:
+        loader = trainer.on_device()['loader']
+    except ValueError:  # the device cannot do all that the augmentation asks for
+        return False
+    if not loader.in_memory:
+        return False
+    now, then = (made.seconds_per_image() * made.batch_size / max(1, made.workers) for made in (trainer.loader, loader))
+    now = max(seconds, now) if trainer.loader.workers else seconds + now
+    now, then = _on_slowest_rank(trainer, now), _on_slowest_rank(trainer, seconds + then)
+    return then < now * (1 - LEAST_GAIN)
 
 
 def _compiling_can_pay(trainer: Trainer, seconds: float) -> bool:
@@ -192,11 +215,15 @@ def _seconds(trainer: Trainer, machine: MachineSettings, speed: Speed, epoch: in
     finally:
         trainer.optimizer.zero_grad()
         task.set_epoch(epoch)
-    if trainer.world_size > 1:  # all ranks must choose alike
-        slowest = torch.tensor(result, device=device)
-        dist.all_reduce(slowest, dist.ReduceOp.MAX)
-        result = slowest.item()
-    return result
+    return _on_slowest_rank(trainer, result)
+
+
+def _on_slowest_rank(trainer: Trainer, seconds: float) -> float:
+    if trainer.world_size == 1:
+        return seconds
+    slowest = torch.tensor(seconds, device=trainer.task.device)  # all ranks must choose alike
+    dist.all_reduce(slowest, dist.ReduceOp.MAX)
+    return slowest.item()
 
 
 @contextmanager
@@ -237,6 +264,8 @@ def _apply(trainer: Trainer, machine: MachineSettings, speed: Speed) -> None:
         task.to(memory_format=torch.channels_last if speed.channels_last else torch.contiguous_format)
         match_layout(trainer.optimizer)
         trainer.channels_last = speed.channels_last
+    if speed.on_device and trainer.on_device is not None:
+        vars(trainer).update(trainer.on_device(), on_device=None)
     if speed.compile:
         torch._inductor.config.fallback_random = True  # the same random numbers as without compiling
         task.compile(backend=speed.compile, mode=machine.torchcompile_mode)

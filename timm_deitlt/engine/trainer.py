@@ -60,6 +60,8 @@ class Trainer:
         test_counts: Evaluation images of each class, known after the first evaluation.
         confusion: Evaluation images by their class and the class that the student gave them in the last evaluation,
             see `ShotEvaluator`; never of the EMA.
+        on_device: Makes a `loader`, `augment` and `ramp` for augmentation on the device; None if --auto-speed may not
+            choose it.
     """
     task: ShotEvaluation
     optimizer: torch.optim.Optimizer
@@ -85,6 +87,7 @@ class Trainer:
     image_folder: Path | None = None
     test_counts: Sequence[int] = ()
     confusion: Sequence[Sequence[int]] | None = None
+    on_device: Callable[[], dict[str, Any]] | None = None
 
     def mixing(self, epoch: int) -> bool:
         """Whether Mixup and CutMix are on in an epoch."""

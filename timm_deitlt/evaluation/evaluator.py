@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..utils.tables import text_table
 from .shots import GROUPS, Shots, checked_cuts
 
 # A matrix of so many classes takes 8 MB
@@ -219,8 +220,7 @@ def format_table(
     for name, row in metrics.items():
         values = [(row or {}).get(key) for key in keys]
         table.append([name, *('-' if value is None else f'{value:.1f}' for value in values)])
-    first, *others = (max(map(len, column)) for column in zip(*table, strict=True))
-    lines = ['  '.join([row[0].ljust(first), *map(str.rjust, row[1:], others)]).rstrip() for row in table]
+    lines = [text_table(table)]
     if header:
         notes = _notes(groups, class_names or range(len(test_counts)))
         lines += [line for note in notes for line in textwrap.wrap(note, width=80, subsequent_indent='  ')]

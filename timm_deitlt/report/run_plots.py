@@ -1,13 +1,19 @@
-"""Figures of accuracy and training, from metrics.json and summary.csv."""
+"""Figures of a run from metrics.json and summary.csv: accuracy and training curves."""
 import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 
-from .page import LIGHT, Plot
-from .plots import (
+from ..evaluation.shots import GROUPS
+from .look import (
+    EXPERTS,
+    LIGHT,
     LOOKS,
+    Look,
+    Plot,
+    above,
     finish,
     from_zero,
     legend,
@@ -19,14 +25,15 @@ from .plots import (
     shortened,
     whole_numbers,
 )
-from .run_files import GROUPS, Run, numbers
+from .run import Run, numbers
 
-# up to so many classes have their names on the axis, up to so many their own points; beyond, means of neighbours alone
+# up to so many classes have their names on the axis, up to so many have points; more are drawn as means of neighbours
 _NAMED, _POINTS = 20, 100
+Curve = tuple[Look, str, np.ndarray, np.ndarray]  # look, label, x and y
 
 
 def accuracy_by_class(run: Run) -> Plot | None:
-    """Accuracy of each class from the most to the least frequent one, with the training images behind."""
+    """Accuracy of each class from the most to the least frequent one, in front of its number of training images."""
     rows = {name: row for name, row in run.measured.items() if row.get('per_class')}
     if not rows or not run.counts:
         return None
@@ -58,11 +65,10 @@ def accuracy_by_class(run: Run) -> Plot | None:
         whole_numbers(axes.xaxis)
         axes.set_xlabel('rank of the class by training images')
     legend(figure, axes)
-    smoothed = '' if count <= _NAMED else f' Lines: means of about {count / _blocks(count):.0f} neighbours.'
-    if 'dist' in rows:
-        look_for = 'Where DIST stays above CLS on the right, among the rare classes, the experts have specialised.'
-    else:
-        look_for = 'The steeper the fall to the right, where classes are rare, the more the model follows the counts.'
+    smoothed = '' if count <= _NAMED else f' Each line shows means of about {count / _blocks(count):.0f} neighbours.'
+    look_for = (
+        'If DIST is above CLS on the right, among the rare classes, the experts have specialised.' if 'dist' in rows
+        else 'The steeper the fall to the right, the more the model depends on the number of training images.')
     alt = f'Accuracy of {count} classes, from {images[0]:.0f} to {images[-1]:.0f} training images. '
     if count <= _NAMED:
         alt += 'Classes from most to least frequent: ' + ', '.join(run.class_name(label) for label in order) + '. '
@@ -70,7 +76,7 @@ def accuracy_by_class(run: Run) -> Plot | None:
             f'{run.label(name)}: {", ".join(_round(row["per_class"][label]) for label in order)} %.'
             for name, row in rows.items())
     else:
-        alt += _groups_in_words(run, rows)
+        alt += _groups_in_words(run)
     return finish(
         figure, 'accuracy_by_class', 'Accuracy per class', f'{look_for} Grey bars: training images.{smoothed}', alt)
 
@@ -99,7 +105,7 @@ def _count_bars(axes: Axes, images: np.ndarray) -> None:
 
 
 def _smoothed(accuracy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Means over neighbouring classes; without test images a class counts for nothing."""
+    """Mean rank and mean accuracy of blocks of neighbouring classes. A class without test images is left out."""
     blocks = np.array_split(np.arange(len(accuracy)), _blocks(len(accuracy)))
     known = [block[np.isfinite(accuracy[block])] for block in blocks]
     return (
@@ -119,13 +125,11 @@ def _group_borders(axes: Axes, run: Run) -> None:
         mark(axes, border + .5)
     for group, first, end in zip(GROUPS, borders, borders[1:], strict=False):
         if end > first:
-            axes.annotate(
-                group, ((first + end + 1) / 2, 1), (0, 3), xycoords=('data', 'axes fraction'),
-                textcoords='offset points', fontsize=9, color=LIGHT['muted'], ha='center', va='bottom')
+            above(axes, (first + end + 1) / 2, group)
 
 
 def accuracy_by_shot(run: Run) -> Plot | None:
-    """Bars of each expert over all, head, mid and tail classes."""
+    """Accuracy of each expert over all, head, mid and tail classes, as bars."""
     rows = run.measured
     if not rows:
         return None
@@ -148,151 +152,134 @@ def accuracy_by_shot(run: Run) -> Plot | None:
     axes.margins(x=.02)
     percent(axes, 0)
     legend(figure, axes)
-    look_for = (
-        'The method should lift the tail without losing the head: DIST highest on the right, CLS on the left.'
-        if 'dist' in rows else 'The gap between head and tail is what re-balancing is to close.')
-    return finish(figure, 'accuracy_by_shot', 'Head, mid and tail classes', look_for, _groups_in_words(run, rows))
-
-
-def accuracy_by_epoch(run: Run) -> Plot | None:
-    """Accuracy of the experts after each epoch, over all and over the tail classes."""
-    names = [name for name in (('mean', 'cls', 'dist') if run.two_experts else ('mean',))
-             if len(run.column(f'eval_{name}_top1')[0])]
-    if not names:
-        return None
-    figure, panels = new_figure(4.6, 2)
-    panels = panels[:, 0]
-    for axes, key, words in zip(panels, ('top1', 'tail'), ('all classes, %', 'tail classes, %'), strict=True):
-        for name in names:
-            line(axes, *run.column(f'eval_{name}_{key}'), LOOKS[name], run.label(name))
-        if run.teacher.get(key) is not None:
-            axes.axhline(run.teacher[key], color=LOOKS['teacher'].color, linestyle='-.', label='teacher')
-        percent(axes, words=words)
-    _epochs(run, panels)
-    legend(figure, panels[0])
-    last = ', '.join(f'{run.label(name)} {_last(run, f"eval_{name}_top1")}' for name in names)
-    tail = ', '.join(f'{run.label(name)} {_last(run, f"eval_{name}_tail")}' for name in names)
-    look_for = (
-        'After the switch to stage two the tail should rise more than the other classes lose.' if run.stage_two else
-        'A tail that is still rising at the end would gain from more epochs.')
     return finish(
-        figure, 'accuracy_by_epoch', 'Accuracy during training', look_for,
-        f'Accuracy by epoch{_switch(run)}. At the end, over all classes: {last} %; over the tail: {tail} %.')
-
-
-def losses(run: Run) -> Plot | None:
-    """Training losses of each expert, and the cross-entropy of the test images."""
-    training = {'mean': 'train_loss', 'cls': 'train_task_loss', 'dist': 'train_distill_loss'}
-    training = {name: column for name, column in training.items() if len(run.column(column)[0])}
-    evaluation = {name: f'eval_{name}_loss' for name in ('mean', 'cls', 'dist')[:3 if run.two_experts else 1]}
-    evaluation = {name: column for name, column in evaluation.items() if len(run.column(column)[0])}
-    if not training:
-        return None
-    kinds = [(training, 'training loss'), *([(evaluation, 'evaluation loss')] if evaluation else [])]
-    figure, panels = new_figure(4.6 if evaluation else 3.1, len(kinds))
-    panels = panels[:, 0]
-    for axes, (columns, words) in zip(panels, kinds, strict=True):
-        for name, column in columns.items():
-            line(axes, *run.column(column), LOOKS[name], 'both' if run.two_experts and name == 'mean' else
-                 run.label(name))
-        axes.set_ylabel(words)
-        from_zero(axes)
-    _epochs(run, panels)
-    legend(figure, panels[0])
-    look_for = (
-        'An evaluation loss that turns upwards while the training loss falls is over-fitting' if evaluation else
-        'A loss that still falls at the end would gain from more epochs')
-    look_for += '; a step at the switch is the change of the loss itself.' if run.stage_two else '.'
-    values = '; '.join(
-        f'{words} at the end: ' + ', '.join(f'{name} {_last(run, column, 3)}' for name, column in columns.items())
-        for columns, words in kinds)
-    return finish(figure, 'losses', 'Losses', look_for, f'Losses by epoch{_switch(run)}. {values}.')
-
-
-def learning_rate(run: Run) -> Plot | None:
-    """Learning rate at the end of each epoch."""
-    epochs, rates = run.column('train_lr')
-    if not len(epochs) or not (rates > 0).any():
-        return None
-    figure, ((axes,),) = new_figure(2.5)
-    positive = rates[rates > 0]
-    line(axes, epochs, np.where(rates > 0, rates, math.nan), LOOKS['mean'])
-    log_scale(axes, positive.min() / 2, positive.max() * 2, '{:.0e}')
-    axes.set_ylabel('learning rate')
-    _epochs(run, [axes])
-    return finish(
-        figure, 'learning_rate', 'Learning rate',
-        'The rate that is left at the switch decides how much stage two can still change.' if run.stage_two else
-        'The rate should rise during the warm-up and fall to nearly nothing at the end.',
-        f'Learning rate by epoch{_switch(run)}: {rates.max():.2g} at most, {rates[-1]:.2g} at the end.')
-
-
-def expert_divergence(run: Run) -> Plot | None:
-    """1 - cos(CLS, DIST) of the final tokens during training."""
-    epochs, cosines = run.column('train_cosine')
-    if not len(epochs) or not run.two_experts:
-        return None
-    figure, ((axes,),) = new_figure(2.7)
-    line(axes, epochs, 1 - cosines, LOOKS['mean'])
-    axes.set_ylabel('1 - cos(CLS, DIST)')
-    from_zero(axes)
-    _epochs(run, [axes])
-    return finish(
-        figure, 'expert_divergence', 'CLS and DIST grow apart',
-        'The curve should rise: tokens that stay alike (near 0) are one expert under two names.',
-        f'1 - cos(CLS, DIST) of the final tokens on training images by epoch{_switch(run)}: {1 - cosines[0]:.3f} after '
-        f'the first epoch, {1 - cosines[-1]:.3f} at the end, {1 - cosines.min():.3f} at most.')
-
-
-def teacher_agreement(run: Run) -> Plot | None:
-    """How often the teacher is right on the student's images, and DIST says what the teacher says."""
-    correct, agreement = run.column('train_teacher_correct', 100), run.column('train_agreement', 100)
-    if not len(correct[0]):
-        return None
-    figure, ((axes,),) = new_figure(2.9)
-    line(axes, *correct, LOOKS['teacher'], 'teacher is right')
-    if len(agreement[0]):
-        line(axes, *agreement, LOOKS['dist'], 'DIST agrees with it')
-    percent(axes, words='of training images, %')
-    _epochs(run, [axes])
-    legend(figure, axes)
-    return finish(
-        figure, 'teacher_agreement', "The teacher on the student's images",
-        'The method wants a teacher that is often wrong here, but not useless, and a DIST that learns to follow it.',
-        f'On the augmented and mixed training images the teacher names the label {correct[1].mean():.1f} % of the time '
-        f'on average; DIST agrees with it on {_last(run, "train_agreement", 1, 100)} % at the end.')
-
-
-def _epochs(run: Run, panels: list[Axes]) -> None:
-    """The x axis of curves by epoch, with the switch to stage two."""
-    last = max(row['epoch'] + 1 for row in run.rows)
-    for axes in panels:
-        axes.set_xlim(0, max(last, 2) * 1.02)
-        if run.stage_two:
-            start, words = run.stage_two
-            mark(axes, start, f'{words}, from epoch {start + 1}' if axes is panels[0] else '', start / last)
-    whole_numbers(panels[-1].xaxis)
-    panels[-1].set_xlabel('epochs trained')
-
-
-def _switch(run: Run) -> str:
-    return f', with the switch ({run.stage_two[1]}) from epoch {run.stage_two[0] + 1} on' if run.stage_two else ''
-
-
-def _last(run: Run, column: str, digits: int = 1, factor: float = 1.0) -> str:
-    values = run.column(column, factor)[1]
-    return f'{values[-1]:.{digits}f}' if len(values) else 'unknown'
+        figure, 'accuracy_by_shot', 'Head, mid and tail classes',
+        'DeiT-LT should raise the tail without losing the head: DIST is highest on the tail, CLS on the head.'
+        if 'dist' in rows else 'Re-balancing should close the gap between head and tail.', _groups_in_words(run))
 
 
 def _round(value: float | None) -> str:
     return '-' if value is None or not math.isfinite(value) else f'{value:.0f}'
 
 
-def _groups_in_words(run: Run, rows: dict[str, dict[str, Any]]) -> str:
-    def words(row: dict[str, Any]) -> str:
-        values = [row.get(key) for key in ('top1', *GROUPS)]
-        return ', '.join(
-            f'{key} {"unknown" if value is None else f"{value:.1f}"}'
-            for key, value in zip(('overall', *GROUPS), values, strict=True))
+def _groups_in_words(run: Run) -> str:
+    words = (
+        f'{run.label(name)}: ' + ', '.join(
+            f'{key} {"unknown" if row.get(of) is None else f"{row[of]:.1f}"}'
+            for key, of in zip(('overall', *GROUPS), ('top1', *GROUPS), strict=True))
+        for name, row in run.measured.items())
+    return f'Accuracy in percent. {". ".join(words)}.'
 
-    return 'Accuracy in percent. ' + ' '.join(f'{run.label(name)}: {words(row)}.' for name, row in rows.items())
+
+def accuracy_by_epoch(run: Run) -> Plot | None:
+    """Accuracy of the experts after each epoch, over all and over the tail classes."""
+    panels = {f'{words}, %': _columns(run, {name: f'eval_{name}_{key}' for name in _experts(run)})
+              for key, words in (('top1', 'all classes'), ('tail', 'tail classes'))}
+
+    def scale(axes: Axes, words: str) -> None:
+        teacher = run.teacher.get('tail' if words.startswith('tail') else 'top1')
+        if teacher is not None:
+            axes.axhline(teacher, color=LOOKS['teacher'].color, linestyle='-.', label='teacher')
+        percent(axes, words=words)
+
+    return _by_epoch(
+        run, 'accuracy_by_epoch', 'Accuracy during training', panels if panels['all classes, %'] else {},
+        'After the switch to stage two, the tail should gain more than the other classes lose.' if run.stage_two else
+        'If the tail still rises at the end, more epochs may help it.', scale)
+
+
+def losses(run: Run) -> Plot | None:
+    """Training loss of each expert, and loss on the evaluation images."""
+    training = {'mean': 'train_loss', 'cls': 'train_task_loss', 'dist': 'train_distill_loss'}
+    panels = {'training loss': _columns(run, training, both='both'),
+              'evaluation loss': _columns(run, {name: f'eval_{name}_loss' for name in _experts(run)}, both='both')}
+    look_for = (
+        'The model over-fits if its evaluation loss rises while its training loss falls.' if panels['evaluation loss']
+        else 'If the loss still falls at the end, more epochs may help.')
+    look_for += ' The step at the switch to stage two comes from the new loss.' if run.stage_two else ''
+    return _by_epoch(run, 'losses', 'Losses', panels if panels['training loss'] else {}, look_for)
+
+
+def learning_rate(run: Run) -> Plot | None:
+    """Learning rate at the end of each epoch."""
+    epochs, rates = run.column('train_lr')
+    if not (rates > 0).any():
+        return None
+    epochs, rates = epochs[rates > 0], rates[rates > 0]  # zero has no place on a logarithmic axis
+    return _by_epoch(
+        run, 'learning_rate', 'Learning rate', {'learning rate': [(LOOKS['mean'], '', epochs, rates)]},
+        'The rate that is left at the switch decides how much stage two can change.' if run.stage_two else
+        'The rate should rise during the warm-up and fall to nearly zero at the end.',
+        lambda axes, _: log_scale(axes, rates.min() / 2, rates.max() * 2, '{:.0e}'))
+
+
+def expert_divergence(run: Run) -> Plot | None:
+    """1 - cos(CLS, DIST) of the final tokens during training."""
+    epochs, cosines = run.column('train_cosine')
+    return _by_epoch(
+        run, 'expert_divergence', 'CLS and DIST grow apart',
+        {'1 - cos(CLS, DIST)': [(LOOKS['mean'], '', epochs, 1 - cosines)]} if len(epochs) and run.two_experts else {},
+        'The curve should rise: if the two tokens stay alike (near 0), they are one expert under two names.')
+
+
+def teacher_agreement(run: Run) -> Plot | None:
+    """How often the teacher is right on the student's images, and how often DIST agrees with it."""
+    curves = [(LOOKS[name], label, *run.column(column, 100)) for name, label, column in (
+        ('teacher', 'teacher is right', 'train_teacher_correct'), ('dist', 'DIST agrees with it', 'train_agreement'))]
+    return _by_epoch(
+        run, 'teacher_agreement', "The teacher on the student's images",
+        {'of training images, %': [curve for curve in curves if len(curve[2])]} if len(curves[0][2]) else {},
+        'These images are augmented and mixed. DeiT-LT wants a teacher that is often wrong on them, but still useful, '
+        'and a DIST that learns to follow it.', lambda axes, words: percent(axes, words=words))
+
+
+def _experts(run: Run) -> list[str]:
+    return list(EXPERTS) if run.two_experts else ['mean']
+
+
+def _columns(run: Run, columns: Mapping[str, str], both: str = '') -> list[Curve]:
+    """Curves of the columns of summary.csv that have a number; `both` is a shorter name for the mean of both."""
+    curves = []
+    for name, column in columns.items():
+        epochs, values = run.column(column)
+        if len(epochs):
+            label = both if both and name == 'mean' and run.two_experts else run.label(name)
+            curves.append((LOOKS[name], label, epochs, values))
+    return curves
+
+
+def _by_epoch(
+        run: Run,
+        name: str,
+        title: str,
+        panels: Mapping[str, Sequence[Curve]],
+        look_for: str,
+        scale: Callable[[Axes, str], Any] = lambda axes, _: from_zero(axes),
+) -> Plot | None:
+    """Curves by epoch with the switch to stage two, in a panel for each title of a y axis; None without curves."""
+    panels = {words: curves for words, curves in panels.items() if curves}
+    if not panels:
+        return None
+    figure, grid = new_figure(2.8 if len(panels) == 1 else 4.6, len(panels))
+    last = max(row['epoch'] + 1 for row in run.rows)
+    told = []
+    for axes, (words, curves) in zip(grid[:, 0], panels.items(), strict=True):
+        for look, label, x, y in curves:
+            line(axes, x, y, look, label or None)
+            told.append(f'{words}{", " if label else ""}{label}: {y[0]:.3g} after epoch {x[0]:.0f}, {y[-1]:.3g} after '
+                        f'epoch {x[-1]:.0f}.')
+        axes.set_ylabel(words)
+        scale(axes, words)
+        axes.set_xlim(0, max(last, 2) * 1.02)
+        if run.stage_two:
+            start, what = run.stage_two
+            mark(axes, start, f'{what}, from epoch {start + 1}' if axes is grid[0, 0] else '', start / last)
+    whole_numbers(axes.xaxis)
+    axes.set_xlabel('epochs trained')
+    legend(figure, grid[0, 0])
+    switch = f' {run.stage_two[1]} from epoch {run.stage_two[0] + 1} on.' if run.stage_two else ''
+    return finish(figure, name, title, look_for, f'{title} by epoch.{switch} {" ".join(told)}')
+
+
+FIGURES = (
+    accuracy_by_class, accuracy_by_shot, accuracy_by_epoch, losses, learning_rate, expert_divergence, teacher_agreement)

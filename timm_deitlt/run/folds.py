@@ -19,6 +19,7 @@ from ..evaluation import Shots
 from ..settings.checks import validate_args
 from ..settings.layers import args_to_yaml
 from ..utils.files import write_text
+from ..utils.tables import text_table
 from .results import EXPERTS
 from .start import NOT_OF_THE_RUN
 from .train import train
@@ -172,12 +173,10 @@ def folds_table(summary: Mapping[str, Any]) -> str:
     table = [['', *_COLUMNS.values()]]
     for expert, columns in summary['experts'].items():
         table.append([expert, *(_cell(columns[column]) for column in _COLUMNS)])
-        table.append(['  all images', *(_number(columns[column]['pooled']) for column in _COLUMNS)])
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        table.append([f'{expert}, all images', *(_number(columns[column]['pooled']) for column in _COLUMNS)])
     lines = [
-        '  '.join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in table]
-    lines += [
-        f'mean and standard deviation over {summary["folds"]} folds; in the rows below, accuracy over all '
+        text_table(table),
+        f'mean and standard deviation over {summary["folds"]} folds; in the rows "all images", accuracy over all '
         f'{summary["images"]:,} images together',
         f'groups: {summary["rule"]}']
     if missing := summary['not_evaluated']:

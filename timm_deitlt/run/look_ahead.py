@@ -72,9 +72,9 @@ def expected_seconds(trainer: Trainer, settings: Settings, start_epoch: int = 0)
     step = _timed(optimizer.base_optimizer.step if isinstance(optimizer, SAM) else optimizer.step, trainer)
     passes = 1 + isinstance(optimizer, SAM) / settings.optimizer.sam_every
     compute = loader.grad_accum_steps * batch * passes + step
-    image = loader.seconds_per_image() / max(1, settings.loader.workers)
+    image = loader.seconds_per_image() / max(1, loader.workers)
     load = image * loader.images_per_epoch / loader.updates_per_epoch / loader.world_size
-    update = max(compute, load) if settings.loader.workers else compute + load
+    update = max(compute, load) if loader.workers else compute + load
     seconds = epochs * loader.updates_per_epoch * update
     if trainer.eval_loader is not None:
         # a forward pass takes about a third of the time of forward and backward

@@ -129,6 +129,8 @@ def _conflicts_of_images(args: argparse.Namespace) -> Conflicts:
          f'--train-img-sizes are squares, but --input-size {args.input_size} is not; give a square one'),
         (args.train_size_schedule == 'progressive' and len(sizes) < 2,
          f'--train-size-schedule progressive needs two or more --train-img-sizes, got {sizes}'),
+        (args.augment_backend == 'device' and args.loss == 'paco',
+         '--augment-backend device does not make the blurred view of --loss paco; leave --augment-backend out'),
         (any('auto' in (values or ()) and len(values) > 1 for values in (args.mean, args.std)),
          '--mean and --std take numbers, or only the word auto'),
     )

@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..utils.tables import markdown_table
 from .cells import Cell, cell_path
 from .study import GROUPS, Claim, Side, Study
 
@@ -123,46 +124,45 @@ def format_study(study: Study, results: Mapping[Cell, Mapping[str, Any]]) -> str
     for subset in sorted({cell.subset for cell in results} | {0}):
         if subset:
             lines += ['', f'Other images of the same classes and counts (`--subsets {subset}`):', '']
-        lines += _arm_rows(study, {cell: result for cell, result in results.items() if cell.subset == subset}, subset)
+        lines.append(
+            _arm_table(study, {cell: result for cell, result in results.items() if cell.subset == subset}, subset))
     if missing := _missing(study, results):
         lines += ['', missing]
     judged = list(zip(study.claims, verdicts(study, results), strict=True))
     main = [found for claim, found in judged if claim.main]
     others = [found for claim, found in judged if not claim.main]
     if others:
-        lines += ['', *_claim_rows(others)]
+        lines += ['', _claim_table(others)]
     if main:
         title = f'All {len(study.arms)} arms, and the other claims'
-        lines = [*_claim_rows(main), '', f'<details><summary>{title}</summary>', '', *lines, '', '</details>']
+        lines = [_claim_table(main), '', f'<details><summary>{title}</summary>', '', *lines, '', '</details>']
     return '\n'.join(lines)
 
 
-def _claim_rows(judged: Sequence[Mapping[str, Any]]) -> list[str]:
-    lines = [_row(['claim', 'n', 'first', 'second', 'difference (95 %)', 'verdict'])]
-    lines += [_row(['---', *['---:'] * 4, '---'])]
+def _claim_table(judged: Sequence[Mapping[str, Any]]) -> str:
+    rows = []
     for found in judged:
         figures = found['figures']
         difference = '' if figures['difference'] is None else f"{figures['difference']:+.2f}" + (
             '' if figures['half_interval'] is None else f" ± {figures['half_interval']:.2f}")
         written = _FORMATS.get(figures['a'].split()[-1], '{:.1f}')
         sides = (figures[f'mean_{side}'] for side in 'ab')
-        lines.append(_row([
+        rows.append([
             found['claim'], str(found['n']), *('' if mean is None else written.format(mean) for mean in sides),
-            difference, f"*{found['verdict']}*"]))
-    return lines
+            difference, f"*{found['verdict']}*"])
+    return markdown_table(['claim', 'n', 'first', 'second', 'difference (95 %)', 'verdict'], rows, words=(0, 5))
 
 
-def _arm_rows(study: Study, results: Mapping[Cell, Mapping[str, Any]], subset: int) -> list[str]:
-    head = ['arm', 'n', *(f'{of} {group}' for of, group in _COLUMNS)]
-    lines = [_row(head), _row(['---', *['---:'] * (len(head) - 1)])]
+def _arm_table(study: Study, results: Mapping[Cell, Mapping[str, Any]], subset: int) -> str:
+    rows = []
     for name, arm in study.arms.items():
         runs = [result for cell, result in sorted(results.items()) if cell.arm == name]
         if subset and not runs:
             continue  # on the other subsets only the core arms are run
         label = f'&nbsp;&nbsp;{arm.label}' if arm.parent else arm.label
         figures = (_cell([value(run, *column) for run in runs]) for column in _COLUMNS)
-        lines.append(_row([label, str(len(runs)), *figures]))
-    return lines
+        rows.append([label, str(len(runs)), *figures])
+    return markdown_table(['arm', 'n', *(f'{of} {group}' for of, group in _COLUMNS)], rows)
 
 
 def _missing(study: Study, results: Mapping[Cell, Mapping[str, Any]]) -> str:
@@ -176,10 +176,6 @@ def _missing(study: Study, results: Mapping[Cell, Mapping[str, Any]]) -> str:
         return ''
     parts = [f'{", ".join(names)} (seed {seeds})' for seeds, names in lacking.items()]
     return f'Not run yet: {"; ".join(parts)}.'
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f'| {" | ".join(cell.replace("|", chr(92) + "|") for cell in cells)} |'
 
 
 def _cell(values: Sequence[float | None]) -> str:

@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from ..evaluation import Shots
 from ..loss import DistillationLoss
 from ..loss.guidance import dense_distillation, locality_guidance
-from ..models.weights import load_weights
-from .common import ShotEvaluation, frozen_statistics, hard_labels, set_epochs
+from .common import AuxiliaryTask, frozen_statistics, hard_labels, set_epochs
 from .guidance import Guidance, GuidedStudent, GuidingTeacher
 
 
-class DeiTLTTask(ShotEvaluation, TokenDistillationTask):
+class DeiTLTTask(AuxiliaryTask, TokenDistillationTask):
     """DeiT-LT: CLS learns the labels, DIST learns the teacher's prediction for the same image.
 
     loss = a * label_loss(CLS, target) + (1 - a) * distillation_loss(DIST, teacher), with a = `task_loss_weight`.
@@ -56,6 +55,9 @@ class DeiTLTTask(ShotEvaluation, TokenDistillationTask):
     """
 
     experts = ('mean', 'cls', 'dist')
+    auxiliary_words = (
+        "the checkpoint's guidance",
+        'Give --guidance, --guidance-blocks and --guidance-stages as they were in training.')
     student_mean: Tensor  # timm's buffers
     student_std: Tensor
 
@@ -205,59 +207,6 @@ class DeiTLTTask(ShotEvaluation, TokenDistillationTask):
             'agreement': (dist_logits.argmax(dim=-1) == teacher_labels).sum(),
             'cosine': F.cosine_similarity(cls_token, dist_token).sum(),
         }
-
-    def compile(  # type: ignore[override]
-            self,
-            backend: str = 'inductor',
-            mode: str | None = None,
-            **compile_kwargs: Any,
-    ) -> nn.Module:
-        """As in timm. With guidance both the plain student and the one that returns its maps are compiled."""
-        options: dict[str, Any] = dict(backend=backend, mode=mode, **compile_kwargs)
-        plain: Any = None if self.guidance is None else torch.compile(self.get_eval_model(), **options)
-        compiled = super().compile(**options)
-        if plain is None:
-            return compiled
-        self.eval_model = plain
-        return plain
-
-    def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
-        """The plain student, or the EMA of the plain student."""
-        module = super().get_eval_model(module=module, ema=ema)
-        net = module if module is None else unwrap_model(module)
-        return net.model if isinstance(net, GuidedStudent) else module
-
-    def get_clip_parameters(self, exclude_head: bool = False) -> list[nn.Parameter]:
-        """Parameters for gradient clipping; `exclude_head` leaves out the last two of the student."""
-        net = unwrap_model(self.trainable_module)
-        if not isinstance(net, GuidedStudent):
-            return super().get_clip_parameters(exclude_head)
-        return [*list(net.model.parameters())[:-2 if exclude_head else None], *net.projections.parameters()]
-
-    def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
-        """State in a checkpoint next to the plain student: the 1 x 1 convolutions of the guidance."""
-        module = self.get_trainable_module(ema=ema) if module is None else module
-        net = None if module is None else unwrap_model(module)
-        return {'projections': net.projections.state_dict()} if isinstance(net, GuidedStudent) else {}
-
-    def load_task_state(
-            self,
-            state: dict[str, Any] | None,
-            strict: bool = True,
-            module: nn.Module | None = None,
-            ema: bool = False,
-    ) -> None:
-        """Load the state of a checkpoint. If it has none, the convolutions keep their new weights.
-
-        Raises:
-            ValueError: If the state is that of other blocks or stages.
-        """
-        module = self.get_trainable_module(ema=ema) if module is None else module
-        net = None if module is None else unwrap_model(module)
-        if state and isinstance(net, GuidedStudent):
-            load_weights(
-                net.projections, state['projections'], "the checkpoint's guidance",
-                'Give --guidance, --guidance-blocks and --guidance-stages as they were in training.')
 
 
 def _watch_tokens(student: nn.Module) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from ..models.cosine import CosineLinear
+from .common import AuxiliaryNet
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def all_stages(network: Any) -> list[int]:
     return list(range(int(stem and len(names) > 1), len(names)))
 
 
-class GuidedStudent(nn.Module):
+class GuidedStudent(AuxiliaryNet):
     """A distilled ViT with 1 x 1 convolutions that project its maps to a teacher's channels; the ViT in eval mode.
 
     Args:
@@ -149,6 +150,8 @@ class GuidedStudent(nn.Module):
         >>> [tuple(x.shape) for x in maps]
         [(2, 16, 4, 4), (2, 32, 4, 4), (2, 64, 4, 4)]
     """
+
+    auxiliary = 'projections'
 
     def __init__(
             self,

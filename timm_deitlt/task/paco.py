@@ -22,11 +22,11 @@ from ..data.loader import MicroBatch
 from ..evaluation import Shots
 from ..loss.paco import PaCoLoss
 from ..models.weights import load_weights
-from .common import ShotEvaluation, frozen_statistics
+from .common import AuxiliaryTask, frozen_statistics
 from .paco_network import KeyQueue, PaCoNet
 
 
-class PaCoTask(ShotEvaluation, ClassificationTask):
+class PaCoTask(AuxiliaryTask, ClassificationTask):
     """Training of a classifier by PaCo, on two views of each image.
 
     Key encoder and queue change only in `end_update`, once after each optimizer step. So all micro-batches of an
@@ -59,6 +59,7 @@ class PaCoTask(ShotEvaluation, ClassificationTask):
     """
 
     experts = ('mean', 'cls')
+    auxiliary_words = ("the checkpoint's projection (--paco-dim)",)
 
     def __init__(
             self,
@@ -182,31 +183,15 @@ class PaCoTask(ShotEvaluation, ClassificationTask):
             **compile_kwargs: Any,
     ) -> nn.Module:
         """Compile both encoders and the plain model. Call it before `prepare_distributed`."""
-        options: dict[str, Any] = dict(backend=backend, mode=mode, **compile_kwargs)
-        eval_model: Any = torch.compile(self.get_eval_model(), **options)
-        super().compile(**options)
-        self.eval_model = eval_model
-        self.key_encoder.compile(**options)  # in place, so that the keys of its state_dict do not change
-        return eval_model
-
-    def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
-        """The plain model, or the EMA of the plain model."""
-        module = super().get_eval_model(module=module, ema=ema)
-        net = module if module is None else unwrap_model(module)
-        return net.model if isinstance(net, PaCoNet) else module
-
-    def get_clip_parameters(self, exclude_head: bool = False) -> list[nn.Parameter]:
-        """Parameters for gradient clipping; `exclude_head` leaves out the last two of the model."""
-        net = unwrap_model(self.trainable_module)
-        return [*list(net.model.parameters())[:-2 if exclude_head else None], *net.projection.parameters()]
+        compiled = super().compile(backend=backend, mode=mode, **compile_kwargs)
+        # in place, so that the keys of its state_dict do not change
+        self.key_encoder.compile(backend=backend, mode=mode, **compile_kwargs)
+        return compiled
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
-        """State in a checkpoint next to the plain model."""
-        module = self.get_trainable_module(ema=ema) if module is None else module
-        if module is None:
-            return {}
-        state = {'projection': unwrap_model(module).projection.state_dict()}
-        if not ema:
+        """State in a checkpoint next to the plain model: the projection, the key encoder and the queue."""
+        state = super().get_task_state(module, ema)
+        if state and not ema:
             state.update(key_encoder=self.key_encoder.state_dict(), queue=self.queue.state_dict())
         return state
 
@@ -225,17 +210,14 @@ class PaCoTask(ShotEvaluation, ClassificationTask):
         Raises:
             ValueError: If the sizes of the state differ.
         """
-        module = self.get_trainable_module(ema=ema) if module is None else module
-        net = unwrap_model(module)
-        if state:
-            load_weights(net.projection, state['projection'], "the checkpoint's projection (--paco-dim)")
+        super().load_task_state(state, strict, module, ema)
         if ema:
             return
         if state:
             load_weights(self.key_encoder, state['key_encoder'], "the checkpoint's key encoder")
             load_weights(self.queue, state['queue'], "the checkpoint's queue (--paco-queue)")
         else:
-            self.key_encoder.load_state_dict(net.state_dict())
+            self.key_encoder.load_state_dict(unwrap_model(self.trainable_module).state_dict())
             self.queue.load_state_dict(KeyQueue(*self.queue.keys.shape).state_dict())
         self._forget()
 

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from ..loss import full_precision
 from ..loss.paco import EMPTY
+from .common import AuxiliaryNet
 
 
-class PaCoNet(nn.Module):
+class PaCoNet(AuxiliaryNet):
     """A classifier with a projection of its pooled features; in eval mode the plain classifier only.
 
     Args:
@@ -27,6 +28,8 @@ class PaCoNet(nn.Module):
         torch.Size([4, 10])
     """
 
+    auxiliary = 'projection'
+
     def __init__(self, model: nn.Module, dim: int):
         super().__init__()
         kind = type(model).__name__
@@ -42,7 +45,7 @@ class PaCoNet(nn.Module):
             raise ValueError(
                 f'PaCo trains a classifier with one head, but {kind} has {found}: use one such as resnet32_cifar or '
                 'resnet50, with num_classes above 0.')
-        self.model: Any = model
+        self.model = model
         self.projection = nn.Sequential(
             nn.Linear(width, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, dim),
         ).to(next(model.parameters()))

@@ -190,7 +190,8 @@ def _evaluated_on(benchmark: Benchmark | None, split: str) -> str:
 def _check_stream(settings: Settings) -> None:
     for flag, given in (
             ('--val-fraction', settings.data.held_out), ('--aug-repeats', settings.loader.aug_repeats),
-            ('--train-img-sizes', settings.augment.train_img_sizes)):
+            ('--train-img-sizes', settings.augment.train_img_sizes),
+            ('--augment-backend device', settings.augment.augment_backend == 'device')):
         if given:
             raise ValueError(
                 f'{flag} needs images that can be indexed, but {settings.data.dataset!r} is read as a stream. Leave '

@@ -7,9 +7,11 @@ import torch
 from timm.data import Mixup, create_transform
 from torch.utils.data import IterableDataset
 
-from ...data.augment import check_tensor_filter, key_transform, train_transform, weak_transform
+from ...data.augment import BatchAugment, check_tensor_filter, key_transform, train_transform, weak_transform
+from ...data.device_loader import DeviceLoader
 from ...data.image import ARRAY
 from ...data.loader import TrainLoader, create_eval_loader
+from ...data.on_device import to_device
 from ...data.sizes import SizeSchedule
 from ...settings.images import AugmentSettings
 from ...settings.resolved import Settings
@@ -40,6 +42,13 @@ def build_mixup(augment: AugmentSettings, num_classes: int) -> Mixup | None:
     )
 
 
+def build_batch_augment(augment: AugmentSettings, num_classes: int, device: torch.device) -> BatchAugment:
+    """Erasing and mixing of batches on the device."""
+    return BatchAugment(
+        build_mixup(augment, num_classes), augment.erasing, augment.remode, augment.recount, device,
+        batched=augment.augment_backend == 'device')
+
+
 def size_schedule(settings: Settings) -> SizeSchedule | None:
     """The schedule of `--train-img-sizes`, or None for one size."""
     augment = settings.augment
@@ -51,7 +60,7 @@ def size_schedule(settings: Settings) -> SizeSchedule | None:
 
 
 def build_train_transform(augment: AugmentSettings, config: dict[str, Any], image_mode: str = 'RGB') -> Callable:
-    """The training transform, from a PIL image to uint8 `[C, H, W]`.
+    """The training transform, from a PIL image to uint8 `[C, H, W]`; with `--augment-backend device` for batches.
 
     Args:
         augment: What it does.
@@ -90,8 +99,10 @@ def build_train_transform(augment: AugmentSettings, config: dict[str, Any], imag
         return transform
     if config['input_size'][0] not in (1, 3) or image_mode not in ('L', 'RGB'):
         raise ValueError(
-            f'--augment-backend opencv augments grey or RGB images, not images of {config["input_size"][0]} channels '
-            f'in mode {image_mode}: leave it out.')
+            f'--augment-backend {augment.augment_backend} augments grey or RGB images, not images of '
+            f'{config["input_size"][0]} channels in mode {image_mode}: leave it out.')
+    if augment.augment_backend == 'device':
+        return to_device(transform)
     try:
         from ...data.opencv import to_opencv
     except ImportError as error:
@@ -123,7 +134,8 @@ def build_train_loader(
         _logger.warning(
             f'The {batches} micro-batches of an update cannot be shared evenly by {world_size} devices: in '
             f'{turns - batches} of {turns} turns a device is idle.')
-    return TrainLoader(
+    made = DeviceLoader if settings.augment.augment_backend == 'device' else TrainLoader
+    return made(
         data.train,
         [_views(settings, of_size, second_view) for of_size in configs],
         config['mean'],
@@ -149,7 +161,8 @@ def _views(settings: Settings, config: dict[str, Any], second_view: str) -> list
     views = [build_train_transform(augment, config, settings.data.image_mode)]
     flips: dict[str, Any] = dict(hflip=augment.hflip, vflip=augment.vflip)
     if second_view == 'weak':
-        views.append(weak_transform(config['input_size'], config['interpolation'], **flips))
+        weak = weak_transform(config['input_size'], config['interpolation'], **flips)
+        views.append(to_device(weak) if augment.augment_backend == 'device' else weak)
     elif second_view == 'key':
         views.append(key_transform(
             config['input_size'],

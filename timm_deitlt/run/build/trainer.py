@@ -4,6 +4,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any, cast
 
@@ -12,15 +13,15 @@ from timm.data import resolve_data_config
 from timm.layers import convert_sync_batchnorm, set_fast_norm
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from torch import nn
+from torch.utils.data import IterableDataset
 
-from ...data.augment import BatchAugment
 from ...data.ramp import AugmentationRamp
 from ...data.seeds import seed_everything
 from ...engine.device import has_bfloat16, price_of_bfloat16
 from ...engine.trainer import Trainer
 from ...settings.resolved import MachineSettings, OptimizerSettings, Precision, Settings
 from .data import Data
-from .loaders import build_eval_loader, build_mixup, build_train_loader
+from .loaders import build_batch_augment, build_eval_loader, build_train_loader
 from .model import build_model, build_optimizer, build_task, fuses
 
 _logger = logging.getLogger(__name__)
@@ -88,25 +89,24 @@ def build_trainer(
     built = build_optimizer(optimizer, cast(nn.Module, task.get_trainable_module()), fuses(settings))
     _logger.info(f'Precision: {machine.precision.words_on(device)}')
     autocast = autocast_of(machine.precision, device)
-    loader = build_train_loader(settings, data, config, device, _second_view(settings, teacher), dtype)
+    view = _second_view(settings, teacher)
+    feed = partial(_feed, data=data, config=config, device=device, second_view=view, dtype=dtype)
+    images = feed(settings)
+    loader = images['loader']
     scheduler, epochs = create_scheduler_v2(
         built, **scheduler_kwargs(settings.schedule), updates_per_epoch=loader.updates_per_epoch)
     if epochs != settings.schedule.epochs:
         _logger.info(f'The schedule lasts {epochs} epochs with its warm-up prefix and cool-down.')
     _set_up_ema(task, machine, loader.updates_per_epoch * epochs)
-    batches = BatchAugment(
-        build_mixup(augment, num_classes), augment.erasing, augment.remode, augment.recount, device)
-    views = [view for of_size in loader.transforms for view in of_size]
     return Trainer(
         task=task,
         optimizer=built,
-        loader=loader,
-        augment=batches,
+        **images,
+        on_device=_on_device(settings, data, feed) if device.type == 'cuda' else None,
         eval_loader=None if data.evaluation is None else build_eval_loader(
             settings, data.evaluation, config, device, dtype),
         scheduler=scheduler,
         rho=rho_schedule(optimizer),
-        ramp=AugmentationRamp(augment.aug_ramp, views, batches) if augment.aug_ramp else None,
         epochs=epochs,
         seed=settings.seed,
         autocast=autocast,
@@ -121,6 +121,24 @@ def build_trainer(
         dist_bn='' if machine.sync_bn else machine.dist_bn,
         log_interval=settings.output.log_interval,
     )
+
+
+def _feed(settings: Settings, data: Data, **options: Any) -> dict[str, Any]:
+    """What gives a trainer its images: loader, augmentation of batches, and what lets it grow stronger."""
+    augment = settings.augment
+    loader = build_train_loader(settings, data, **options)
+    batches = build_batch_augment(augment, data.train.num_classes, options['device'])
+    views = [view for of_size in loader.transforms for view in of_size]
+    ramp = AugmentationRamp(augment.aug_ramp, views, batches) if augment.aug_ramp else None
+    return dict(loader=loader, augment=batches, ramp=ramp)
+
+
+def _on_device(settings: Settings, data: Data, feed: Callable) -> Callable | None:
+    """`feed` for images that are augmented on the device, if --auto-speed may choose it; None if it may not."""
+    free = settings.sources.get('augment_backend') == 'default' and settings.loss.label_loss != 'paco'
+    if not free or isinstance(data.train, IterableDataset):
+        return None
+    return partial(feed, replace(settings, augment=replace(settings.augment, augment_backend='device')))
 
 
 def _second_view(settings: Settings, teacher: nn.Module | None) -> str:

@@ -28,6 +28,7 @@ from ...analysis import (
 )
 from ...models._timm import TimmModel
 from ...utils.files import atomic_write, write_text
+from ...utils.tables import text_table
 from ...utils.versions import plain_json, versions
 from .subject import Subject, choose, evaluation_images, open_subject
 from .tail_gap import measure_tail_gap
@@ -171,16 +172,18 @@ def _save_arrays(path: Path, arrays: dict[str, Any]) -> None:
 
 def describe(result: dict[str, Any]) -> str:
     """Measures of `analyze` as a plain-text table."""
+    table = [['block', 'attention distance, px', 'rank CLS', 'rank DIST', '1 - cos']]
+    for block, distances in enumerate(result['attention_distance_px']):
+        rank = apart = '-'
+        if result['rank_dist'] is not None:
+            rank, apart = f'{result["rank_dist"][block]}', f'{result["divergence"][block]:.3f}'
+        table.append([
+            str(block + 1), f'{min(distances):.1f} to {max(distances):.1f}', f'{result["rank_cls"][block]}', rank,
+            apart])
     lines = [
         f'{result["num_images"]} images; uniform attention would have a distance of '
         f'{result["uniform_attention_distance_px"]:.1f} px',
-        'block  attention distance, px  rank CLS  rank DIST  1 - cos']
-    for block, distances in enumerate(result['attention_distance_px']):
-        reach = f'{min(distances):.1f} to {max(distances):.1f}'
-        rank = apart = '-'
-        if result['rank_dist'] is not None:
-            rank, apart = result['rank_dist'][block], f'{result["divergence"][block]:.3f}'
-        lines.append(f'{block + 1:5}  {reach:>22}  {result["rank_cls"][block]:8}  {rank:>9}  {apart:>7}')
+        text_table(table)]
     if ood := result['ood']:
         lines.append(
             f'The teacher is right on {ood["teacher_top1_train_view"]:.1f} % of {ood["num_views"]} training views '

@@ -6,10 +6,9 @@ from typing import Any
 import torch
 
 from ...analysis import TeacherView
-from ...data.augment import BatchAugment
 from ...data.seeds import seed_everything
 from ...engine.trainer import expert_logits
-from ..build.loaders import build_mixup, build_train_loader
+from ..build.loaders import build_batch_augment, build_train_loader
 from ..build.model import build_task
 from ..teacher_file import from_file
 from ..teacher_settings import Teacher, teacher_settings
@@ -44,14 +43,11 @@ def measure_teacher(subject: Subject, images: Any, max_views: int) -> dict[str, 
     teacher = _load_teacher(subject)
     if teacher is None:
         return None
-    settings, augment_as = subject.settings, subject.settings.augment
-    data, model, device = subject.data, subject.model, subject.device
+    settings, data, model, device = subject.settings, subject.data, subject.model, subject.device
     task: Any = build_task(settings, model, teacher.model.to(device), data, device, torch.float32)
     in_training, on_clean = (TeacherView(data.shots.groups['tail'], teacher.logit_scale) for _ in range(2))
     loader = build_train_loader(settings, data, model.pretrained_cfg, device, '', torch.float32)
-    augment = BatchAugment(
-        build_mixup(augment_as, data.train.num_classes), augment_as.erasing, augment_as.remode, augment_as.recount,
-        device)
+    augment = build_batch_augment(settings.augment, data.train.num_classes, device)
     augment.mixup_enabled = settings.stage_two.keep_mixup or settings.stage_two.start_epoch > 0
     with torch.inference_mode():
         for plan, batch, target in (micro_batch for update in loader.epoch(0) for micro_batch in update):

@@ -44,8 +44,9 @@ OWN_FLAGS = {
         flag('--sam-adaptive', 'scale the radius by each weight (ASAM)', action='store_true'),
         flag('--filter-bias-and-bn', 'no weight decay on biases and norms (default: on)', **SWITCH, default=True),
         flag('--cutout', 'side in pixels of the black square that is cut out of every image (default: none)', type=int),
-        flag('--augment-backend', 'library that augments the images; opencv is about twice as fast on large images, '
-             'with the same random draws and nearly the same pixels', default='pillow', choices=('pillow', 'opencv')),
+        flag('--augment-backend', 'what augments the images: pillow, opencv (about twice as fast on large images, with '
+             'the same random draws and nearly the same pixels), or the device that trains (whole batches, with other '
+             'draws of the same distribution)', default='pillow', choices=('pillow', 'opencv', 'device')),
         flag('--force-color-jitter', 'use colour jitter together with --aa', action='store_true'),
         flag('--list-dir', 'folder of the list files of lt/imagenet and lt/inat18 (default: in or beside --data-dir)',
              metavar='DIR'),
