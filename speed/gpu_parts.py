@@ -51,11 +51,13 @@ STEPS: dict[str, Callable] = {
 # How the images of whole epochs are loaded and augmented: settings by name
 LOADERS = {
     'processes, Pillow': dict(augment_backend='pillow'),
+    'device': dict(augment_backend='device'),
     **({'processes, OpenCV': dict(augment_backend='opencv')} if importlib.util.find_spec('cv2') else {}),
 }
 SMALL_LOADERS = {
-    'this process': dict(workers=0),
-    'processes': dict(workers=os.cpu_count()),
+    'device': dict(augment_backend='device'),
+    'this process': dict(augment_backend='pillow', workers=0),
+    'processes': dict(augment_backend='pillow', workers=os.cpu_count()),
 }
 # Arms of the study small_data that are trained in what time is left, as its plan orders them
 ARMS = ('base', 'guide', 'guide_init_muon', 'vit', 'published', 'cnn')

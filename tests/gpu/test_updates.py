@@ -80,6 +80,7 @@ def made(device, *flags):
     pytest.param([*STUDENT, '--guidance', '2.5', '--dense-distill', '1'], id='guided'),
     pytest.param([*STUDENT, '--kd-token-distill-type', 'soft', '--logit-standardize'], id='soft'),
     pytest.param([*STUDENT, '--clip-mode', 'agc'], id='agc'),
+    pytest.param([*STUDENT, '--augment-backend', 'device', '--reprob', '0'], id='augmented on the device'),
     pytest.param([*CNN, *HARD, '--sam-adaptive'], id='sam'),
     pytest.param([*CNN, *HARD, '--loss', 'paco', '--drw-on', 'none'], id='paco'),
 ])
@@ -87,9 +88,10 @@ def test_no_update_waits_for_the_device(flags, device):
     trainer = made(device, *flags)
     meter, groups = Meter(trainer.task.device), trainer.loader.epoch(0)
     trainer.update(0, 0, next(groups), meter)  # sets up what is kept
-    group = next(groups)
+    # to the CPU as the device, what the loader does on the host would look like waiting
+    group = next(groups) if device == 'cpu' else None
     with waits_of(trainer) as found:
-        trainer.update(0, 1, group, meter)
+        trainer.update(0, 1, group or next(groups), meter)
         trainer.task.update_ema(step=2)
         trainer.scheduler.step_update(num_updates=2)
     assert not found
