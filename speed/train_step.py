@@ -45,15 +45,53 @@ from timm_deitlt.settings.layers import parse_args
 CLASSES = 10  # of the digits, whose recipe ours runs
 
 
-def theirs(asked: argparse.Namespace, amp: bool, resize: bool) -> Step:
+def resized(images: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Images of a teacher's own size."""
+    if tuple(images.shape[-2:]) == tuple(size):
+        return images
+    return F.interpolate(images, tuple(size), mode='bicubic', antialias=True)
+
+
+def plain(asked: argparse.Namespace, amp: bool, compiled: str = '') -> Step:
+    """A step as one writes it with timm's models and PyTorch alone; `compiled` is a backend of torch.compile."""
+    device = torch.device(asked.device)
+    student = timm.create_model(asked.model, num_classes=CLASSES, img_size=asked.img_size, device=device).train()
+    student.set_distilled_training(True)
+    teacher = timm.create_model(asked.teacher, num_classes=CLASSES, device=device).eval()
+    size = teacher.pretrained_cfg['input_size'][1:]
+    if compiled:
+        student, teacher = (torch.compile(network, backend=compiled) for network in (student, teacher))
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4, weight_decay=.05, fused=True)
+    mixup = Mixup(.8, 1., label_smoothing=.1, num_classes=CLASSES)
+    images, target = batch(asked)
+
+    def step() -> None:
+        mixed, labels = mixup(images.clone(), target)
+        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+            with torch.no_grad():
+                taught = teacher(resized(mixed, size)).argmax(dim=1)
+            cls_logits, dist_logits = student(mixed)
+            loss = (F.cross_entropy(cls_logits, labels) + F.cross_entropy(dist_logits, taught)) / 2
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(student.parameters(), 1.)
+        optimizer.step()
+
+    return step
+
+
+def theirs(asked: argparse.Namespace, amp: bool, resize: bool, compiled: str = '') -> Step:
     """A step of timm's task, its teacher given images of its own size or the student's."""
-    student = timm.create_model(asked.model, num_classes=CLASSES, img_size=asked.img_size)
-    teacher = timm.create_model(asked.teacher, num_classes=CLASSES)
+    student = timm.create_model(asked.model, num_classes=CLASSES, img_size=asked.img_size, device=asked.device)
+    teacher = timm.create_model(asked.teacher, num_classes=CLASSES, device=asked.device)
     task = TokenDistillationTask(
-        student, teacher, criterion=SoftTargetCrossEntropy(), distill_type='hard', device=asked.device, verbose=False)
+        student, teacher, criterion=SoftTargetCrossEntropy(), distill_type='hard', device=torch.device(asked.device),
+        verbose=False)
     if resize:
         forward, size = task.teacher.forward, teacher.pretrained_cfg['input_size'][1:]
-        task.teacher.forward = lambda x: forward(F.interpolate(x, size, mode='bicubic', antialias=True))
+        task.teacher.forward = lambda x: forward(resized(x, size))
+    if compiled:
+        task.compile(backend=compiled)
     optimizer = create_optimizer_v2(student, opt='adamw', lr=1e-4, weight_decay=.05)
     mixup = Mixup(.8, 1., label_smoothing=.1, num_classes=CLASSES)
     images, target = batch(asked)
@@ -67,7 +105,6 @@ def theirs(asked: argparse.Namespace, amp: bool, resize: bool) -> Step:
         loss.backward()
         dispatch_clip_grad(task.get_clip_parameters(), value=1.)
         optimizer.step()
-        loss.item()
 
     return step
 
@@ -110,7 +147,8 @@ def our_update(
         number = next(numbers)
         plan = MicroBatch(number, indices=(), weight=1., last=True)
         trainer.update(0, number, [(plan, images.clone(), target)], meter)
-        meter.check_finite(0, 1)
+        if meter.pending_on_host:  # as in training; on a GPU it would wait for the device
+            meter.check_finite(0, 1)
 
     return step
 
@@ -137,6 +175,8 @@ VARIANTS = {
     "timm's task, fp32": lambda asked: theirs(asked, amp=False, resize=False),
     "timm's task, bf16, teacher at its own size": lambda asked: theirs(asked, amp=True, resize=True),
     "timm's task, fp32, teacher at its own size": lambda asked: theirs(asked, amp=False, resize=True),
+    'plain PyTorch, bf16': lambda asked: plain(asked, amp=True),
+    'plain PyTorch, fp32': lambda asked: plain(asked, amp=False),
     'ours': ours,
     'ours, --auto-speed off': lambda asked: ours(asked, '--auto-speed', 'off'),
     'ours, --auto-speed off, freed memory kept': lambda asked: with_choices(asked, keep_memory=True),

@@ -46,6 +46,20 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
+def pytest_runtest_setup(item):
+    if item.get_closest_marker('gpu'):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip('needs CUDA')
+
+
+def devices(*marks):
+    """Run a test on the CPU, there with these marks, and on a GPU."""
+    return pytest.mark.parametrize(
+        'device', [pytest.param('cpu', marks=marks), pytest.param('cuda', marks=pytest.mark.gpu)])
+
+
 @pytest.fixture(scope='session', autouse=True)
 def one_thread():
     import torch  # here, as the process that only distributes the tests needs none

@@ -1,10 +1,17 @@
 """The scripts of speed/ run; what they measure is not looked at."""
+import json
 import math
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, run_script
+
+sys.path.append(str(ROOT / 'speed'))
+import gpu  # noqa: E402
+import gpu_measure  # noqa: E402
 
 SMALL = ['--img-size', '32', '--batch-size', '4', '--rounds', '1', '--device', 'cpu']
 STUDENTS = ["timm's task, fp32, teacher at its own size", 'ours, --auto-speed off']
@@ -50,3 +57,57 @@ def test_loss_curves_are_drawn_and_start_up_is_timed(tmp_path):
     done = run('start.py', '--rounds', '1')
     assert done.returncode == 0, done.stderr
     assert '| quick start, to the end of its first update |' in done.stdout
+
+
+def lines_of(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_every_part_of_the_gpu_script_runs_on_the_cpu_in_small(tmp_path):
+    done = run('gpu.py', '--smoke', '--output', tmp_path / 'new' / 'gpu.jsonl')
+    assert done.returncode == 0, done.stderr
+    lines = lines_of(tmp_path / 'new' / 'gpu.jsonl')
+    assert lines[0]['part'] == 'machine' and {'git', 'torch', 'timm'} <= set(lines[0])
+    assert {line['part']: line['ended'] for line in lines if 'ended' in line} == dict.fromkeys(gpu.PARTS, 'done')
+    assert {line['outcome'] for line in lines if 'outcome' in line} == {'passed'}
+    measured = [line['images_per_second'] for line in lines if 'images_per_second' in line]
+    assert len(measured) >= 8 and all(value > 0 for value in measured)
+    assert any('ours / plain PyTorch' in line for line in lines)
+
+
+def test_the_gpu_script_ends_parts_whose_time_is_over_and_keeps_what_is_there(tmp_path):
+    file = tmp_path / 'gpu.jsonl'
+    file.write_text('{"part": "earlier"}\n')
+    done = run('gpu.py', '--smoke', '--minutes', '.0001', '--output', file)
+    assert done.returncode == 0, done.stderr
+    first, machine, *ended = lines_of(file)
+    assert (first['part'], machine['part']) == ('earlier', 'machine')
+    assert [(line['part'], line['ended']) for line in ended] == [(part, 'its time was over') for part in gpu.PARTS]
+
+
+def test_the_gpu_script_names_what_is_missing_and_how_to_install_it(monkeypatch, tmp_path):
+    known = {'timm': '1.0.9', 'torch': '2.11.0+cu130'}
+
+    def version(name):
+        if name == 'tqdm':
+            raise PackageNotFoundError(name)
+        return known.get(name, '99')
+
+    monkeypatch.setattr(gpu, 'version', version)
+    monkeypatch.setattr(sys, 'argv', ['gpu.py', '--wheels', str(tmp_path)])
+    with pytest.raises(SystemExit) as stopped:
+        gpu.main()
+    assert str(stopped.value).splitlines()[0].startswith('timm>=1.0.31, tqdm missing here')
+    assert str(stopped.value).endswith(f"--no-index --find-links {tmp_path} 'timm>=1.0.31' 'tqdm'")
+
+
+def test_flops_are_those_of_the_products_by_hand():
+    case = SimpleNamespace(model='deit_lt_tiny', teacher='resnet20_cifar', img_size=32)
+    width, depth, patches, classes = 192, 12, 4, 10
+    tokens = patches + 2
+    embed = 2 * patches * 3 * 16 * 16 * width
+    block = 2 * tokens * width * width * (3 + 1 + 4 + 4) + 2 * 2 * tokens * tokens * width
+    forward = embed + depth * block + 2 * 2 * width * classes
+    # backward twice as much, but for the gradient of the image, which nothing asks for
+    assert gpu_measure.flops_of_an_image(case)['flop_student'] == 3 * forward - embed

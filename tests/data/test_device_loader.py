@@ -15,9 +15,9 @@ from timm_deitlt.data.device_loader import DeviceLoader
 from timm_deitlt.data.factory import create_dataset
 from timm_deitlt.data.held import pixel_table
 from timm_deitlt.data.loader import TrainLoader
+from timm_deitlt.data.multi_scale import SizeSchedule
 from timm_deitlt.data.on_device import to_device
 from timm_deitlt.data.ramp import AugmentationRamp
-from timm_deitlt.data.sizes import SizeSchedule
 
 
 class InMemory(Pictures):

@@ -11,8 +11,8 @@ from torch.utils.data import Dataset, IterableDataset
 
 from timm_deitlt.data.augment import train_transform
 from timm_deitlt.data.loader import MicroBatchSampler, TrainLoader, create_eval_loader
+from timm_deitlt.data.multi_scale import SizeSchedule
 from timm_deitlt.data.seeds import derive_seed
-from timm_deitlt.data.sizes import SizeSchedule
 
 
 class Numbers(Dataset):

@@ -5,11 +5,13 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
+import yaml
 from conftest import ROOT, TINIEST_TEACHER, TINY
 from helpers import (
     CLASSES,
@@ -380,3 +382,37 @@ def test_torchrun_starts_two_processes_that_print_one_result(tmp_path):
         capture_output=True, text=True, env={**os.environ, **loopback()})
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout) == json.loads((tmp_path / 'run' / 'metrics.json').read_text())
+
+
+SLURM = ROOT / 'docs' / 'assets' / 'slurm.sh'
+
+
+def test_slurm_script_is_valid_bash_and_stands_in_the_docs():
+    subprocess.run(['bash', '-n', SLURM], check=True)
+    assert SLURM.read_text() in (ROOT / 'docs' / 'devices.md').read_text()
+
+
+@pytest.mark.slow
+def test_slurm_script_trains_on_two_nodes_and_goes_on_when_it_is_started_again(tmp_path):
+    # stand-ins for Slurm's commands: both nodes are this machine, with one process each
+    commands = {
+        'scontrol': 'echo 127.0.0.1',
+        'srun': 'one=$1; shift\nfor node in 0 1; do SLURM_PROCID=$node "$one" --local-addr 127.0.0.1 "$@" & done\n'
+                'wait -n && wait -n'}
+    for name, body in commands.items():
+        (tmp_path / name).write_text(f'#!/bin/bash\n{body}\n')
+        (tmp_path / name).chmod(0o755)
+    python = Path(sys.executable).parent
+    env = {
+        **os.environ, **loopback(), 'PATH': f'{tmp_path}:{python}:{os.environ["PATH"]}', 'SLURM_NNODES': '2',
+        'SLURM_NTASKS': '2', 'SLURM_GPUS_ON_NODE': '1', 'SLURM_JOB_ID': str(free_port()),
+        'SLURM_JOB_NODELIST': 'node[1-2]'}
+    for epochs in (1, 2):
+        done = subprocess.run(
+            ['bash', SLURM, *TINY, '--teacher', 'none', '--epochs', '2', '--stop-epoch', str(epochs), '--device', 'cpu',
+             '--global-batch-size', '32', '--output', str(tmp_path), '--experiment', 'run'],
+            capture_output=True, text=True, env=env, cwd=ROOT)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert len(summary(tmp_path / 'run')) == epochs
+    assert 'Going on with epoch 1' in done.stderr
+    assert yaml.safe_load((tmp_path / 'run' / 'args.yaml').read_text())['global_batch_size'] == 32

@@ -123,3 +123,13 @@ def test_muon_of_timm_computes_in_float32_once_told_to_and_only_while_it_steps(n
     assert muon.zeropower_via_newtonschulz is original
     largest = updates['timm'].abs().max().item()
     torch.testing.assert_close(updates['timm'], updates['float32'], rtol=0, atol=.05 * largest)
+
+
+@pytest.mark.parametrize(('opt', 'dtype', 'fused'), [
+    ('momentum', 'float16', False), ('momentum', 'bfloat16', True), ('adamw', 'float16', True)])
+def test_sgd_is_not_fused_where_a_scaler_may_leave_out_its_first_step(opt, dtype, fused):
+    """Contract: torch's fused SGD then keeps a momentum that was never written."""
+    flags = [flag for flag in TINY if flag != '--no-amp']
+    settings = settings_of(*flags, '--teacher', 'none', '--opt', opt, '--amp', '--amp-dtype', dtype)
+    made = trainer.build_trainer(settings, build_data(settings), None, CPU)
+    assert {bool(group.get('fused')) for group in made.optimizer.param_groups} == {fused}

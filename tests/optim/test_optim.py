@@ -286,6 +286,27 @@ def test_gradient_that_is_not_finite_changes_nothing_and_shows_in_the_loss(bad_p
     assert not optimizer.state
 
 
+@pytest.mark.parametrize('make', [
+    lambda params: SAMSGD(params, rho=.1, lr=.1, momentum=.9, fused=True),
+    lambda params: SAMAdamW(params, rho=.1, lr=.1, fused=True)], ids=NAMES[::-1])
+@pytest.mark.parametrize('bad_pass', [False, True], ids=['first', 'second'])
+@pytest.mark.parametrize('steps_before', [0, 2])
+def test_fused_base_leaves_out_a_step_whose_gradient_is_not_finite_and_goes_on(make, bad_pass, steps_before):
+    def train(*bad):
+        weight, bias, optimizer, closure = regression(make, dtype=torch.float32)
+        for spoil in (*[False] * steps_before, *bad, False):
+            def closure_of_step(spoil=spoil):
+                loss = closure()
+                if spoil and optimizer.perturbed is bad_pass:
+                    weight.grad[1] = math.nan
+                return loss
+
+            assert bool(optimizer.step(closure_of_step).isfinite()) is not spoil
+        return vector(weight, bias)
+
+    assert torch.equal(train(True), train())
+
+
 def test_norm_of_half_precision_gradients_does_not_overflow():
     weight = nn.Parameter(torch.ones(100, dtype=torch.float16))
     optimizer = SAM([weight], torch.optim.SGD, rho=1., lr=1e-4)

@@ -11,7 +11,7 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 
 import timm_deitlt
 from timm_deitlt.benchmarks import BENCHMARKS
-from timm_deitlt.run.build.trainer import rho_schedule
+from timm_deitlt.optim.rho_schedule import rho_schedule
 from timm_deitlt.run.dry_run import dry_run
 from timm_deitlt.run.settings import resolve_settings
 from timm_deitlt.run.teacher_settings import IRRELEVANT_SETTINGS, split_name, teacher_args

@@ -9,7 +9,7 @@ from PIL import Image
 
 from timm_deitlt.data.survey import survey
 from timm_deitlt.settings.layers import load_recipe, parse_args
-from timm_deitlt.settings.rules import FACTS, read_rules, rules_that_hold
+from timm_deitlt.settings.recipe_rules import FACTS, read_rules, rules_that_hold
 
 COMMAND = ['-c', 'own_data', '--data-dir', 'images']
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from .collate import collate
+from .multi_scale import SizeSchedule
 from .seeds import STREAM, derive_seed, seed_everything, seed_host
-from .sizes import SizeSchedule
 
 
 @dataclass(frozen=True)

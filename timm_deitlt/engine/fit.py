@@ -1,16 +1,16 @@
 """Epochs of a run: train, evaluate, write, save."""
 import logging
 import time
-from typing import Any, cast
+from typing import Any
 
 from timm.utils import unwrap_model
 
-from ..evaluation import Shots, format_table
 from ..models.weights import load_weights
 from ..optim.layout import match_layout
 from ..settings.resolved import Settings
 from .progress import Progress
 from .run_folder import RunFolder
+from .summary import epoch_report, summary_row
 from .trainer import Trainer
 
 _logger = logging.getLogger(__name__)
@@ -121,11 +121,7 @@ def fit(
             metrics = None
             if trainer.eval_loader is not None and ((epoch + 1) % schedule.val_interval == 0 or final):
                 metrics = _evaluate(trainer, with_ema)
-            row: dict[str, Any] = {
-                'epoch': epoch, **{f'train_{key.removeprefix("train_")}': value for key, value in trained.items()}}
-            row['eval_seconds'] = time.perf_counter() - began
-            row.update(_eval_columns(metrics))
-            folder.add_row(row)
+            folder.add_row(summary_row(epoch, trained, time.perf_counter() - began, metrics))
             folder.save(checkpoint_state(trainer, epoch, settings, record), milestone=epoch + 1 in milestones)
             progress.line(epoch_report(trainer, title, epoch, trained, metrics))
     return metrics
@@ -136,38 +132,3 @@ def _evaluate(trainer: Trainer, with_ema: bool) -> dict[str, Any]:
     if with_ema:
         metrics['ema'] = trainer.evaluate(ema=True)
     return metrics
-
-
-def _eval_columns(metrics: dict[str, Any] | None) -> dict[str, float | None]:
-    columns = {}
-    for prefix, experts in (('eval', 'experts'), ('ema', 'ema')):
-        for expert, values in (metrics or {}).get(experts, {}).items():
-            for name, value in values.items():
-                if name != 'per_class':
-                    columns[f'{prefix}_{expert}_{name}'] = value
-    return columns
-
-
-def epoch_report(
-        trainer: Trainer,
-        title: str,
-        epoch: int,
-        trained: dict[str, float],
-        metrics: dict[str, Any] | None,
-) -> str:
-    """The text to log after an epoch: a line about training, and a short table of the experts."""
-    line = (
-        f'{title} epoch {epoch + 1}/{trainer.epochs}  loss {trained["loss"]:.3f}  '
-        f'{trained["train_images_per_second"]:.0f} img/s')
-    if 'image_size' in trained:
-        line += f'  images of {trained["image_size"]:.0f} px on average'
-    if 'teacher_correct' in trained:
-        line += (
-            f'  teacher right on {100 * trained["teacher_correct"]:.0f} % of these images, DIST agrees on '
-            f'{100 * trained["agreement"]:.0f} %, cos(CLS, DIST) {trained["cosine"]:.2f}')
-    if metrics is None:
-        return line
-    rows = {**metrics['experts'], **{f'ema {expert}': values for expert, values in metrics.get('ema', {}).items()}}
-    if 'dist' not in rows:
-        rows.pop('mean')  # the same as the only expert
-    return f'{line}\n{format_table(rows, cast(Shots, trainer.task.shots), trainer.test_counts, header=False)}'

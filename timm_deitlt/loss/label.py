@@ -3,7 +3,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.loss import create_classification_loss
 from torch import Tensor, nn
 
@@ -46,7 +45,8 @@ class LDAMLoss(nn.Module):
             raise ValueError(
                 f'LDAM needs class indices [B], got targets {tuple(target.shape)}: train without mixup and cutmix.')
         check_classes(logits, len(self.margin))
-        margin = self.margin * F.one_hot(target, len(self.margin))
+        own_class = torch.arange(len(self.margin), device=target.device) == target[:, None]
+        margin = torch.where(own_class, self.margin, 0.)
         return weighted_cross_entropy(self.scale * (full_precision(logits) - margin), target, weight)
 
 

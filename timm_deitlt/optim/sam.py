@@ -122,49 +122,66 @@ class SAM(Optimizer):
         closure = torch.enable_grad()(closure)
         loss = closure()
         params, ascent, norm = self._ascent()
-        if not math.isfinite(norm):
-            return _not_finite(loss)
         weights = [p.detach().clone() for p in params]
         try:
             self._perturbed = True
             if params:
                 torch._foreach_add_(params, ascent)
             del ascent  # it is as large as the weights, and the second pass needs the memory
-            second_loss = closure()
+            closure()
         finally:
             self._perturbed = False
             if params:
                 # copied, not subtracted, because (w + e) - e is not exactly w
                 torch._foreach_copy_(params, weights)
         gradients = [p.grad for group in self.param_groups for p in group['params'] if p.grad is not None]
-        if not math.isfinite(_global_norm(gradients)):
-            return _not_finite(second_loss)
-        self.base_optimizer.step()
-        return loss
+        return self._descend(loss, norm.isfinite() & _global_norm(gradients).isfinite())
 
-    def _ascent(self) -> tuple[list[Tensor], list[Tensor], float]:
+    def _ascent(self) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Parameters that have a gradient, their steps e, and the norm of the gradient (of T g for ASAM)."""
+        groups: list[tuple[float, list[Tensor]]] = []
         params: list[Tensor] = []
         scaled: list[Tensor] = []
-        ascent: list[Tensor] = []
-        rhos: list[float] = []
         for group in self.param_groups:
             group_params = [p for p in group['params'] if p.grad is not None]
-            gradients = [p.grad for p in group_params]
+            ascent = [p.grad for p in group_params]
             params += group_params
-            rhos += [group['rho']] * len(group_params)
             if group['adaptive'] and group_params:
                 lengths = torch._foreach_abs(group_params)
-                scaled += torch._foreach_mul(gradients, lengths)
-                ascent += torch._foreach_mul(scaled[-len(lengths):], lengths)
+                ascent = list(torch._foreach_mul(ascent, lengths))
+                scaled += ascent
+                ascent = list(torch._foreach_mul(ascent, lengths))
             else:
-                scaled += gradients
-                ascent += gradients
+                scaled += ascent
+            if group_params:
+                groups.append((group['rho'], ascent))
         norm = _global_norm(scaled)
-        if params:
+        steps: list[Tensor] = []
+        for rho, ascent in groups:
             # a gradient of 0 has no direction: then e is 0, and the second pass repeats the first
-            ascent = list(torch._foreach_mul(ascent, [rho / norm if norm > 0 else 0. for rho in rhos]))
-        return params, ascent, norm
+            length = torch.where(norm > 0, torch.full_like(norm, rho, dtype=torch.float64) / norm, 0.)
+            steps += torch._foreach_mul(ascent, length.to(_at_least_float32(ascent[0])))
+        return params, steps, norm
+
+    def _descend(self, loss: Any, finite: Tensor) -> Any:
+        """Let the base optimizer step if both gradients were finite, and return the loss, NaN if they were not.
+
+        A fused base asks on the device, so that nothing waits for it. Before its first step it could not: it would
+        keep a momentum that was never written.
+        """
+        base: Any = self.base_optimizer
+        stepped = all(p in self.state for group in self.param_groups for p in group['params'] if p.grad is not None)
+        if isinstance(loss, Tensor) and stepped and all(group.get('fused') for group in self.param_groups):
+            base.found_inf = (~finite).float()
+            try:
+                base.step()
+            finally:
+                del base.found_inf
+            return torch.where(finite, loss, math.nan)
+        if not finite:
+            return _not_finite(loss)
+        base.step()
+        return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         self.base_optimizer.zero_grad(set_to_none)
@@ -188,18 +205,18 @@ class SAM(Optimizer):
         return f'{type(self).__name__} of {self.base_optimizer!r}'
 
 
-def _global_norm(tensors: list[Tensor]) -> float:
+def _at_least_float32(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _global_norm(tensors: list[Tensor]) -> Tensor:
     # in half precision the squares would overflow, and the sum would lose digits
-    return float(get_total_norm([t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors]))
+    return get_total_norm([t.to(_at_least_float32(t)) for t in tensors])
 
 
 def _not_finite(loss: Any) -> Any:
     # a finite loss would hide that no update was made
-    if loss is None:
-        return math.nan
-    if isinstance(loss, Tensor):
-        loss = loss.detach()
-    return loss * math.nan if math.isfinite(loss) else loss
+    return loss.detach() * math.nan if isinstance(loss, Tensor) else math.nan
 
 
 class SAMSGD(SAM):

@@ -22,6 +22,7 @@ from ..data.sampling import class_counts
 from ..evaluation import Shots
 from ..loss import class_weights
 from ..models._timm import TimmModel
+from ..optim.rho_schedule import rho_schedule
 from ..settings.images import DataSettings
 from ..settings.resolved import OptimizerSettings, ScheduleSettings, Settings
 from .advice import named_counts, too_few_updates
@@ -29,7 +30,6 @@ from .build.data import build_data
 from .build.loaders import size_schedule
 from .build.model import check_student, untrained_cfg
 from .build.normalisation import assumed_settings, to_be_measured
-from .build.trainer import rho_schedule
 from .settings import resolve_settings
 from .teacher_settings import teacher_settings
 

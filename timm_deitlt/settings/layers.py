@@ -13,7 +13,7 @@ import yaml
 
 from ..benchmarks import BENCHMARKS
 from .flags import REFUSED, KeyValues, add_flags, number_or_auto
-from .rules import Rule, read_rules, rules_that_hold, say_why
+from .recipe_rules import Rule, read_rules, rules_that_hold, say_why
 
 RECIPES = files(__package__.partition('.')[0]) / 'recipes'
 DEFAULT_DATASET = 'lt/digits'

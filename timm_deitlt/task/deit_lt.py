@@ -95,6 +95,10 @@ class DeiTLTTask(AuxiliaryTask, TokenDistillationTask):
         self.teacher.requires_grad_(False).eval()
         self.distillation_loss = distillation_loss.to(self.device)
         self.teacher_normalize = teacher_normalize
+        # asked once: timm's `normalize_input` compares them on the device, and so waits for it, in every batch
+        kept: Any = self.teacher
+        self._other_statistics = not (
+            torch.equal(self.student_mean, kept.mean_kd) and torch.equal(self.student_std, kept.std_kd))
         self.teacher_antialias = teacher_antialias
         self.teacher_scale = teacher_scale
         self.teacher_size = tuple(network.pretrained_cfg['input_size'][-2:])
@@ -121,8 +125,10 @@ class DeiTLTTask(AuxiliaryTask, TokenDistillationTask):
         if images.shape[-2:] != self.teacher_size:
             images = F.interpolate(
                 images.float(), self.teacher_size, mode='bicubic', antialias=self.teacher_antialias).to(images.dtype)
-        if self.teacher_normalize == 'own':  # gives the same before resizing, but now there are usually fewer pixels
-            images = self.teacher.normalize_input(images, self.student_mean, self.student_std)
+        # the normalisation gives the same before resizing, but now there are usually fewer pixels
+        if self.teacher_normalize == 'own' and self._other_statistics:
+            kept: Any = self.teacher
+            images = (images * self.student_std + self.student_mean - kept.mean_kd) / kept.std_kd
         return images
 
     def forward(

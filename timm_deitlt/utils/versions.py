@@ -3,6 +3,7 @@ import math
 import os
 import platform
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,14 @@ def plain_json(value: Any) -> Any:
 def versions() -> dict[str, str]:
     """Versions, commit and machine that a result was obtained with."""
     here = Path(__file__).resolve().parent
-    git = subprocess.run(
-        ['git', '-C', str(here), 'describe', '--always', '--dirty', '--abbrev=12'], capture_output=True, text=True)
+    commit = ''
+    with suppress(FileNotFoundError):  # a machine without git
+        commit = subprocess.run(
+            ['git', '-C', str(here), 'describe', '--always', '--dirty', '--abbrev=12'], capture_output=True, text=True,
+        ).stdout.strip()
     return {
         'timm_deitlt': __version__,
-        'git': git.stdout.strip() or 'unknown',
+        'git': commit or 'unknown',
         'timm': timm.__version__,
         'torch': torch.__version__,
         'torchvision': torchvision.__version__,

@@ -11,8 +11,8 @@ from ...data.augment import BatchAugment, check_tensor_filter, key_transform, tr
 from ...data.device_loader import DeviceLoader
 from ...data.image import ARRAY
 from ...data.loader import TrainLoader, create_eval_loader
+from ...data.multi_scale import SizeSchedule
 from ...data.on_device import to_device
-from ...data.sizes import SizeSchedule
 from ...settings.images import AugmentSettings
 from ...settings.resolved import Settings
 from .data import Data
@@ -148,7 +148,7 @@ def build_train_loader(
         even=settings.augment.mixes,
         seed=settings.seed,
         workers=loader.processes,
-        pin_memory=loader.pin_mem,
+        pin_memory=pinned(settings, device),
         device=device,
         dtype=dtype,
         global_batch_size=loader.update_images,
@@ -175,6 +175,11 @@ def _views(settings: Settings, config: dict[str, Any], second_view: str) -> list
     return views
 
 
+def pinned(settings: Settings, device: torch.device) -> bool:
+    """Whether batches wait in pinned memory, from which a GPU copies them while it computes."""
+    return settings.loader.pin_mem or device.type == 'cuda'
+
+
 def build_eval_loader(
         settings: Settings,
         dataset: Any,
@@ -191,4 +196,4 @@ def build_eval_loader(
     loader, machine = settings.loader, settings.machine
     return create_eval_loader(
         dataset, transform, config['mean'], config['std'], loader.evaluation_batch_size, loader.processes,
-        machine.world_size, machine.rank, loader.pin_mem, device, dtype)
+        machine.world_size, machine.rank, pinned(settings, device), device, dtype)

@@ -96,7 +96,7 @@ def check_student(settings: Settings, num_classes: int, class_counts: Sequence[i
     if guidance_of(settings) is not None:
         check_guidable(model)
     known = replace(settings.optimizer, lr=settings.optimizer.peak_lr)  # training logs how the rate was derived
-    build_optimizer(known, model, fused=settings.machine.auto_speed == 'on')
+    build_optimizer(known, model, fuses(settings))
     if settings.loss.label_loss == 'paco':
         PaCoNet(model, settings.loss.paco_dim)
     else:
@@ -281,6 +281,16 @@ def guidance_of(settings: Settings) -> Guidance | None:
     return Guidance(
         loss.guidance, loss.guidance_blocks, loss.guidance_stages, round(loss.guidance_end * epochs),
         loss.dense_distill, epochs)
+
+
+def fuses(settings: Settings) -> bool:
+    """Whether the optimizer may be torch's fused one.
+
+    Fused SGD may not be with float16: if the scaler leaves out its first step, as it usually does, it keeps a momentum
+    that was never written.
+    """
+    scaled_sgd = settings.machine.precision.mixed == 'float16' and settings.optimizer.opt.lower() in ('sgd', 'momentum')
+    return settings.machine.auto_speed == 'on' and not scaled_sgd
 
 
 def build_optimizer(settings: OptimizerSettings, model: nn.Module, fused: bool) -> torch.optim.Optimizer:

@@ -1,7 +1,6 @@
 """Everything a run trains with, from its settings."""
 import logging
 import os
-from bisect import bisect_right
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -19,10 +18,11 @@ from ...data.ramp import AugmentationRamp
 from ...data.seeds import seed_everything
 from ...engine.device import has_bfloat16, price_of_bfloat16
 from ...engine.trainer import Trainer
-from ...settings.resolved import MachineSettings, OptimizerSettings, Precision, Settings
+from ...optim.rho_schedule import rho_schedule
+from ...settings.resolved import MachineSettings, Precision, Settings
 from .data import Data
 from .loaders import build_batch_augment, build_eval_loader, build_train_loader
-from .model import build_model, build_optimizer, build_task
+from .model import build_model, build_optimizer, build_task, fuses
 
 _logger = logging.getLogger(__name__)
 
@@ -50,18 +50,6 @@ def _warn_once(text: str) -> None:
         _logger.warning(text)
 
 
-def rho_schedule(settings: OptimizerSettings) -> Callable[[int, int], float] | None:
-    """SAM's radius by epoch and update of the run, both counted from 0; None if it does not change."""
-    if not settings.is_sam or (not settings.rho_milestones and settings.sam_every == 1):
-        return None
-    values = [settings.rho, *settings.rho_values]
-
-    def rho(epoch: int, update: int) -> float:
-        return 0. if update % settings.sam_every else values[bisect_right(settings.rho_milestones, epoch + 1)]
-
-    return rho
-
-
 def build_trainer(
         settings: Settings,
         data: Data,
@@ -86,7 +74,7 @@ def build_trainer(
     if machine.world_size > 1 and machine.sync_bn:
         model = convert_sync_batchnorm(model)
     task = build_task(settings, model, teacher, data, device, dtype, teacher_scale)
-    built = build_optimizer(optimizer, cast(nn.Module, task.get_trainable_module()), fused=machine.auto_speed == 'on')
+    built = build_optimizer(optimizer, cast(nn.Module, task.get_trainable_module()), fuses(settings))
     _logger.info(f'Precision: {machine.precision.words_on(device)}')
     autocast = autocast_of(machine.precision, device)
     view = _second_view(settings, teacher)

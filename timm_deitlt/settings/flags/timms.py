@@ -175,7 +175,7 @@ TIMM_FLAGS = {
         flag('--save-epochs', 'keep a milestone after these epochs (default: none)', type=int, nargs='+'),
         flag('-j --workers', 'loader processes, at most one for each core', type=int, default=4),
         flag('--save-images', 'save the images of a training batch at every log line', action='store_true'),
-        flag('--pin-mem', "pin the loader's memory", action='store_true'),
+        flag('--pin-mem', "pin the loader's memory; always on with CUDA", action='store_true'),
         flag('--output', 'folder of the experiments', default='./output/train', metavar='DIR'),
         flag('--experiment', 'folder of this run (default: a dated name)', default='', metavar='NAME'),
         flag('--log-wandb', 'log to Weights & Biases', action='store_true'),

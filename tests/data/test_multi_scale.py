@@ -3,7 +3,7 @@ import pytest
 import torch
 from timm.data.scheduled_sampler import ScheduledBatchSampler
 
-from timm_deitlt.data.sizes import SizeSchedule
+from timm_deitlt.data.multi_scale import SizeSchedule
 
 
 def drawn(schedule, epoch, updates=400):
