@@ -207,8 +207,8 @@ def _sentence(run: Run) -> str:
         return 'This run was not evaluated, so there is no accuracy to report.'
     subject = 'the mean of both experts' if run.two_experts else 'the model'
     words = (
-        f'After {counted(run.metrics.get("epochs_trained") or run.epochs or 0, "epoch")}, {subject} classifies '
-        f'{_percent(row["top1"])} of {run.data.get("evaluated_on") or "the images"} correctly'
+        f'After {counted(run.metrics.get("epochs_trained") or run.epochs or 0, "epoch")}, {subject} correctly '
+        f'classifies {_percent(row["top1"])} of {run.data.get("evaluated_on") or "the images"}'
         f'{_by_group(run, row, ": ")}.')
     if 'teacher' in run.measured:
         words += (f' Its teacher {run.teacher.get("name")} reaches {_percent(run.teacher["top1"])}'
