@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from timm_deitlt.hub.export import write_model
 from timm_deitlt.hub.source import read_model
+from timm_deitlt.run.mechanisms.analyze import analyze
 from timm_deitlt.run.train import train
 from timm_deitlt.settings.layers import parse_args
 
@@ -59,6 +60,8 @@ def test_guided_student_is_trained_with_sam(tmp_path, shared_teachers):
     result, checkpoint = run_here(
         tmp_path, *GUIDED, '--opt', 'samadamw', '--teacher-cache', shared_teachers, '--stop-epoch', '1')
     assert result['dist'] is not None and checkpoint['task_state']['projections']
+    # its teacher returns maps too; what the teacher predicts is measured as without guidance
+    assert 0 <= analyze(str(tmp_path / 'run'), num_images=20)['ood']['teacher_top1_clean'] <= 100
 
 
 def test_the_other_settings_go_on_bit_for_bit_whatever_the_number_of_workers(tmp_path, shared_teachers):

@@ -131,6 +131,11 @@ class DeiTLTTask(AuxiliaryTask, TokenDistillationTask):
             images = (images * self.student_std + self.student_mean - kept.mean_kd) / kept.std_kd
         return images
 
+    def teacher_logits(self, images: Tensor) -> Tensor:
+        """Logits `[B, C]` of the teacher for images `[B, C, H, W]` that are normalised for the student."""
+        shown = self.teacher(self.teacher_view(images))
+        return shown if self.guidance is None else shown[0]
+
     def forward(
             self,
             input: Tensor,

@@ -56,12 +56,12 @@ def measure_teacher(subject: Subject, images: Any, max_views: int) -> dict[str, 
             batch, _, target = augment(batch, target)
             with subject.autocast():
                 dist_logits = expert_logits(model, batch, ('cls', 'dist'))['dist']
-                in_training.update(task.teacher(task.teacher_view(batch)), target, dist_logits)
+                in_training.update(task.teacher_logits(batch), target, dist_logits)
             if in_training.num_views >= max_views:
                 break
         for batch, target in subject.batches(images):
             with subject.autocast():
-                on_clean.update(task.teacher(task.teacher_view(batch)), target)
+                on_clean.update(task.teacher_logits(batch), target)
     seen, clean = in_training.compute(), on_clean.compute()
     return {
         'teacher_top1_clean': clean['top1'],
