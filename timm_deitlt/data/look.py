@@ -6,8 +6,9 @@ import numpy as np
 from PIL import Image
 from timm.data import ImageDataset
 
-from .image import ARRAY, WrongKindError
+from .image import ARRAY
 from .long_tail import ClassificationSet, UnreadableImageError
+from .tiff import WrongKindError
 
 _logger = logging.getLogger(__name__)
 
