@@ -164,7 +164,7 @@ def odd(place, images):
     Image.open(images[0]).resize((300, 300)).save(cut)
     cut.write_bytes(cut.read_bytes()[:2000])
     text.write_text('no image')
-    bad = {str(empty): 'cannot identify', str(cut): 'truncated', str(text): 'cannot identify'}
+    bad = {str(empty): 'the file is empty', str(cut): 'truncated', str(text): 'cannot identify'}
     bad['gone.png'] = 'No such file'
     return [images[0], *bad, *images[1:]], bad
 
