@@ -161,6 +161,17 @@ def test_links_are_followed_but_not_in_a_circle(tmp_path):
     assert [path for path, _ in listing.files] == ['a/0.png', 'a/1.png', 'b/0.png'] and listing.hidden == 1
 
 
+def test_folders_that_link_to_each_other_are_each_read_once_a_path(tmp_path):
+    put(tmp_path, 'a/0.png', 'b/in/0.png')
+    (tmp_path / 'a' / 'l').symlink_to('../b')
+    (tmp_path / 'b' / 'in' / 'l').symlink_to('../../a')
+    (tmp_path / 'b' / 'self').symlink_to('self')
+    (tmp_path / 'c').symlink_to('c')
+    listing = list_images(tmp_path, image_suffixes())
+    assert [path for path, _ in listing.files] == ['a/0.png', 'a/l/in/0.png', 'b/in/0.png', 'b/in/l/0.png']
+    assert listing.hidden == 2 and create_dataset('', tmp_path).class_counts == [2, 2]
+
+
 def test_images_of_a_folder_are_opened_as_everywhere(tmp_path):
     exif = Image.Exif()
     exif[274] = 6

@@ -68,13 +68,34 @@ def test_columns_that_cannot_be_told_are_listed(tmp_path):
         create_dataset(name)
     assert create_dataset(name, target_key='fine_label').targets.tolist() == [1, 0]
     name = parquet(tmp_path / 'none', size=([2, 3], datasets.Value('int64')))
-    with pytest.raises(ValueError, match=r'No column has the feature ClassLabel.*size \(Value\)'):
+    with pytest.raises(ValueError, match=r'No column has the feature ClassLabel.*size \(int64\)'):
         create_dataset(name)
 
 
 def test_whole_numbers_in_a_column_label_are_labels(tmp_path):
     name = parquet(tmp_path, images='image', label=([0, 2, 1], datasets.Value('int64')))
     assert create_dataset(name).targets.tolist() == [0, 2, 1]
+
+
+def test_whole_numbers_beside_text_are_unclear(tmp_path, caplog):
+    name = parquet(
+        tmp_path, cls_id=([0, 2, 1], datasets.Value('int64')), split_name=(['a', 'b', 'a'], datasets.Value('string')))
+    words = r'2 columns could be the label.*cls_id \(int64\), split_name \(string\).*--target-key'
+    with pytest.raises(ValueError, match=words):
+        create_dataset(name)
+    with caplog.at_level('INFO'):
+        assert create_dataset(name, target_key='cls_id').targets.tolist() == [0, 2, 1]
+    assert any("images are column 'img', labels are column 'cls_id'" in line for line in caplog.messages)
+
+
+@pytest.mark.parametrize('column', ['labels', 'Target', 'fine_label'])
+def test_whole_numbers_of_a_telling_name_are_labels(tmp_path, column, caplog):
+    name = parquet(
+        tmp_path, **{column: ([0, 2, 1], datasets.Value('int64')), 'width': ([4, 4, 4], datasets.Value('int32')),
+                     'note': (['a', 'b', 'a'], datasets.Value('string'))})
+    with caplog.at_level('INFO'):
+        assert create_dataset(name).targets.tolist() == [0, 2, 1]
+    assert any(f'labels are column {column!r}' in line for line in caplog.messages)
 
 
 def test_images_without_a_label_are_refused(tmp_path):

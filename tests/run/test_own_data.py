@@ -199,6 +199,24 @@ def test_a_fourth_band_that_is_tagged_as_transparency_gets_a_hint(tmp_path, capl
     assert 'opaque' not in caplog.text
 
 
+@pytest.mark.parametrize('largest', [4095, 65535])
+def test_dark_images_of_16_bits_get_one_hint(tmp_path, caplog, largest):
+    random = np.random.RandomState(0)
+    for name in ('cell', 'void'):
+        (tmp_path / name).mkdir()
+        for i in range(6):
+            values = random.randint(0, largest + 1, (8, 8)).astype(np.uint16)
+            values[0, 0] = largest
+            Image.fromarray(values).save(tmp_path / name / f'{i}.{"tif" if i % 2 else "png"}')
+    command = [*TINY_VIT, '--data-dir', tmp_path]
+    planned(*command)
+    hint = f'grey images of 16 bits, in {tmp_path}, were looked at. Their largest number is 4,095 of 65,535'
+    assert caplog.text.count(hint) == (largest == 4095)
+    caplog.clear()
+    planned(*command, '--input-img-mode', 'array', '--in-chans', 1, '--mean', 'auto', '--std', 'auto')
+    assert 'of 16 bits' not in caplog.text
+
+
 def test_bands_need_a_mean_and_a_filter_that_fits(bands, tmp_path):
     command = [*TINY_VIT, '--data-dir', bands, '--in-chans', 13, '--output', tmp_path]
     with pytest.raises(ValueError, match='--mean has 3 values.*13 channels.*or auto'):

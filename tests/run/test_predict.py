@@ -3,6 +3,7 @@ import csv
 import json
 import os
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -163,7 +164,7 @@ def odd(place, images):
     Image.open(images[0]).resize((300, 300)).save(cut)
     cut.write_bytes(cut.read_bytes()[:2000])
     text.write_text('no image')
-    bad = {str(empty): 'cannot identify', str(cut): 'truncated', str(text): 'cannot identify'}
+    bad = {str(empty): 'the file is empty', str(cut): 'truncated', str(text): 'cannot identify'}
     bad['gone.png'] = 'No such file'
     return [images[0], *bad, *images[1:]], bad
 
@@ -343,8 +344,16 @@ def test_where_no_image_can_be_read_the_command_fails(place, tmp_path):
 
 
 def test_what_is_no_image_is_an_error_of_the_program(trained, images):
-    with pytest.raises(TypeError, match='not ndarray: make it one by PIL.Image.fromarray'):
+    with pytest.raises(TypeError, match='not ndarray.*array one by PIL.Image.fromarray'):
         trained.predict([np.zeros((4, 4, 3), np.uint8)])
+    with pytest.raises(TypeError, match='not bytes.*the bytes of a file by io.BytesIO'):
+        trained.predict(Path(images[0]).read_bytes())
+
+
+def test_a_single_open_file_is_an_image(trained, images):
+    with open(images[0], 'rb') as file:
+        row, = trained.predict(file)
+    assert row['labels'] == trained.predict(images[0])[0]['labels']
 
 
 def test_folds_are_named_where_one_model_is_asked_for(tmp_path):

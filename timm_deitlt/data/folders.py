@@ -59,11 +59,11 @@ def list_images(root: str | os.PathLike, suffixes: Container[str]) -> Listing:
     """
     listing = Listing()
     blocks = []  # one for each folder, so that names are only sorted within their folder
-    waiting = ['']
+    waiting: list[tuple[str, tuple[str, ...]]] = [('', ())]
     while waiting:
-        place = waiting.pop()
-        images, folders = _list_folder(root, place, suffixes, listing)
-        waiting += [os.path.join(place, name) for name in folders]
+        place, came_by = waiting.pop()
+        images, folders = _list_folder(root, place, suffixes, listing, came_by)
+        waiting += [(os.path.join(place, name), trail) for name, trail in folders.items()]
         if not place:
             listing.folders = sorted(folders, key=_order)
         if images:
@@ -79,18 +79,27 @@ def _list_folder(
         place: str,
         suffixes: Container[str],
         listing: Listing,
-) -> tuple[list[tuple[str, int | None]], list[str]]:
-    images, folders = [], []
+        came_by: tuple[str, ...],
+) -> tuple[list[tuple[str, int | None]], dict[str, tuple[str, ...]]]:
+    """Images and folders directly in a folder.
+
+    `came_by` has the real path of each folder where a link was followed on the way here. Each folder that is returned
+    has the same for itself.
+    """
+    images: list[tuple[str, int | None]] = []
+    folders: dict[str, tuple[str, ...]] = {}
     with os.scandir(os.path.join(root, place)) as entries:
         for entry in entries:
             name = entry.name
             if is_hidden(name):
                 listing.hidden += 1
-            elif entry.is_dir():
-                if entry.is_symlink() and _leads_back(entry.path):
+            elif is_folder(entry):
+                if not entry.is_symlink():
+                    folders[name] = came_by
+                elif _leads_back(entry.path, trail := (*came_by, os.path.realpath(os.path.dirname(entry.path)))):
                     listing.hidden += 1
                 else:
-                    folders.append(name)
+                    folders[name] = trail
             elif name[name.rfind('.'):].lower() in suffixes:
                 images.append((name, _size(entry)))
             else:
@@ -98,9 +107,17 @@ def _list_folder(
     return images, folders
 
 
-def _leads_back(path: str) -> bool:
-    here, there = os.path.realpath(os.path.dirname(path)), os.path.realpath(path)
-    return os.path.commonpath([here, there]) == there
+def is_folder(entry: os.DirEntry) -> bool:
+    """Whether an entry is a folder, or a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _leads_back(link: str, trail: tuple[str, ...]) -> bool:
+    there = os.path.realpath(link)
+    return any(os.path.commonpath([folder, there]) == there for folder in trail)
 
 
 def _size(entry: os.DirEntry) -> int | None:

@@ -1,9 +1,15 @@
 """Which columns of a Hugging Face data set hold the images and the labels."""
+import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .folders import read_class_map
+
+_logger = logging.getLogger(__name__)
+
+_LABEL = re.compile(r'labels?|targets?|.*_(label|target)', re.IGNORECASE)
 
 
 def find_columns(
@@ -18,8 +24,10 @@ def find_columns(
     """Find the columns of images and labels by their features, and number class names.
 
     The column of images is 'image', or else the only one with the feature Image. The column of labels is 'label', or
-    else the only one with the feature ClassLabel, or else the only text column. The names in a text column are numbered
-    in sorted order, or by a class map.
+    else the only one with the feature ClassLabel, or else the only one of whole numbers or text with a name such as
+    'target' or 'fine_label', or else the only text column if none holds whole numbers. The names in a text column are
+    numbered in sorted order, or by a class map. The log says which columns are used, unless they are 'image' and
+    'label'.
 
     Args:
         name: 'hfds/' followed by the id or the folder of the set.
@@ -53,14 +61,21 @@ def find_columns(
                 'to evaluate on, hold out a tenth of each class by --val-fraction 0.1, or evaluate every image once by '
                 '--folds 5.')
         raise ValueError(words) from error
-    kinds = {column: type(feature).__name__ for column, feature in table.features.items()}
-    text = [column for column, feature in table.features.items() if 'string' in str(getattr(feature, 'dtype', ''))]
+    kinds = {
+        column: str(feature.dtype) if isinstance(feature, datasets.Value) else type(feature).__name__
+        for column, feature in table.features.items()}
+    text = [column for column, kind in kinds.items() if 'string' in kind]
+    numbers = [column for column, kind in kinds.items() if kind.startswith(('int', 'uint'))]
+    asked = (input_key, target_key)
     if input_key is None:
         input_key = _only('image', 'Image', [column for column, kind in kinds.items() if kind == 'Image'], name, kinds)
     if target_key is None:
         labels = [column for column, kind in kinds.items() if kind == 'ClassLabel']
-        labels = labels or [column for column in kinds if column == 'label'] or text
-        target_key = _only('label', 'ClassLabel', labels, name, kinds)
+        labels = labels or [column for column in kinds if column == 'label']
+        labels = labels or [column for column in (*text, *numbers) if _LABEL.fullmatch(column)]
+        target_key = _only('label', 'ClassLabel', labels or (text and [*text, *numbers]), name, kinds)
+    if (input_key, target_key) != ('image', 'label') and None in asked:
+        _logger.info(f'{name}, split {split!r}: images are column {input_key!r}, labels are column {target_key!r}.')
     found: dict[str, Any] = {'input_key': input_key, 'target_key': target_key}
     if target_key in text:
         found['class_map'] = _labels(table.unique(target_key), class_map, f'Column {target_key!r} of {name}')

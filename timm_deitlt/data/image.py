@@ -12,9 +12,23 @@ from typing import BinaryIO
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
-from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 from timm.data.readers.img_extensions import get_img_extensions
 from torch import Tensor
+
+from .tiff import (
+    BITS_PER_SAMPLE,
+    INSTALL,
+    ORIENTATION,
+    TIFF,
+    WrongKindError,
+    check_tiff,
+    is_negative,
+    read_tiff,
+    refuse_unknown_tiff,
+    unknown_range,
+)
 
 # Mode of images that are not ordinary pictures: any number of channels, and any numbers
 ARRAY = 'array'
@@ -27,15 +41,7 @@ _UPRIGHT = {
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_ORIENTATION, _BITS_PER_SAMPLE, _SAMPLES_PER_PIXEL, _SAMPLE_FORMAT = 274, 258, 277, 339
-_PLANES, _SEPARATE, _SIGNED = 284, 2, 2
-_TIFF = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 _NPY = b'\x93NUMPY'
-_INSTALL = "pip install 'timm_deitlt[tiff]'"
-
-
-class WrongKindError(ValueError):
-    """A whole image of a kind that cannot be used as the settings say."""
 
 
 def image_mode(in_chans: int = 3, asked: str | None = None) -> str:
@@ -114,20 +120,30 @@ def check_readers(suffixes: Container[str], mode: str) -> None:
         ValueError: If the package is missing. The error names it.
     """
     if mode == ARRAY and ('.tif' in suffixes or '.tiff' in suffixes) and not find_spec('tifffile'):
-        raise ValueError(f'Reading TIFFs as arrays needs tifffile, which is not installed: {_INSTALL}.')
+        raise ValueError(f'Reading TIFFs as arrays needs tifffile, which is not installed: {INSTALL}.')
 
 
 def _read(file: BinaryIO, in_chans: int, mode: str) -> Image.Image | Tensor:
     if mode == ARRAY:
         return _as_tensor(_read_array(file, in_chans), in_chans)
     try:
-        opened = Image.open(file)
+        opened = _open(file)
     except UnidentifiedImageError:
         _refuse_array(file, mode)
-        _refuse_bands(_samples(file), mode)
+        refuse_unknown_tiff(file, mode)
         raise
     with opened as image:
         return _picture(image, mode)
+
+
+def _open(file: BinaryIO) -> Image.Image:
+    try:
+        return Image.open(file)
+    except UnidentifiedImageError as error:
+        file.seek(0)
+        if not file.read(1):
+            raise OSError('the file is empty') from error
+        raise
 
 
 def _refuse_array(file: BinaryIO, mode: str) -> None:
@@ -139,74 +155,56 @@ def _refuse_array(file: BinaryIO, mode: str) -> None:
 
 def _picture(image: Image.Image, mode: str) -> Image.Image:
     if isinstance(image, TiffImageFile):
-        _check_tiff(image, mode)
-    return _in_mode(_upright(image), mode, image.format)
-
-
-def _check_tiff(image: TiffImageFile, mode: str) -> None:
-    """Refuse a TIFF of which Pillow would read only some bands, or the numbers wrongly."""
-    tags = image.tag_v2
-    samples, bits = tags.get(_SAMPLES_PER_PIXEL, 1), max(tags.get(_BITS_PER_SAMPLE, (1,)))
-    in_planes = samples > 1 and tags.get(_PLANES) == _SEPARATE
-    if samples != len(image.getbands()) or (in_planes and bits > 8):
-        _refuse_bands(samples, mode)
-    if samples == 1 and image.mode not in ('1', 'P') and image.n_frames > 1:
-        size = image.size
-        image.seek(1)
-        if image.size == size:  # else it is a preview
-            _refuse_bands(image.n_frames, mode)
-        image.seek(0)
-    if _SIGNED in tags.get(_SAMPLE_FORMAT, ()) and mode not in ('I', 'F'):
-        raise WrongKindError(_unknown_range(f'signed whole numbers of {bits} bits'))
-
-
-def _samples(file: BinaryIO) -> int:
-    """Bands of a TIFF that Pillow does not know; 1 if it is no TIFF."""
-    file.seek(0)
-    head = file.read(8)
-    if not head.startswith(_TIFF):
-        return 1
-    try:
-        tags = ImageFileDirectory_v2(head + (file.read(8) if head[2] == 43 else b''))
-        file.seek(tags.next)
-        tags.load(file)
-        return int(tags.get(_SAMPLES_PER_PIXEL, 1))
-    except (OSError, SyntaxError, struct.error, ValueError, TypeError):
-        return 1
-
-
-def _refuse_bands(bands: int, mode: str) -> None:
-    if bands > 1:
-        as_array = ' --input-img-mode array' if bands == 3 else ''
-        raise WrongKindError(
-            f'its {bands} bands cannot be read as an image of mode {mode}: train with --in-chans {bands}{as_array} '
-            '--mean auto --std auto to use all of them, or save those that you need as an image of their own')
-
-
-def _unknown_range(what: str) -> str:
-    return (
-        f'it holds {what}, whose range is not known: save it as unsigned whole numbers of 8 or 16 bits, or train on '
-        'the numbers as they are with --input-img-mode array --in-chans 1 --mean auto --std auto')
+        check_tiff(image, mode)
+    upright = _upright(image)
+    if is_negative(image):
+        upright = Image.fromarray(65535 - np.asarray(upright))
+    return _in_mode(upright, mode, image.format)
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    image = _with_alpha(image)
     image.load()  # this already turns a TIFF upright
     try:
-        orientation = image.getexif().get(_ORIENTATION)
+        orientation = image.getexif().get(ORIENTATION)
     except (SyntaxError, struct.error, ValueError, KeyError, TypeError):  # damaged EXIF in an undamaged image
         orientation = None
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def _with_alpha(image: Image.Image) -> Image.Image:
+    """Put the transparent colour of a PNG of three times 16 bits into an alpha channel; other images stay as they are.
+
+    Pillow keeps the high byte of each number, and compares it with all 16 bits of that colour.
+    """
+    if not isinstance(image, PngImageFile) or [tile[3] for tile in image.tile] != ['RGB;16B']:
+        return image
+    colour = image.info.get('transparency')
+    if colour is None or image.fp is None:
+        return image
+    with Image.open(image.fp) as low:
+        # this layout takes the low byte of a big-endian number
+        low.tile = [(*tile[:3], 'RGB;16L') for tile in low.tile]  # type: ignore[misc]
+        seen = np.asarray(low) != np.array(colour) % 256
+    seen |= np.asarray(image) != np.array(colour) // 256
+    image = image.copy()
+    image.putalpha(Image.fromarray(seen.any(-1).astype(np.uint8) * 255))
+    image.info.pop('transparency', None)
+    return image
 
 
 def _in_mode(image: Image.Image, mode: str, kind: str | None) -> Image.Image:
     if image.mode == mode:
         return image if image.info.get('transparency') is None else _on_background(image).convert(mode)
     if image.mode.startswith('I;16') or (image.mode == 'I' and kind in ('PNG', 'PPM')):  # 'I' in older Pillows
-        bits = image.tag_v2.get(_BITS_PER_SAMPLE, (16,))[0] if hasattr(image, 'tag_v2') else 16
-        image = Image.fromarray(_eight_bits(bits)[np.asarray(image).astype(np.uint16)])
+        bits = image.tag_v2.get(BITS_PER_SAMPLE, (16,))[0] if hasattr(image, 'tag_v2') else 16
+        values, hidden = np.asarray(image).astype(np.uint16), image.info.get('transparency')
+        image = Image.fromarray(_eight_bits(bits)[values])
+        if hidden is not None:
+            image.putalpha(Image.fromarray(np.where(values == hidden, 0, 255).astype(np.uint8)))
     elif image.mode in ('I', 'F') and mode not in ('I', 'F'):
-        raise WrongKindError(_unknown_range('floats' if image.mode == 'F' else 'whole numbers of 32 bits'))
-    elif image.has_transparency_data and mode not in ('RGBA', 'LA', 'PA', 'RGBa', 'La'):
+        raise WrongKindError(unknown_range('floats' if image.mode == 'F' else 'whole numbers of 32 bits'))
+    if image.has_transparency_data and mode not in ('RGBA', 'LA', 'PA', 'RGBa', 'La'):
         image = _on_background(image)
     return image.convert(mode)
 
@@ -228,27 +226,19 @@ def _read_array(file: BinaryIO, in_chans: int) -> np.ndarray:
     file.seek(0)
     if head.startswith(_NPY):
         return np.load(file, allow_pickle=False)
-    if head.startswith(_TIFF):
-        return _read_tiff(file)
-    with Image.open(file) as image:
+    if head.startswith(TIFF):
+        check_readers(('.tiff',), ARRAY)
+        return read_tiff(file)
+    with _open(file) as image:
         upright = _upright(image)
+        if upright.mode.startswith('I;16'):
+            values, hidden = np.asarray(upright), upright.info.get('transparency')
+            return values if hidden is None else np.where(values == hidden, np.uint16(65535), values)
         if upright.has_transparency_data and in_chans in (1, 3):
             upright = _on_background(upright).convert(image_mode(in_chans))
         elif upright.mode in ('P', '1', 'PA', 'CMYK', 'YCbCr', 'LAB', 'HSV'):
             upright = upright.convert(image_mode(in_chans) if in_chans in (1, 3) else 'RGB')
         return np.asarray(upright)
-
-
-def _read_tiff(file: BinaryIO) -> np.ndarray:
-    check_readers(('.tiff',), ARRAY)
-    import tifffile  # an optional dependency
-
-    try:
-        return tifffile.imread(file)
-    except Exception as error:  # tifffile and its codecs raise many types of errors
-        raise ValueError(
-            f'tifffile cannot read it ({" ".join(str(error).split())}): if a codec is missing, {_INSTALL}'
-        ) from error
 
 
 def _as_tensor(array: np.ndarray, in_chans: int) -> Tensor:

@@ -18,7 +18,6 @@ from torchvision.datasets import ImageFolder
 from .class_names import label_table
 from .folders import ReaderFolder
 from .held import HeldImages
-from .image import WrongKindError
 from .sampling import (
     Integers,
     check_imbalance,
@@ -29,6 +28,7 @@ from .sampling import (
     profile_counts,
     stratified_split,
 )
+from .tiff import WrongKindError
 
 # Errors of PIL and its decoders if a file is not an image, is truncated or is damaged.
 _DECODE_ERRORS = (

@@ -3,7 +3,7 @@ import os
 
 from timm.data.dataset_factory import _EVAL_SYNONYM, _TRAIN_SYNONYM, _search_split
 
-from .folders import is_hidden
+from .folders import is_folder, is_hidden
 
 # Names of folders that hold a split, in lower case
 SPLIT_NAMES = (*_TRAIN_SYNONYM, *_EVAL_SYNONYM, 'test', 'testing')
@@ -54,4 +54,4 @@ def check_split(root: str, split: str) -> None:
 def subfolders(root: str | os.PathLike) -> list[str]:
     """Sorted names of the folders directly in a folder, without hidden and system folders."""
     with os.scandir(os.fspath(root)) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name))
+        return sorted(entry.name for entry in entries if is_folder(entry) and not is_hidden(entry.name))

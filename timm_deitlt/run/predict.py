@@ -68,13 +68,13 @@ class TrainedModel:
         """What the model says of images.
 
         Args:
-            images: Paths, files that are open for reading bytes, and PIL images, in any mixture.
+            images: Paths, files that are open for reading bytes, and PIL images, in any mixture; or one of them.
             options: Of `predict_batches`.
 
         Returns:
             For each image a row of `predict_batches`.
         """
-        single = isinstance(images, (str, os.PathLike, Image.Image))
+        single = isinstance(images, (str, bytes, os.PathLike, Image.Image)) or hasattr(images, 'read')
         return [row for rows in self.predict_batches([images] if single else images, **options) for row in rows]
 
     def predict_batches(
@@ -111,8 +111,8 @@ class TrainedModel:
         for image in images:
             if not isinstance(image, (str, os.PathLike, Image.Image)) and not hasattr(image, 'read'):
                 raise TypeError(
-                    f'An image is a path, a file open for reading bytes, or a PIL image, not {type(image).__name__}: '
-                    'make it one by PIL.Image.fromarray.')
+                    f'An image is a path, a file open for reading bytes, or a PIL image, not {type(image).__name__}. '
+                    'Make an array one by PIL.Image.fromarray, and the bytes of a file by io.BytesIO.')
         return self._batches(images, topk, answers, batch_size, workers, autocast)
 
     def _batches(

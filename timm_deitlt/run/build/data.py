@@ -117,8 +117,7 @@ def build_data(settings: Settings, evaluate_split: str | None = None) -> Data:
             class_names=train.class_names,
             **common,
         )
-    for part in (train, evaluation):
-        look_at(part)
+    look_at(train, evaluation)
     if chosen.num_classes not in (None, train.num_classes):
         raise ValueError(
             f'--num-classes {chosen.num_classes} differs from the {train.num_classes} classes of the data set; leave '
