@@ -45,6 +45,27 @@ def find_columns(
         ValueError: If the package datasets is missing, or it is not clear which column to use. The error lists them.
         FileNotFoundError: If there is no such data set.
     """
+    table, kinds = _open(name, root, split)
+    text = [column for column, kind in kinds.items() if 'string' in kind]
+    numbers = [column for column, kind in kinds.items() if kind.startswith(('int', 'uint'))]
+    asked = (input_key, target_key)
+    if input_key is None:
+        input_key = _only('image', 'Image', [column for column, kind in kinds.items() if kind == 'Image'], name, kinds)
+    if target_key is None:
+        labels = [column for column, kind in kinds.items() if kind == 'ClassLabel']
+        labels = labels or [column for column in kinds if column == 'label']
+        labels = labels or [column for column in (*text, *numbers) if _LABEL.fullmatch(column)]
+        target_key = _only('label', 'ClassLabel', labels or (text and [*text, *numbers]), name, kinds)
+    if (input_key, target_key) != ('image', 'label') and None in asked:
+        _logger.info(f'{name}, split {split!r}: images are column {input_key!r}, labels are column {target_key!r}.')
+    found: dict[str, Any] = {'input_key': input_key, 'target_key': target_key}
+    if target_key in text:
+        found['class_map'] = _labels(table.unique(target_key), class_map, f'Column {target_key!r} of {name}')
+    return found
+
+
+def _open(name: str, root: str | os.PathLike | None, split: str) -> tuple[Any, dict[str, str]]:
+    """The split, and the kinds of its columns: 'Image', 'ClassLabel', the types of plain values such as 'int64'."""
     try:
         import datasets
     except ImportError as error:
@@ -64,22 +85,7 @@ def find_columns(
     kinds = {
         column: str(feature.dtype) if isinstance(feature, datasets.Value) else type(feature).__name__
         for column, feature in table.features.items()}
-    text = [column for column, kind in kinds.items() if 'string' in kind]
-    numbers = [column for column, kind in kinds.items() if kind.startswith(('int', 'uint'))]
-    asked = (input_key, target_key)
-    if input_key is None:
-        input_key = _only('image', 'Image', [column for column, kind in kinds.items() if kind == 'Image'], name, kinds)
-    if target_key is None:
-        labels = [column for column, kind in kinds.items() if kind == 'ClassLabel']
-        labels = labels or [column for column in kinds if column == 'label']
-        labels = labels or [column for column in (*text, *numbers) if _LABEL.fullmatch(column)]
-        target_key = _only('label', 'ClassLabel', labels or (text and [*text, *numbers]), name, kinds)
-    if (input_key, target_key) != ('image', 'label') and None in asked:
-        _logger.info(f'{name}, split {split!r}: images are column {input_key!r}, labels are column {target_key!r}.')
-    found: dict[str, Any] = {'input_key': input_key, 'target_key': target_key}
-    if target_key in text:
-        found['class_map'] = _labels(table.unique(target_key), class_map, f'Column {target_key!r} of {name}')
-    return found
+    return table, kinds
 
 
 def _only(usual: str, feature: str, columns: Sequence[str], name: str, kinds: Mapping[str, str]) -> str:
