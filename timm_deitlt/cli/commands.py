@@ -27,6 +27,8 @@ from ..studies import ablate
 from ..utils.files import MAKE_ROOM, no_space
 from .parsers import ablate_parser, analyze_parser, validate_parser
 
+_logger = logging.getLogger(__name__)
+
 FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -87,7 +89,14 @@ def guarded(prog: str, run: Callable[[], dict[str, Any]], go_on: str = _GO_ON) -
 
 def survey_of(args: argparse.Namespace) -> dict[str, float]:
     """What the rules of a recipe ask about the images; empty for data that is not a folder of images."""
-    if args.dataset not in FOLDER_DATASETS or not args.data_dir:
+    is_folder = args.dataset in FOLDER_DATASETS
+    if is_folder and not args.data_dir:
+        return {}  # the error follows
+    if not is_folder or os.path.isfile(args.data_dir):
+        _logger.info(
+            f'The rules of the recipe look at folders of images, not at {args.dataset or args.data_dir}, so they '
+            'choose as for many large images. For fewer than 1,000 images give --global-batch-size 32 --batch-size 32 '
+            '--epochs 600, for images of 32 px --img-size 32, for other sets see the lines of the recipe.')
         return {}
     return survey(args.data_dir, args.train_split, image_mode(input_channels(args), args.input_img_mode))
 
