@@ -22,6 +22,7 @@ from ..run.mechanisms import analyze
 from ..run.settings import FOLDER_DATASETS, input_channels
 from ..run.train import train
 from ..run.validate import validate
+from ..settings.checks import check_bounds
 from ..settings.layers import parse_args
 from ..studies import ablate
 from ..utils.files import MAKE_ROOM, no_space
@@ -111,7 +112,9 @@ def train_main(argv: list[str] | None = None, prog: str = 'train.py') -> None:
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
+    values = {name: value for name, value in values.items() if value is not None}
+    check_bounds({name.removeprefix('validation_'): value for name, value in values.items()})  # as the flag is called
+    return values
 
 
 def validate_main(argv: list[str] | None = None, prog: str = 'validate.py') -> None:
