@@ -108,7 +108,7 @@ def test_recipes_are_listed_printed_and_copied(tmp_path):
     assert again.returncode == 2 and 'exists: give a new file' in again.stderr
 
 
-@pytest.mark.parametrize('args', [['--help'], ['export', '--help'], ['recipes'], ['recipes', 'own_data']], ids=str)
+@pytest.mark.parametrize('args', [['--help'], ['recipes'], ['recipes', 'own_data']], ids=str)
 def test_a_reader_that_leaves_ends_the_command_in_silence(args):
     reader, writer = os.pipe()
     os.close(reader)
