@@ -68,7 +68,7 @@ def export(run: Path, out: Path, onnx: bool = False, program: bool = False) -> d
         # in the same folder, so that it can be moved in one step
         temporary = tempfile.TemporaryDirectory(dir=out.parent, prefix=f'.{out.name}.')
     except OSError as error:  # such as /proc, where even root cannot make a folder
-        raise ValueError(f'{out} cannot be written ({error}): give another folder.') from error
+        raise ValueError(f'{out} cannot be written ({error.strerror}): give another folder.') from error
     with temporary as made:
         folder = Path(made) / 'model'
         sha256 = write_model(model, folder)
