@@ -108,6 +108,31 @@ def test_recipes_are_listed_printed_and_copied(tmp_path):
     assert again.returncode == 2 and 'exists: give a new file' in again.stderr
 
 
+@pytest.mark.parametrize('args', [['--help'], ['recipes'], ['recipes', 'own_data']], ids=str)
+def test_a_reader_that_leaves_ends_the_command_in_silence(args):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, COMMAND, *args], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (verbs.NO_READER, '')
+
+
+def test_another_broken_pipe_is_an_error(monkeypatch):
+    def breaks(argv):
+        raise BrokenPipeError
+    monkeypatch.setattr(verbs, '_call', breaks)
+    with pytest.raises(BrokenPipeError):
+        verbs.main([])
+
+
+def test_a_recipe_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / 'file').touch()
+    for path in (tmp_path / 'nowhere' / 'x.yaml', tmp_path / 'file' / 'x.yaml'):
+        done = command('recipes', 'own_data', '-o', path, check=False)
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+        assert f'{path} cannot be written (' in done.stderr
+
+
 @pytest.mark.parametrize(('args', 'words'), [
     (['own_dta'], 'own_dta: no such file or recipe; did you mean own_data'), (['-o', 'x'], 'give its NAME'),
     ([str(COMMAND)], 'not valid YAML|expected a mapping')])

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from PIL import Image
 
 from timm_deitlt.data import create_dataset
 from timm_deitlt.data.folds import split_fold, stratified_folds
@@ -33,6 +34,20 @@ def test_impossible_folds_are_refused():
     for folds in (1, 4):
         with pytest.raises(ValueError, match=r'at least 2 and at most the number of images \(3\)'):
             stratified_folds([0, 0, 1], folds)
+
+
+def test_more_folds_than_images_that_can_be_dealt_say_how_many_are_possible(tmp_path):
+    for name, count in (('ant', 1), ('bee', 1), ('cat', 2)):
+        (tmp_path / name).mkdir()
+        for i in range(count):
+            Image.new('RGB', (4, 4)).save(tmp_path / name / f'{i}.png')
+    with pytest.raises(ValueError, match='Fold 2 of 3 has no image of .*: give at most --folds 2'):
+        split_fold(create_dataset('', tmp_path), 3, 2)
+    for file in (tmp_path / 'cat').iterdir():
+        file.unlink()
+    (tmp_path / 'cat').rmdir()
+    with pytest.raises(ValueError, match='add images, because every class has only one'):
+        split_fold(create_dataset('', tmp_path), 2, 0)
 
 
 def test_folds_of_a_set_cover_it():

@@ -43,6 +43,14 @@ def test_files_globs_and_a_list_give_each_image_once_in_the_order_in_which_they_
     assert sorted(deep) == ['a/1.png', 'a/10.jpg', 'a/2.tif', 'a/deep/er/x.WEBP']
 
 
+def test_other_spellings_of_a_path_are_one_image(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    (folder / 'link').symlink_to('a/deep')
+    (folder / 'a' / '3.bmp').write_bytes(b'')
+    found = given_images(['a/1.png', './a/1.png', f'{folder}/a//1.png', 'a/1.png', 'link/../3.bmp', 'b/3.bmp'])
+    assert found == ['a/1.png', 'link/../3.bmp', 'b/3.bmp'], 'as it was named first'
+
+
 def test_a_name_with_brackets_is_a_file_before_it_is_a_glob(tmp_path):
     (tmp_path / 'x[1].png').write_bytes(b'')
     assert given_images([str(tmp_path / 'x[1].png')]) == [str(tmp_path / 'x[1].png')]

@@ -3,6 +3,7 @@ import json
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import timm
@@ -223,6 +224,13 @@ def test_it_says_what_timm_alone_can_load(place, tmp_path, name, in_timm, caplog
     assert ('this package is needed to load it' in caplog.text) == (in_timm is None)
     config = json.loads((tmp_path / 'out' / 'config.json').read_text())
     assert config['architecture'] == (in_timm or result['architecture'])
+
+
+def test_a_folder_that_cannot_be_made_is_refused(place, tmp_path):
+    (tmp_path / 'file').touch()
+    for nowhere in (tmp_path / 'file' / 'x', tmp_path / 'file' / 'x' / 'y', Path('/proc/zz'), Path('/proc/zz/y')):
+        with pytest.raises(ValueError, match='cannot be written.*give another folder'):
+            export(place / 'vit', nowhere)
 
 
 def test_an_earlier_export_is_replaced_and_nothing_else(place, tmp_path):

@@ -93,6 +93,22 @@ def test_classes_that_are_not_evaluated_are_named(tmp_path, caplog):
     assert result['shots']['missing_classes'] == [2, 3]
 
 
+def test_classes_without_evaluation_images_are_named_in_the_plan(tmp_path, caplog):
+    pictures(tmp_path / 'images' / 'train', cat=6, dog=5, wren=3)
+    pictures(tmp_path / 'images' / 'val', cat=2)
+    planned(*TINY_VIT, '--data-dir', tmp_path / 'images')
+    words = "2 class(es) have no image in split 'validation' and are not evaluated: dog, wren."
+    assert f'{words} Every mean leaves them out.' in caplog.messages
+
+
+def test_only_names_of_splits_are_proposed_for_evaluation(tmp_path, caplog):
+    for name in ('bus', 'car', 'train'):
+        pictures(tmp_path / 'images' / name, cat=3, dog=3)
+    settings_of(*TINY_VIT, '--data-dir', str(tmp_path / 'images'))
+    assert 'also holds bus, car, which is not used. If these are classes beside' in caplog.text
+    assert '--val-split' not in caplog.text
+
+
 # few cores
 
 def test_more_workers_than_cores_are_one_line_and_no_other_numbers(tmp_path, caplog, monkeypatch, recwarn):

@@ -3,19 +3,28 @@ import csv
 import json
 import os
 import signal
+<<<<<<< HEAD
 from pathlib import Path
+=======
+import subprocess
+import sys
+>>>>>>> db1c45cdd80d1efd4acb385a7be4c9d93eb19325
 
 import numpy as np
 import pytest
 import timm
 import torch
-from conftest import TINY, ends_it_after, last_json, run_script
+from conftest import ROOT, TINY, ends_it_after, last_json, run_script
 from PIL import Image
 
 import timm_deitlt
+from timm_deitlt.cli.commands import validate_main
+from timm_deitlt.cli.predict import predict_main
 from timm_deitlt.evaluation.fusion import FUSIONS
 from timm_deitlt.hub.export import export
 from timm_deitlt.run import predict, predict_files
+from timm_deitlt.run.mechanisms import analyze
+from timm_deitlt.run.validate import validate
 
 SUBSET = TINY.index('--n-max')
 MODEL = [*TINY[:SUBSET], *TINY[SUBSET + 4:]]
@@ -358,5 +367,37 @@ def test_a_single_open_file_is_an_image(trained, images):
 
 def test_folds_are_named_where_one_model_is_asked_for(tmp_path):
     (tmp_path / 'fold-0').mkdir()
-    with pytest.raises(ValueError, match='holds the folds of a run: give one of them, such as .*fold-0'):
-        timm_deitlt.load_model(tmp_path)
+    for takes in (
+            timm_deitlt.load_model, lambda path: validate(str(path), {}), lambda path: analyze(str(path), {}),
+            lambda path: export(path, path / 'out')):
+        with pytest.raises(ValueError, match='holds the folds of a run: give one of them, such as .*fold-0'):
+            takes(tmp_path)
+
+
+@pytest.mark.parametrize(('verb', 'flags', 'words'), [
+    ('predict', ['-b', '0'], '--batch-size must be at least 1, got 0'),
+    ('predict', ['-j', '-1'], '--workers must be at least 0, got -1'),
+    ('validate', ['-b', '0'], '--batch-size must be at least 1, got 0'),
+    ('validate', ['-j', '-1'], '--workers must be at least 0, got -1')])
+def test_numbers_out_of_range_end_before_any_work(verb, flags, words, capsys):
+    main = {'predict': predict_main, 'validate': validate_main}[verb]
+    with pytest.raises(SystemExit) as error:
+        main(['nowhere', *(['x.png'] if verb == 'predict' else []), *flags])
+    assert error.value.code == 2 and capsys.readouterr().err.splitlines()[-1].endswith(f'error: {words}')
+
+
+def test_a_reader_that_leaves_ends_a_prediction_in_silence(place):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, ROOT / COMMAND, 'predict', place / 'run', place / 'new'], stdout=writer,
+        stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert done.returncode == 141 and 'Traceback' not in done.stderr and 'BrokenPipe' not in done.stderr
+
+
+def test_the_form_of_the_output_is_told_in_upper_case_too(trained, images, tmp_path):
+    for name in ('x.CSV', 'x.JSONL'):
+        predict_files.predict_files(trained, list(map(str, images)), tmp_path / name)
+    assert (tmp_path / 'x.CSV').read_text().startswith('path,label_1')
+    assert len((tmp_path / 'x.JSONL').read_text().splitlines()) == len(images)

@@ -1,6 +1,7 @@
 """--folds: each image evaluated once by a run that has not seen it, and one table."""
 import json
 import logging
+import shutil
 import statistics
 
 import numpy as np
@@ -69,6 +70,16 @@ def test_the_plan_of_a_fold_needs_no_training(images, tmp_path, caplog):
     assert digits['train_images'] == 568 - 114
 
 
+def test_images_of_other_splits_that_folds_do_not_deal_are_named(images, tmp_path, caplog):
+    train_folds(asked(tmp_path, '--dry-run'))
+    assert 'are not used' not in caplog.text
+    for split in ('train', 'val', 'test'):
+        shutil.copytree(images, tmp_path / 'split' / split)
+    train_folds(asked(tmp_path, '--dry-run', '--data-dir', tmp_path / 'split'))
+    words = "--folds deals the images of the 'train' split; those in test, val of "
+    assert caplog.text.count(words) == 1 and 'put them into one folder for each class' in caplog.text
+
+
 @pytest.mark.parametrize('argv, words', [
     (['--fold', 3], '--fold 3 must be from 0 to K - 1 with --folds K, got --folds 3'),
     (['--fold', 1, '--experiment', ''], '--fold needs --experiment'),
@@ -76,7 +87,7 @@ def test_the_plan_of_a_fold_needs_no_training(images, tmp_path, caplog):
     (['--teacher-checkpoint', 'hf-hub:x/y'], 'another one has seen'),
     (['--teacher-source', 'hub'], 'another one has seen'),
     (['--branch-from', 'x'], 'leave --resume and --branch-from out'),
-    (['--folds', 1], 'at least 2'), (['--folds', 100], 'at most the number of images'),
+    (['--folds', 1], 'at least 2'), (['--folds', 0], 'at least 2'), (['--folds', 100], 'at most the number of images'),
 ])
 def test_what_does_not_go_with_folds_is_refused(images, tmp_path, argv, words):
     with pytest.raises(ValueError, match=words):

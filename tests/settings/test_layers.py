@@ -238,11 +238,20 @@ def test_missing_config_names_near_recipes():
 
 # Checks of values
 
+def test_flags_of_a_teacher_without_one_are_refused():
+    for flags in (['--teacher-epochs', '1'], ['--teacher-view', 'weak'], ['--no-teacher-antialias']):
+        with pytest.raises(ValueError, match='given, but this run has no teacher network; give one such as --teacher'):
+            validate_args(parse_args(flags))
+        for teacher in ('resnet32_sam', 'none'):  # none as an answer to a command that has one
+            validate_args(parse_args([*flags, '--teacher', teacher]))
+
+
 @pytest.mark.parametrize('overrides, message', [
     ({'epochs': 0}, '--epochs must be at least 1, got 0'),
     ({'batch_size': 0}, '--batch-size must be at least 1'),
     ({'grad_accum_steps': 0}, '--grad-accum-steps must be at least 1'),
     ({'teacher_epochs': 0}, '--teacher-epochs must be at least 1'),
+    ({'folds': 0}, '--folds must be at least 2, got 0'),
     ({'save_epochs': [5, 0]}, '--save-epochs must be at least 1, got 0'),
     ({'imbalance_factor': .01}, '--imbalance-factor must be at least 1, got 0.01'),
     ({'imbalance_factor': float('nan')}, '--imbalance-factor must be at least 1, got nan'),

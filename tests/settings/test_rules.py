@@ -7,7 +7,9 @@ import yaml
 from conftest import ROOT, last_json, run_script
 from PIL import Image
 
+from timm_deitlt.cli.commands import survey_of
 from timm_deitlt.data.survey import survey
+from timm_deitlt.run.advice import too_few_updates
 from timm_deitlt.settings.layers import load_recipe, parse_args
 from timm_deitlt.settings.recipe_rules import FACTS, read_rules, rules_that_hold
 
@@ -19,6 +21,7 @@ def settings(images, side, *flags, command=COMMAND):
 
 
 @pytest.mark.parametrize(('images', 'side', 'expected'), [
+    (40, 28, ('deit_lt_tiny', 32, 8, 1200, None, 'both')),
     (100, 28, ('deit_lt_tiny', 32, 8, 600, None, 'both')),
     (250, 28, ('deit_lt_tiny', 32, 32, 600, None, 'both')),
     (2478, 64, ('deit_lt_tiny', 64, 64, 400, None, 'both')),
@@ -60,10 +63,54 @@ def test_images_that_cannot_be_looked_at_get_the_last_lines_as_does_the_recipe_i
     assert parse_args(['-c', 'own_data', '--dataset', 'hfds/here']).dataset == 'hfds/here', 'which needs no folder'
 
 
+@pytest.mark.parametrize(('size', 'patch'), [(28, 4), (32, 4), (64, 8), (128, None), (224, None)])
+def test_an_image_size_of_the_user_decides_the_patch_size(size, patch, caplog, tmp_path):
+    caplog.set_level(logging.INFO)
+    (tmp_path / 'mine.yaml').write_text(
+        f'img_size: {size}\n' + (ROOT / 'timm_deitlt/recipes/own_data.yaml').read_text())
+    for flags, config in (
+            (['--img-size', str(size)], 'own_data'), (['--input-size', '3', str(size), str(size)], 'own_data'),
+            ([], str(tmp_path / 'mine.yaml'))):
+        args = settings(100, 64, *flags, command=['-c', config, '--data-dir', 'images'])
+        assert (args.img_size or args.input_size[-1], args.model_kwargs.get('patch_size')) == (size, patch)
+        assert f'The rules go by your image size of {size} px' in caplog.text
+        assert patch is None or f"px: model_kwargs {{'patch_size': {patch}}}. Your" in caplog.text
+        caplog.clear()
+
+
+def test_model_kwargs_of_the_user_leave_the_patch_size_of_the_rules(caplog):
+    caplog.set_level(logging.INFO)
+    args = settings(100, 28, '--model-kwargs', 'depth=2', 'num_heads=3')
+    assert args.model_kwargs == {'patch_size': 4, 'depth': 2, 'num_heads': 3}
+    assert "smaller than 48 px: img_size 32, model_kwargs {'patch_size': 4}. Your own" in caplog.text
+    caplog.clear()
+    assert settings(100, 28, '--model-kwargs', 'patch_size=8').model_kwargs == {'patch_size': 8}
+    assert 'smaller than 48 px: img_size 32. Your own' in caplog.text
+
+
+def test_the_rules_choose_enough_updates():
+    for images in (*range(4, 60, 3), *range(100, 12_000, 1_397)):
+        args = settings(images, 64)
+        for trained in {images, images - images // 6}:  # at most a sixth is held out
+            trained -= trained % args.batch_size == 1
+            assert too_few_updates('', trained, args.global_batch_size, args.epochs) is None, (images, trained)
+
+
+def test_data_that_the_rules_do_not_look_at_are_told_what_to_give(caplog, tmp_path):
+    caplog.set_level(logging.INFO)
+    parse_args(['-c', 'own_data', '--dataset', 'hfds/here'], survey=survey_of)
+    assert 'The rules of the recipe look at folders of images, not at hfds/here' in caplog.text
+    assert '--global-batch-size 32 --batch-size 32 --epochs 600' in caplog.text and '--img-size 32' in caplog.text
+    caplog.clear()
+    images_of(tmp_path / 'a', [(30, 20)] * 3)
+    parse_args(['-c', 'own_data', '--data-dir', str(tmp_path)], survey=survey_of)
+    assert 'look at folders' not in caplog.text
+
+
 def test_the_reason_is_said_of_what_was_taken_alone(caplog):
     caplog.set_level(logging.INFO)
     settings(250, 28, '--img-size', '48', '--model-kwargs', 'patch_size=8')
-    assert not [line for line in caplog.messages if 'px' in line]
+    assert not [line for line in caplog.messages if 'smaller than' in line]
     assert any(line.startswith('There are fewer than 1000 images: global_batch_size 32, ') for line in caplog.messages)
 
 
@@ -113,4 +160,4 @@ def test_train_script_looks_at_the_folder(tmp_path):
     done = run_script('-c', 'own_data', '--data-dir', tmp_path / 'images', '--teacher', 'none', '--dry-run')
     plan = last_json(done)
     assert 'The images are smaller than 48 px: img_size 32' in done.stderr
-    assert (plan['epochs'], plan['global_batch_size'], plan['drw_on'], plan['recipe']) == (600, 8, 'cls', 'own_data')
+    assert (plan['epochs'], plan['global_batch_size'], plan['drw_on'], plan['recipe']) == (3600, 8, 'cls', 'own_data')

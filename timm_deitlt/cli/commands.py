@@ -22,10 +22,13 @@ from ..run.mechanisms import analyze
 from ..run.settings import FOLDER_DATASETS, input_channels
 from ..run.train import train
 from ..run.validate import validate
+from ..settings.checks import check_bounds
 from ..settings.layers import parse_args
 from ..studies import ablate
 from ..utils.files import MAKE_ROOM, no_space
 from .parsers import ablate_parser, analyze_parser, validate_parser
+
+_logger = logging.getLogger(__name__)
 
 FAILED = 1
 BAD_INPUT = 2
@@ -87,7 +90,14 @@ def guarded(prog: str, run: Callable[[], dict[str, Any]], go_on: str = _GO_ON) -
 
 def survey_of(args: argparse.Namespace) -> dict[str, float]:
     """What the rules of a recipe ask about the images; empty for data that is not a folder of images."""
-    if args.dataset not in FOLDER_DATASETS or not args.data_dir:
+    is_folder = args.dataset in FOLDER_DATASETS
+    if is_folder and not args.data_dir:
+        return {}  # the error follows
+    if not is_folder or os.path.isfile(args.data_dir):
+        _logger.info(
+            f'The rules of the recipe look at folders of images, not at {args.dataset or args.data_dir}, so they '
+            'choose as for many large images. For fewer than 1,000 images give --global-batch-size 32 --batch-size 32 '
+            '--epochs 600, for images of 32 px --img-size 32, for other sets see the lines of the recipe.')
         return {}
     return survey(args.data_dir, args.train_split, image_mode(input_channels(args), args.input_img_mode))
 
@@ -102,7 +112,9 @@ def train_main(argv: list[str] | None = None, prog: str = 'train.py') -> None:
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
+    values = {name: value for name, value in values.items() if value is not None}
+    check_bounds({name.removeprefix('validation_'): value for name, value in values.items()})  # as the flag is called
+    return values
 
 
 def validate_main(argv: list[str] | None = None, prog: str = 'validate.py') -> None:

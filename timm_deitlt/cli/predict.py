@@ -6,6 +6,7 @@ from ..data.given import given_images
 from ..hub.export import export
 from ..run.predict import load_model
 from ..run.predict_files import check_output, predict_files
+from ..settings.checks import check_bounds
 from .commands import guarded
 from .parsers import export_parser, predict_parser
 
@@ -15,6 +16,7 @@ def predict_main(argv: list[str] | None = None, prog: str = 'timm-deitlt predict
     args = predict_parser(prog).parse_args(argv)
 
     def predict() -> dict[str, Any]:
+        check_bounds({'batch_size': args.batch_size, 'workers': args.workers})
         if args.output is not None:
             check_output(args.output)
         trained = load_model(args.model, args.device)

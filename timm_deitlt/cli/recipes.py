@@ -27,5 +27,11 @@ def recipes_main(argv: list[str] | None = None, prog: str = 'timm-deitlt recipes
     elif args.output.exists():
         parser.exit(2, f'{prog}: error: {args.output} exists: give a new file.\n')
     else:
-        write_text(args.output, text)
+        try:
+            write_text(args.output, text)
+        except (OSError, ValueError) as error:  # no such folder, no right to write, no room
+            reason = getattr(error, 'strerror', None) or error
+            parser.exit(
+                2, f'{prog}: error: {args.output} cannot be written ({reason}): give a file in a folder that exists '
+                'and can be written to.\n')
         print(f'{args.output}: train with -c {args.output}')

@@ -2,6 +2,7 @@
 import argparse
 import difflib
 import os
+import select
 import sys
 from importlib import import_module, reload
 
@@ -20,6 +21,8 @@ VERBS = {
 }
 # Verbs that need neither torch nor timm
 LIGHT = ('recipes',)
+# Exit code of a process that SIGPIPE ends
+NO_READER = 141
 
 
 def usage() -> str:
@@ -32,7 +35,25 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Call the verb that the command line begins with; ends the process with its exit code."""
+    """Call the verb that the command line begins with; ends the process with its exit code.
+
+    If the reader of standard output leaves, as `head` does, the process ends without a message.
+    """
+    try:
+        try:
+            _call(argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        output = select.poll()
+        output.register(sys.stdout, select.POLLERR)
+        if not output.poll(0):
+            raise  # another pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        sys.exit(NO_READER)
+
+
+def _call(argv: list[str] | None) -> None:
     if '_ARGCOMPLETE' in os.environ:
         _complete()
     verb, *others = (sys.argv[1:] if argv is None else argv) or ['--help']

@@ -56,6 +56,8 @@ def split_fold(
     of_image = stratified_folds(dataset.targets, folds, seed)
     train, evaluation = np.flatnonzero(of_image != fold), np.flatnonzero(of_image == fold)
     if not len(evaluation):
-        raise ValueError(f'Fold {fold} of {folds} has no image of {dataset.place}: give fewer --folds.')
+        dealt = int((of_image >= 0).sum())
+        mend = f'give at most --folds {dealt}' if dealt else 'add images, because every class has only one'
+        raise ValueError(f'Fold {fold} of {folds} has no image of {dataset.place}: {mend}.')
     single = [label for label, count in enumerate(dataset.class_counts) if count == 1]
     return dataset.subset(train), dataset.subset(evaluation), single

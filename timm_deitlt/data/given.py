@@ -24,10 +24,11 @@ def given_images(names: Iterable[str], listed: Iterable[str] = (), mode: str = '
         ValueError: If no image is found.
     """
     names, suffixes = list(names), image_suffixes(mode)
-    found: dict[str, None] = {}
+    found: dict[str, str] = {}  # the path as it was named, by its place
     skipped = Listing()
     for name in names:
-        found.update(dict.fromkeys(_images_of(name, listed, suffixes, skipped)))
+        for path in _images_of(name, listed, suffixes, skipped):
+            found.setdefault(_place(path), path)
     words = skipped.words()
     if not found:
         arrays = f' This model takes images of mode {mode}, not .npy arrays.' if '.npy' in skipped.left_out else ''
@@ -36,7 +37,12 @@ def given_images(names: Iterable[str], listed: Iterable[str] = (), mode: str = '
             f'suffix, such as .jpg, .png or .tif.{arrays}')
     if words:
         _logger.info(f'Skipped in {", ".join(names)}: {words}.')
-    return list(found)
+    return list(found.values())
+
+
+def _place(path: str) -> str:
+    """The same for a.png and ./a.png. With '..' another spelling may be another file, if a folder is a link."""
+    return path if '..' in path.split(os.sep) else os.path.abspath(path)
 
 
 def _images_of(name: str, listed: Iterable[str], suffixes: Container[str], skipped: Listing) -> Iterator[str]:

@@ -2,6 +2,7 @@
 import hashlib
 import json
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -56,15 +57,19 @@ def export(run: Path, out: Path, onnx: bool = False, program: bool = False) -> d
 
     Raises:
         FileNotFoundError: If there is no such run.
-        ValueError: If the run cannot be exported, or something else lies in `out`.
+        ValueError: If the run cannot be exported, or `out` holds something else or cannot be written.
     """
     check_free(out)
     if onnx:
         check_onnx()
     model = read_model(run, finished=False)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # in the same folder, so that it can be moved in one step
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f'.{out.name}.') as made:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        # in the same folder, so that it can be moved in one step
+        temporary = tempfile.TemporaryDirectory(dir=out.parent, prefix=f'.{out.name}.')
+    except OSError as error:  # such as /proc, where even root cannot make a folder
+        raise ValueError(f'{out} cannot be written ({error.strerror}): give another folder.') from error
+    with temporary as made:
         folder = Path(made) / 'model'
         sha256 = write_model(model, folder)
         if onnx:
@@ -83,12 +88,17 @@ def export(run: Path, out: Path, onnx: bool = False, program: bool = False) -> d
 
 
 def check_free(out: Path) -> None:
-    """Refuse a folder that holds anything but an exported model.
+    """Refuse a folder that holds anything but an exported model, and one that cannot be made.
 
     Raises:
-        ValueError: Naming what it holds.
+        ValueError: Naming what it holds, or what cannot be written to.
     """
     if not out.exists():
+        above = next(path for path in out.absolute().parents if path.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            raise ValueError(
+                f'{out} cannot be written, because {above} is not a folder that can be written to: give another '
+                'folder.')
         return
     if not out.is_dir():
         raise ValueError(f'{out} is a file: give a folder.')

@@ -18,6 +18,7 @@ from ..engine.checkpoint import LAST, load_checkpoint
 from ..models._timm import TimmModel
 from ..models.weights import CONFIG, WEIGHTS, load_config, load_safetensors, load_weights, weights_sha256
 from ..run.build.model import build_model
+from ..run.results import refuse_folds
 from ..run.settings import choose_precision, resolve_settings
 from ..run.teacher_cache import RECORD, read_record
 from ..run.teacher_file import HUB
@@ -98,6 +99,7 @@ def read_model(folder: Path, finished: bool = True) -> Model:
         record = read_record(folder / RECORD, _TRAIN_AGAIN)
         folder = folder / 'train'
     if not (folder / LAST).is_file():
+        refuse_folds(folder)
         raise ValueError(
             f'{str(folder)!r} holds neither {LAST} nor {CONFIG}: give the folder of a run of train.py, or of a model '
             'that hfhub/convert.py or timm-deitlt export wrote.')

@@ -21,6 +21,7 @@ from ..settings.layers import args_to_yaml
 from ..utils.files import write_text
 from ..utils.tables import text_table
 from .results import EXPERTS
+from .settings import say_what_folds_leave_out
 from .start import NOT_OF_THE_RUN
 from .train import train
 
@@ -47,6 +48,7 @@ def train_folds(args: argparse.Namespace) -> dict[str, Any]:
             several devices are to train all folds.
     """
     validate_args(args)
+    say_what_folds_leave_out(args)
     if args.dry_run:
         return train(args)
     if args.fold is None and world_info_from_env()[2] > 1:

@@ -23,7 +23,7 @@ from ..models._hub import model_folder
 from ..models.weights import CONFIG, load_config, load_safetensors, load_weights
 from ..settings.layers import with_defaults
 from .build.model import build_model
-from .results import EXPERTS
+from .results import EXPERTS, refuse_folds
 from .settings import model_settings
 from .teacher_cache import RECORD
 from .teacher_file import HUB
@@ -198,8 +198,7 @@ def load_model(path: str | os.PathLike, device: str | None = None) -> TrainedMod
         return _load_exported(file, name, device)
     if (file / RECORD).is_file():  # a cached teacher: its run lies inside
         file = file / 'train'
-    if (file / 'fold-0').is_dir():
-        raise ValueError(f'{name!r} holds the folds of a run: give one of them, such as {file / "fold-0"}.')
+    refuse_folds(file)
     if file.is_dir() and not (file / LAST).is_file():
         raise FileNotFoundError(
             f'{name!r} holds neither {LAST}, as a run does, nor {CONFIG}, as an exported model does: give the folder '

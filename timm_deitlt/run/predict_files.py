@@ -37,13 +37,14 @@ def check_output(path: Path) -> None:
     Raises:
         ValueError: If its form is unknown, its folder cannot be written to, or parquet lacks its package.
     """
-    if path.suffix not in _FORMS:
+    form = path.suffix.lower()
+    if form not in _FORMS:
         raise ValueError(f'--output {path} has no known form: {_GIVE}.')
     if not path.parent.exists():
         raise ValueError(f'--output {path}: the folder {path.parent} does not exist: make it first, or give another.')
     if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise ValueError(f'--output {path} cannot be written, because it or its folder forbids it: {_GIVE}.')
-    if path.suffix == '.parquet' and not find_spec('pyarrow'):
+    if form == '.parquet' and not find_spec('pyarrow'):
         raise ValueError("--output *.parquet needs pyarrow: pip install 'timm_deitlt[parquet]'.")
 
 
@@ -82,7 +83,7 @@ def predict_files(
     if output is not None:
         check_output(output)
     if workers is None:
-        workers = _usual_workers(trained.device, len(paths) // batch_size)
+        workers = _usual_workers(trained.device, len(paths) // max(1, batch_size))
     if trained.device.type == 'cpu':
         keep_freed_memory()
     autocast = partial(torch.autocast, trained.device.type, torch.bfloat16) if amp else nullcontext
@@ -95,7 +96,7 @@ def predict_files(
             show(_line(row))
     else:
         columns = _columns(trained, topk, experts)
-        atomic_write(output, lambda temporary: _write(temporary, output.suffix, columns, rows))
+        atomic_write(output, lambda temporary: _write(temporary, output.suffix.lower(), columns, rows))
     seconds = time.perf_counter() - began
     result = {
         'images': len(paths), 'unreadable': len(errors), 'output': output and str(output),

@@ -1,4 +1,5 @@
 """What a run reports: metrics.json, the final table, versions."""
+from pathlib import Path
 from typing import Any
 
 from timm.utils import unwrap_model
@@ -14,6 +15,17 @@ from .build.data import Data
 from .teacher_settings import Teacher
 
 EXPERTS = ('mean', 'cls', 'dist')
+
+
+def refuse_folds(folder: Path) -> None:
+    """Refuse the folder of a run of `--folds`, which holds a run for each fold, where one model is asked for.
+
+    Raises:
+        ValueError: Naming one of them.
+    """
+    if (folder / 'fold-0').is_dir():
+        raise ValueError(
+            f"'{folder}' holds the folds of a run: give one of them, such as {folder / 'fold-0'}.")
 
 
 def run_record(trainer: Trainer, settings: Settings, data: Data, speed: dict[str, Any]) -> dict[str, Any]:

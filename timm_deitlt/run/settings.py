@@ -10,7 +10,7 @@ from timm.utils.distributed import world_info_from_env
 
 from ..benchmarks import BENCHMARKS
 from ..data.image import image_mode
-from ..data.splits import has_split, split_folder, subfolders
+from ..data.splits import SPLIT_NAMES, has_split, split_folder, subfolders
 from ..engine.device import choose_device, cores, has_bfloat16, local_device
 from ..settings.images import AugmentSettings, DataSettings, LoaderSettings
 from ..settings.resolved import (
@@ -190,13 +190,29 @@ def fraction_to_hold_out(args: argparse.Namespace) -> float | None:
     return args.val_fraction
 
 
-def _warn_of_unused_splits(args: argparse.Namespace) -> None:
+def _unused_folders(args: argparse.Namespace) -> list[str]:
+    """Folders beside that of the training split; none if the folder of the data has no splits."""
     train = split_folder(args.data_dir, args.train_split)
     if train is None:
-        return
-    unused = [
-        name for name in subfolders(args.data_dir) if not name.startswith('_') and name != os.path.basename(train)]
+        return []
+    return [name for name in subfolders(args.data_dir) if not name.startswith('_') and name != os.path.basename(train)]
+
+
+def _warn_of_unused_splits(args: argparse.Namespace) -> None:
+    unused = _unused_folders(args)
+    splits = [name for name in unused if name.lower() in SPLIT_NAMES]
     if unused:
+        _logger.warning(f'{args.data_dir} also holds {", ".join(unused)}, which is not used. ' + (
+            f'Evaluate on it with --val-split {splits[0]}.' if splits else
+            f'If these are classes beside a class {args.train_split!r}, give the folder of that class another name.'))
+
+
+def say_what_folds_leave_out(args: argparse.Namespace) -> None:
+    """Log that `--folds` deals the training images alone, if the folder of the data has other splits too."""
+    if args.dataset not in FOLDER_DATASETS or not args.data_dir:
+        return
+    if unused := _unused_folders(args):
         _logger.warning(
-            f'{args.data_dir} also holds {", ".join(unused)}, which is not used. Evaluate on it with '
-            f'--val-split {unused[0]}.')
+            f'--folds deals the images of the {args.train_split!r} split; those in {", ".join(unused)} of '
+            f'{args.data_dir} are not used. To deal all images, put them into one folder for each class, without '
+            'folders for the splits.')

@@ -25,7 +25,7 @@ from .build.data import Data, build_data
 from .build.loaders import build_eval_loader
 from .build.model import build_model
 from .build.trainer import autocast_of
-from .results import EXPERTS, final_table
+from .results import EXPERTS, final_table, refuse_folds
 from .settings import resolve_settings
 from .teacher_file import HUB, reorder_classes
 from .teacher_settings import NO_WEIGHTS
@@ -84,8 +84,10 @@ def open_run(file: Path, overrides: dict[str, Any]) -> tuple[dict[str, Any], Set
     """A checkpoint of a run, its settings on this machine, its data, and its network without the weights.
 
     Raises:
-        ValueError: If the checkpoint is not one of train.py, or was trained on other images.
+        ValueError: If the checkpoint is not one of train.py, was trained on other images, or the folder holds folds.
     """
+    if not file.is_file():
+        refuse_folds(file.parent)
     checkpoint = load_checkpoint(file)
     if 'args' not in checkpoint or 'experts' not in checkpoint:
         raise ValueError(

@@ -1,7 +1,7 @@
 """Checks on the settings, made before data and models are touched."""
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from .layers import flag_of
 _BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ('epochs stop_epoch save_epochs teacher_epochs batch_size validation_batch_size grad_accum_steps global_batch_size '
      'dry_run_world_size imbalance_factor n_max val_interval log_interval img_size in_chans num_classes '
-     'folds sam_every rho_milestones paco_queue paco_dim train_img_sizes', lambda x: x >= 1, 'at least 1'),
+     'sam_every rho_milestones paco_queue paco_dim train_img_sizes', lambda x: x >= 1, 'at least 1'),
+    ('folds', lambda x: x >= 2, 'at least 2'),
     ('rho rho_values teacher_rho train_size_probs', lambda x: 0 <= x < math.inf, 'at least 0 and finite'),
     ('mixup cutmix cutout workers drw_start_epoch warmup_epochs weight_decay task_loss_weight '
      'distill_loss_weight seed split_seed aug_repeats paco_alpha paco_gamma key_color_jitter '
@@ -29,6 +30,9 @@ _BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
 Conflicts = tuple[tuple[Any, str], ...]
 _FILES = ('teacher_checkpoint', 'class_counts', 'branch_from', 'resume', 'class_map', 'initial_checkpoint')
 
+# Settings that only a teacher with weights has
+_OF_TEACHERS = ('teacher_epochs', 'teacher_rho', 'teacher_view', 'teacher_normalize', 'teacher_antialias')
+
 
 def validate_args(args: argparse.Namespace) -> None:
     """Check what can be checked before data and models are touched.
@@ -37,12 +41,7 @@ def validate_args(args: argparse.Namespace) -> None:
         FileNotFoundError: If a file that a setting names does not exist.
         ValueError: If a value is out of its range, or two settings contradict each other.
     """
-    for names, holds, allowed in _BOUNDS:
-        for name in names.split():
-            value = getattr(args, name)
-            for item in value if isinstance(value, list) else [value]:
-                if item is not None and not holds(item):
-                    raise ValueError(f'{flag_of(name)} must be {allowed}, got {item}')
+    check_bounds(vars(args))
     for wrong, message in chain.from_iterable(conflicts(args) for conflicts in (
             _conflicts_of_losses, _conflicts_of_images, _conflicts_of_training, _conflicts_of_teachers,
             _conflicts_of_small_data, _conflicts_of_runs)):
@@ -54,6 +53,23 @@ def validate_args(args: argparse.Namespace) -> None:
             name == 'teacher_checkpoint' and (Path(path).is_dir() or path.startswith('hf-hub:')))
         if not found and (name, path) != ('resume', 'auto'):
             raise FileNotFoundError(f'{flag_of(name)} {path}: no such file')
+
+
+def check_bounds(values: Mapping[str, Any]) -> None:
+    """Check that numbers are in their range.
+
+    Args:
+        values: Some or all settings by name.
+
+    Raises:
+        ValueError: If one is out of its range.
+    """
+    for names, holds, allowed in _BOUNDS:
+        for name in names.split():
+            value = values.get(name)
+            for item in value if isinstance(value, list) else [value]:
+                if item is not None and not holds(item):
+                    raise ValueError(f'{flag_of(name)} must be {allowed}, got {item}')
 
 
 def _conflicts_of_small_data(args: argparse.Namespace) -> Conflicts:
@@ -159,7 +175,12 @@ def _conflicts_of_training(args: argparse.Namespace) -> Conflicts:
 
 
 def _conflicts_of_teachers(args: argparse.Namespace) -> Conflicts:
+    # a file may hold them for runs that have a teacher and runs that have none, and so may --teacher none end a command
+    sources = getattr(args, 'sources', {})
+    typed = [flag_of(name) for name in _OF_TEACHERS if sources.get(name) == 'command line']
     return (
+        (typed and args.teacher in ('none', 'labels') and sources['teacher'] != 'command line',
+         f'{", ".join(typed)} given, but this run has no teacher network; give one such as --teacher resnet32_sam'),
         (args.teacher == 'none' and args.drw_on == 'dist',
          f'--drw-on {args.drw_on} needs a DIST expert, which --teacher none does not train; use --drw-on cls'),
         (args.teacher_checkpoint and args.teacher in ('none', 'labels'),

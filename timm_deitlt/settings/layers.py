@@ -13,7 +13,7 @@ import yaml
 
 from ..benchmarks import BENCHMARKS
 from .flags import REFUSED, KeyValues, add_flags, number_or_auto
-from .recipe_rules import Rule, read_rules, rules_that_hold, say_why
+from .recipe_rules import Rule, read_rules, rules_that_hold, say_why, size_given
 
 RECIPES = files(__package__.partition('.')[0]) / 'recipes'
 DEFAULT_DATASET = 'lt/digits'
@@ -235,7 +235,8 @@ def parse_args(
         argv: Words of the command line; those of the process by default.
         prog: Name of the command for messages.
         survey: Finds out what the rules of a recipe ask of the images; it is called if there are rules. What follows
-            from them wins over the other recipes, and loses against the config itself.
+            from them wins over the other recipes, and loses against the config itself. An image size of the config or
+            the command line takes the place of the side that it finds.
 
     Raises:
         SystemExit: With code 2 and one line on stderr, if a flag is unknown, refused or has a bad value.
@@ -246,17 +247,17 @@ def parse_args(
     config = given.pop('config', '')
     layers = [*([load_recipe(config)] if config else []), Layer('command line', given)]
     base: Sequence[str] | None = layers[0].base
+    chosen = _merge(layers)
     if base is None:
-        chosen = _merge(layers)
         base = recipes_for(chosen.dataset, model_kind(chosen.model))
     below = [*map(load_recipe, base)]
     args = _merge([*below, *layers])
     if layers[0].rules:
-        held = rules_that_hold(layers[0].rules, survey(args))
+        held = rules_that_hold(layers[0].rules, {**survey(args), **size_given(chosen)})
         fitted = {key: value for rule in held for key, value in rule.values.items()}
         args = _merge([*below, Layer(f'rules of {config}', fitted), *layers])
         for rule in held:
-            say_why(rule, args)
+            say_why(rule, args, chosen)
     named = layers[-1].values.get('amp_dtype') == 'bfloat16'
     if named and args.amp is None and args.model_dtype in (None, 'float32'):
         args.amp = True  # naming the type asks for it, even if the CPU has to emulate it

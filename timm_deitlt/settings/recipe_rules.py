@@ -67,9 +67,34 @@ def rules_that_hold(lists: Sequence[Sequence[Rule]], facts: Mapping[str, float])
     return found
 
 
-def say_why(rule: Rule, args: argparse.Namespace) -> None:
-    """Log the reason of a rule and what was taken from it, if anything was."""
-    given = {name: getattr(args, name) for name in rule.values if args.sources[name].startswith('rules of')}
-    if rule.why and given:
-        words = ', '.join(f'{name} {value}' for name, value in given.items())
+def size_given(chosen: argparse.Namespace) -> dict[str, float]:
+    """The side that the network sees, as the fact 'side', if the user gives an image size; else nothing.
+
+    The patch size must fit what the network sees, not the files.
+    """
+    size = min(chosen.input_size[1:]) if chosen.input_size else chosen.img_size
+    if not size:
+        return {}
+    _logger.info(f'The rules go by your image size of {size} px, not by the size of the images.')
+    return {'side': size}
+
+
+def say_why(rule: Rule, args: argparse.Namespace, chosen: argparse.Namespace) -> None:
+    """Log the reason of a rule and what was taken from it, if anything was.
+
+    Args:
+        rule: A rule that holds.
+        args: All settings.
+        chosen: Settings of the user alone; mappings of both are merged.
+    """
+    taken = {}
+    for name, value in rule.values.items():
+        if isinstance(value, Mapping):
+            value = {key: part for key, part in value.items() if key not in getattr(chosen, name)}
+        elif not args.sources[name].startswith('rules of'):
+            continue
+        if value != {}:
+            taken[name] = value
+    if rule.why and taken:
+        words = ', '.join(f'{name} {value}' for name, value in taken.items())
         _logger.info(f'{rule.why}: {words}. Your own flags and files win.')

@@ -117,6 +117,7 @@ def build_data(settings: Settings, evaluate_split: str | None = None) -> Data:
             class_names=train.class_names,
             **common,
         )
+        _warn_of_classes_without_images(evaluation, evaluated_on)
     look_at(train, evaluation)
     if chosen.num_classes not in (None, train.num_classes):
         raise ValueError(
@@ -173,6 +174,14 @@ def _parted(train: Any, chosen: DataSettings) -> tuple[Any, Any, str]:
                 f'{len(single)} class(es) have only one image, which is never evaluated: {_names(train, single)}')
         return train, evaluation, f'fold {chosen.fold or 0} (from 0) of {chosen.folds}'
     return train, None, ''
+
+
+def _warn_of_classes_without_images(evaluation: Any, evaluated_on: str) -> None:
+    counts = evaluation.class_counts or ()  # unknown for a stream
+    if empty := [label for label, count in enumerate(counts) if not count]:
+        _logger.warning(
+            f'{len(empty)} class(es) have no image in {evaluated_on} and are not evaluated: '
+            f'{_names(evaluation, empty)}. Every mean leaves them out.')
 
 
 def _names(dataset: Any, labels: Sequence[int]) -> str:
