@@ -3,12 +3,9 @@ import csv
 import json
 import os
 import signal
-<<<<<<< HEAD
-from pathlib import Path
-=======
 import subprocess
 import sys
->>>>>>> db1c45cdd80d1efd4acb385a7be4c9d93eb19325
+from pathlib import Path
 
 import numpy as np
 import pytest
