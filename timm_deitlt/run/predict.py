@@ -214,8 +214,8 @@ def _load_run(file: Path, device: str) -> TrainedModel:
     names = checkpoint['data']['class_names']
     model = build_model(model_settings(asked), len(names))
     load_weights(model, checkpoint['state_dict'], str(file))
-    return _trained(model, names, checkpoint['experts'], checkpoint['data']['train_counts'], device,
-        asked.input_img_mode)
+    return _trained(
+        model, names, checkpoint['experts'], checkpoint['data']['train_counts'], device, asked.input_img_mode)
 
 
 def _load_exported(folder: Path, name: str, device: str) -> TrainedModel:

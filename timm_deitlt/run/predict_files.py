@@ -83,7 +83,7 @@ def predict_files(
     if output is not None:
         check_output(output)
     if workers is None:
-        workers = _usual_workers(trained.device, len(paths) // max(1, batch_size))
+        workers = _usual_workers(trained.device, len(paths) >= batch_size)
     if trained.device.type == 'cpu':
         keep_freed_memory()
     autocast = partial(torch.autocast, trained.device.type, torch.bfloat16) if amp else nullcontext
@@ -110,10 +110,8 @@ def predict_files(
     return result
 
 
-def _usual_workers(device: torch.device, batches: int) -> int:
-    if device.type != 'cuda':
-        return min(1, batches)
-    return min(8, cores())
+def _usual_workers(device: torch.device, a_whole_batch: bool) -> int:
+    return min(8, cores()) if device.type == 'cuda' else int(a_whole_batch)
 
 
 def _counted(
