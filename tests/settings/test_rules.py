@@ -101,6 +101,8 @@ def test_data_that_the_rules_do_not_look_at_are_told_what_to_give(caplog, tmp_pa
     parse_args(['-c', 'own_data', '--dataset', 'hfds/here'], survey=survey_of)
     assert 'The rules of the recipe look at folders of images, not at hfds/here' in caplog.text
     assert '--global-batch-size 32 --batch-size 32 --epochs 600' in caplog.text and '--img-size 32' in caplog.text
+    chosen = settings(999, 32)  # the message says what the rules would choose
+    assert (chosen.global_batch_size, chosen.batch_size, chosen.epochs, chosen.img_size) == (32, 32, 600, 32)
     caplog.clear()
     images_of(tmp_path / 'a', [(30, 20)] * 3)
     parse_args(['-c', 'own_data', '--data-dir', str(tmp_path)], survey=survey_of)
