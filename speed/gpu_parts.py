@@ -98,7 +98,7 @@ def checks(asked: argparse.Namespace, tell: Tell) -> None:
     marks = ('-m', 'not gpu and not slow', '-k', 'losses or soft') if asked.smoke else ('-m', 'gpu')
     listener = _Listener(tell)
     os.chdir(ROOT)
-    files = ('tests/gpu/test_updates.py', 'tests/gpu/test_runs.py')
+    files = [f'tests/gpu/test_{name}.py' for name in ('updates', 'step_graph', 'runs')]
     code = pytest.main(['-q', '-o', 'addopts=', '-p', 'no:cacheprovider', *marks, *files], plugins=[listener])
     tell(name='all', **listener.outcomes)
     raise SystemExit(int(code))

@@ -22,7 +22,7 @@ from timm_deitlt.settings.layers import parse_args
 CNN = ['--model', 'resnet20_cifar', '--model-kwargs', 'num_blocks=1', '--opt', 'samsgd', '--loss', 'ce', '--lr', '.001']
 PACO = [*CNN, '--loss', 'paco', '--mixup', '0', '--cutmix', '0', '--smoothing', '0', '--drw-on', 'none']
 SILENT = Progress('', 1, 0, 1, 1., enabled=False)
-MATMUL = {'fused_attention': False, 'channels_last': False, 'compile': '', 'on_device': False}
+MATMUL = {'fused_attention': False, 'channels_last': False, 'compile': '', 'on_device': False, 'graph': False}
 
 
 def made(*argv):
@@ -91,6 +91,19 @@ def test_device_augments_where_that_is_faster(workers, host, faster, measured, m
     trainer.on_device = lambda: dict(loader=there.loader, augment=there.augment, ramp=None)
     assert choose_speed(trainer, settings) == {**MATMUL, 'on_device': faster}
     assert (trainer.loader is there.loader) == (trainer.augment is there.augment) == faster
+
+
+@pytest.mark.parametrize('seconds, chosen', [((1e-2, 8e-3), True), ((1e-2, 9.5e-3), False), ((.06, None), False)])
+def test_graph_is_used_where_short_steps_gain_from_it(seconds, chosen, measured, monkeypatch):
+    without, recorded = seconds
+    asked = measured({(): without, ('fused_attention',): without, ('graph',): recorded})
+    monkeypatch.setattr(speed, 'recordable', lambda trainer: True)
+    trainer, settings = made('--epochs', '100')
+    assert choose_speed(trainer, settings) == {**MATMUL, 'graph': chosen}
+    assert (('graph',) in asked) == (recorded is not None) and (trainer.graph is not None) == chosen
+    assert choose_speed(trainer, settings, before={**MATMUL, 'graph': True})['graph'] and trainer.graph is not None
+    monkeypatch.undo()
+    assert choose_speed(trainer, settings, before={**MATMUL, 'graph': True}) == MATMUL and trainer.graph is None
 
 
 def test_device_augments_again_when_a_run_goes_on_unless_the_flags_say_otherwise():
@@ -284,4 +297,5 @@ def test_train_script_says_what_it_chose_and_keeps_it(tmp_path):
 def test_speed_in_words():
     assert Speed(True, True, 'inductor').words(attention=True) == 'fused attention, channels last, compiled by inductor'
     assert Speed(True, False, '').words(attention=False) == 'plain'
+    assert Speed(True, False, '', graph=True).words(attention=False) == 'as a CUDA graph'
     assert Speed(True, False, '', True).words(attention=False) == 'augmentation on the device'

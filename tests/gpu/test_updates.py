@@ -21,6 +21,7 @@ MIXED = ['--mixup', '.8', '--cutmix', '1', '--mixup-prob', '1', '--reprob', '.5'
 STUDENT = ['--teacher', 'resnet20', *MIXED]
 HARD = ['--mixup', '0', '--cutmix', '0', '--smoothing', '0']
 CNN = ['--model', 'resnet20_cifar', '--model-kwargs', '--teacher', 'none', '--opt', 'samsgd', '--clip-grad', '1']
+PACO = [*CNN, *HARD, '--loss', 'paco', '--drw-on', 'none']
 # Operators whose result the host has to read, or that copy a list of the host to the device
 WAITING = {
     f'aten.{name}' for name in (
@@ -82,7 +83,7 @@ def made(device, *flags):
     pytest.param([*STUDENT, '--clip-mode', 'agc'], id='agc'),
     pytest.param([*STUDENT, '--augment-backend', 'device', '--reprob', '0'], id='augmented on the device'),
     pytest.param([*CNN, *HARD, '--sam-adaptive'], id='sam'),
-    pytest.param([*CNN, *HARD, '--loss', 'paco', '--drw-on', 'none'], id='paco'),
+    pytest.param(PACO, id='paco'),
 ])
 def test_no_update_waits_for_the_device(flags, device):
     trainer = made(device, *flags)

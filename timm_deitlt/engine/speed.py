@@ -7,7 +7,6 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
@@ -23,6 +22,7 @@ from ..optim import SAM
 from ..optim.layout import match_layout
 from ..settings.resolved import MachineSettings, Settings
 from .device import keep_freed_memory, return_freed_memory
+from .step_graph import StepGraph, recordable, restored_buffers
 from .trainer import Trainer
 
 _logger = logging.getLogger(__name__)
@@ -35,6 +35,8 @@ SECONDS_TO_COMPILE_A_LAYER = 1.
 # many times the cost of trying
 MOST_GAIN_OF_COMPILING = {'cpu': .2, 'cuda': .4}
 LEAST_RETURN_OF_COMPILING = 3
+# A step that takes longer does not wait for the host, and a CUDA graph of it would only need memory
+LONGEST_STEP_TO_RECORD = .05
 # A smaller gain may be noise. Then two runs with the same settings could choose differently, and differ by rounding
 LEAST_GAIN = .1
 _TIMED_STEPS = 4
@@ -49,11 +51,13 @@ class Speed:
         channels_last: Memory format of the networks.
         compile: Backend of torch.compile, '' for none.
         on_device: Images are augmented on the device, although the settings do not ask for it.
+        graph: Forward and backward are a CUDA graph.
     """
     fused_attention: bool
     channels_last: bool
     compile: str
     on_device: bool = False
+    graph: bool = False
 
     def words(self, attention: bool) -> str:
         """In words, for a network with or without `attention`."""
@@ -64,6 +68,8 @@ class Speed:
             words.append('channels last')
         if self.compile:
             words.append(f'compiled by {self.compile}')
+        if self.graph:
+            words.append('as a CUDA graph')
         if self.on_device:
             words.append('augmentation on the device')
         return ', '.join(words) or 'plain'
@@ -95,7 +101,9 @@ def choose_speed(
         reason = ', as --auto-speed off asks for'
     elif before is not None:
         speed, reason = Speed(**before), ', as before'
-        speed = replace(speed, on_device=speed.on_device and trainer.on_device is not None)
+        speed = replace(
+            speed, on_device=speed.on_device and trainer.on_device is not None,
+            graph=speed.graph and recordable(trainer))
         if speed.compile != usual.compile and math.isinf(_seconds(trainer, machine, speed, start_epoch)):
             speed = replace(speed, compile=usual.compile)  # this machine has no compiler
     elif steps >= FEWEST_STEPS:
@@ -134,6 +142,8 @@ def _fastest(
         return speed, ''  # training fails in the same way, and says why
     for name, value in _alternatives(trainer, speed):
         if name == 'compile' and not _compiling_can_pay(trainer, seconds * steps * passes):
+            continue
+        if name == 'graph' and seconds > LONGEST_STEP_TO_RECORD:
             continue
         candidate = replace(speed, **{name: value})
         other = _seconds(trainer, settings.machine, candidate, epoch)
@@ -179,6 +189,8 @@ def _alternatives(trainer: Trainer, speed: Speed) -> Iterator[tuple[str, Any]]:
     sizes = trainer.loader.sizes
     if not speed.compile and (sizes is None or len(set(sizes.drawn)) == 1):  # every size is compiled by itself
         yield 'compile', 'inductor'
+    if recordable(trainer):
+        yield 'graph', True
 
 
 def _attends(trainer: Trainer) -> bool:
@@ -201,7 +213,7 @@ def _seconds(trainer: Trainer, machine: MachineSettings, speed: Speed, epoch: in
         task.train()
         task.set_epoch(epoch)
         trainer.augment.mixup_enabled = trainer.mixing(epoch)
-        with _restored_buffers(task):  # freezing them instead would compile a graph that training does not use
+        with restored_buffers(task):  # freezing them instead would compile a graph that training does not use
             for _ in range(1 + _TIMED_STEPS):
                 began = time.perf_counter()
                 trainer.forward_backward(epoch, batch, images, target)
@@ -224,16 +236,6 @@ def _on_slowest_rank(trainer: Trainer, seconds: float) -> float:
     slowest = torch.tensor(seconds, device=trainer.task.device)  # all ranks must choose alike
     dist.all_reduce(slowest, dist.ReduceOp.MAX)
     return slowest.item()
-
-
-@contextmanager
-def _restored_buffers(module: nn.Module) -> Iterator[None]:
-    before = [(buffer, buffer.clone()) for buffer in module.buffers()]
-    try:
-        yield
-    finally:
-        for buffer, value in before:
-            buffer.copy_(value)
 
 
 def synchronize(device: torch.device) -> None:
@@ -269,6 +271,7 @@ def _apply(trainer: Trainer, machine: MachineSettings, speed: Speed) -> None:
     if speed.compile:
         torch._inductor.config.fallback_random = True  # the same random numbers as without compiling
         task.compile(backend=speed.compile, mode=machine.torchcompile_mode)
+    trainer.graph = StepGraph(trainer) if speed.graph else None
 
 
 def _undo_compile(task: nn.Module) -> None:

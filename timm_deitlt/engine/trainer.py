@@ -62,6 +62,7 @@ class Trainer:
             see `ShotEvaluator`; never of the EMA.
         on_device: Makes a `loader`, `augment` and `ramp` for augmentation on the device; None if --auto-speed may not
             choose it.
+        graph: Runs `compute` as a CUDA graph, or None.
     """
     task: ShotEvaluation
     optimizer: torch.optim.Optimizer
@@ -88,6 +89,7 @@ class Trainer:
     test_counts: Sequence[int] = ()
     confusion: Sequence[Sequence[int]] | None = None
     on_device: Callable[[], dict[str, Any]] | None = None
+    graph: Callable[..., tuple[dict[str, Tensor], Tensor]] | None = None
 
     def mixing(self, epoch: int) -> bool:
         """Whether Mixup and CutMix are on in an epoch."""
@@ -205,11 +207,23 @@ class Trainer:
             images = images.contiguous(memory_format=torch.channels_last)
         if picture is not None:
             save_image(images, picture, padding=0, normalize=True)
+        # DDP averages gradients over the ranks, but an update is the sum of the shares of its micro-batches
+        compute = self.graph or self.compute
+        return compute(batch.weight * self.world_size, second_pass, images, target, weak)
+
+    def compute(
+            self,
+            share: float,
+            second_pass: bool,
+            images: Tensor,
+            target: Tensor,
+            weak: Tensor | None = None,
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Forward and backward of augmented images; returns what `forward_backward` does."""
         views = {} if weak is None else {'weak': weak}
         with self.autocast():
             result = self.task(images, target, second_pass=second_pass, **views)
-        # DDP averages gradients over the ranks, but an update is the sum of the shares of its micro-batches
-        loss = result['loss'] * (batch.weight * self.world_size)
+        loss = result['loss'] * share
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         return result, loss.detach()
 

@@ -1,5 +1,5 @@
 """What all tasks share."""
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,6 +44,10 @@ class ShotEvaluation(TrainingTask):
 
     def set_epoch(self, epoch: int) -> None:
         """Take the 0-based epoch."""
+
+    def stage(self) -> Hashable:
+        """All that the epoch decides about a forward pass; None if something else decides too."""
+        return None
 
     def create_evaluator(self, **kwargs: Any) -> ShotEvaluator:
         """Create a fresh evaluator of every expert, by shot."""

@@ -1,4 +1,5 @@
 """DeiT-LT: CLS learns the labels, DIST learns the prediction of a teacher for the same image."""
+from collections.abc import Hashable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
@@ -119,6 +120,13 @@ class DeiTLTTask(AuxiliaryTask, TokenDistillationTask):
         """Tell the losses the 0-based epoch, which alone determines the stage."""
         set_epochs([self.criterion, self.distillation_loss], epoch)
         self._epoch = epoch
+
+    def stage(self) -> Hashable:
+        """See `ShotEvaluation.stage`."""
+        guidance = self.guidance
+        return (
+            *(getattr(loss, 'in_drw_stage', self._epoch) for loss in (self.criterion, self.distillation_loss)),
+            guidance and (guidance.guides(self._epoch), guidance.dense and guidance.share_of_places(self._epoch)))
 
     def teacher_view(self, images: Tensor) -> Tensor:
         """Turn images `[B, C, H, W]`, normalised for the student, into the teacher's normalisation and size."""

@@ -1,4 +1,5 @@
 """Training on labels only: a CNN teacher, a plain ViT, or both tokens of a distilled ViT."""
+from collections.abc import Hashable
 from contextlib import nullcontext
 from typing import Any
 
@@ -37,6 +38,7 @@ class ClassifierTask(ShotEvaluation, ClassificationTask):
             raise ValueError(f"experts={experts!r} is unknown: use ('cls',) or ('cls', 'dist').")
         self.experts = ('mean', *experts)
         self.shots = shots
+        self._epoch = 0
         if 'dist' in experts and not isinstance(model, VisionTransformerDistilled):
             raise ValueError(f'{type(model).__name__} has no DIST token to train on the labels: use a deit_lt model.')
         if isinstance(model, VisionTransformerDistilled):
@@ -47,6 +49,11 @@ class ClassifierTask(ShotEvaluation, ClassificationTask):
     def set_epoch(self, epoch: int) -> None:
         """Tell the losses the 0-based epoch."""
         set_epochs([self.criterion], epoch)
+        self._epoch = epoch
+
+    def stage(self) -> Hashable:
+        """See `ShotEvaluation.stage`."""
+        return getattr(self.criterion, 'in_drw_stage', self._epoch)
 
     def forward(self, input: Tensor, target: Tensor, second_pass: bool = False) -> dict[str, Tensor]:
         """Forward pass and loss.

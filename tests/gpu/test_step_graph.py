@@ -1,0 +1,115 @@
+"""A recorded step makes the updates that it would make without a graph; on the CPU it runs on the same tensors."""
+import copy
+from contextlib import nullcontext
+
+import pytest
+import torch
+from conftest import devices
+from helpers import assert_close
+from test_updates import CNN, HARD, PACO, STUDENT, made
+
+from timm_deitlt.engine import step_graph
+from timm_deitlt.engine.meter import Meter
+from timm_deitlt.engine.step_graph import StepGraph, recordable
+
+GUIDED = [*STUDENT, '--guidance', '2.5', '--dense-distill', '1', '--guidance-end', '.5']
+
+
+def trained(trainer, epochs):
+    """Weights, statistics and moments after some epochs; losses and measures of each."""
+    rows, number = [], 0
+    for epoch in epochs:
+        trainer.task.set_epoch(epoch)
+        trainer.augment.mixup_enabled = trainer.mixing(epoch)
+        meter = Meter(trainer.task.device)
+        for group in trainer.loader.epoch(epoch):
+            trainer.update(epoch, number, group, meter)
+            number += 1
+        rows.append({**meter.compute(), 'losses': torch.stack(meter.updates).tolist()})
+    moments = {
+        f'{number}.{name}': value for number, values in trainer.optimizer.state_dict()['state'].items()
+        for name, value in values.items() if isinstance(value, torch.Tensor)}
+    return copy.deepcopy({**trainer.task.state_dict(), **moments}), rows
+
+
+@devices()
+@pytest.mark.parametrize('flags', [
+    pytest.param([*STUDENT, '--drop-path', '.3', '--drw-start-epoch', '2'], id='student'),
+    pytest.param([*STUDENT, '--grad-accum-steps', '2', '--amp', '--amp-dtype', 'bfloat16'], id='accumulated, bf16'),
+    pytest.param([*GUIDED, '--epochs', '4', '--opt', 'muon', '--muon-hidden-only'], id='guided, muon'),
+    pytest.param([*STUDENT, '--augment-backend', 'device', '--reprob', '0'], id='augmented on the device'),
+    pytest.param([*CNN, *HARD, '--grad-accum-steps', '2', '--drw-start-epoch', '2'], id='sam'),
+])
+def test_recorded_updates_are_those_without_a_graph(flags, device, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, 'deterministic', True)
+    plain, recorded = made(device, *flags), made(device, *flags)
+    recorded.graph = StepGraph(recorded)
+    (expected, rows), (found, recorded_rows) = trained(plain, range(4)), trained(recorded, range(4))
+    assert all(recorded.graph.recordings.values()) and recorded.graph.recordings
+    if device == 'cpu':
+        assert rows == recorded_rows
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(value, found[name]) for name, value in expected.items())
+    else:
+        assert_close(expected, found, atol=1e-4)
+
+
+def test_stage_decides_how_long_a_recording_is_used():
+    trainer = made('cpu', *STUDENT, '--drw-start-epoch', '3')
+    trainer.graph = StepGraph(trainer)
+    trained(trainer, [0])
+    first = list(trainer.graph.recordings.values())
+    trained(trainer, [1])
+    assert list(trainer.graph.recordings.values())[:len(first)] == first
+    trained(trainer, [3])
+    assert not set(trainer.graph.recordings.values()) & set(first)
+
+
+def test_step_that_cannot_be_recorded_runs_without_a_graph(monkeypatch, caplog):
+    def fail(*_):
+        raise RuntimeError('no graph here\nand a trace')
+
+    plain, recorded = made('cpu', *STUDENT), made('cpu', *STUDENT)
+    recorded.graph = StepGraph(recorded)
+    monkeypatch.setattr(step_graph, '_check', fail)
+    (expected, _), (found, _) = trained(plain, [0, 1]), trained(recorded, [0, 1])
+    assert set(recorded.graph.recordings.values()) == {None}
+    assert 'This step runs without a CUDA graph: no graph here' in caplog.text and 'trace' not in caplog.text
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+
+
+def test_recording_that_does_not_repeat_the_step_is_not_used(monkeypatch, caplog):
+    trainer = made('cpu', *STUDENT, '--drop-path', '.9')
+    trainer.graph = StepGraph(trainer)
+    monkeypatch.setattr(step_graph, '_same_draws', lambda device: nullcontext())  # a replay drops other paths
+    trained(trainer, [0])
+    assert None in trainer.graph.recordings.values()
+    assert 'the recording does not repeat the loss and the gradients' in caplog.text
+
+
+def test_gradients_of_steps_with_and_without_a_graph_add_up():
+    plain, recorded = made('cpu', *STUDENT), made('cpu', *STUDENT)
+    (batch, images, target), = next(plain.loader.epoch(0))
+    graph = StepGraph(recorded)
+    for trainer, runs in ((plain, [None] * 4), (recorded, [None, graph, graph, None])):
+        for trainer.graph in runs:
+            trainer.forward_backward(0, batch, images.clone(), target)
+    for a, b in zip(plain.task.parameters(), recorded.task.parameters(), strict=True):
+        assert (a.grad is None) == (b.grad is None) and (a.grad is None or torch.equal(a.grad, b.grad))
+
+
+def test_only_steps_on_one_gpu_that_the_host_decides_alone_are_recorded():
+    trainer = made('cpu', *STUDENT)
+    assert not recordable(trainer)
+    trainer.task.device = torch.device('cuda')
+    assert recordable(trainer)
+    trainer.world_size = 2
+    assert not recordable(trainer)
+    trainer.world_size, trainer.scaler = 1, object()
+    assert not recordable(trainer)
+    trainer.scaler = None
+    trainer.task.trainable_module.set_grad_checkpointing()
+    assert not recordable(trainer)
+    paco = made('cpu', *PACO)
+    paco.task.device = torch.device('cuda')
+    assert not recordable(paco), 'its queues change between updates'
