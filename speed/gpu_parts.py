@@ -191,6 +191,7 @@ def fed_and_bare(
         trainer, _ = made(more)
         # the networks are compiled once
         trainer.task, trainer.optimizer, trainer.channels_last = first.task, first.optimizer, first.channels_last
+        trainer.graph = first.graph
         for epoch in range(1 if asked.smoke else 3):
             trained = trainer.train_one_epoch(epoch, Progress('', 1, 0, 1, 1., enabled=False))
             tell(

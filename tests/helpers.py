@@ -107,6 +107,19 @@ def weights(task):
     return copy.deepcopy(task.trainable_module.state_dict())
 
 
+def state(trainer):
+    """Copy of the task's weights and statistics, and of the optimizer's moments."""
+    moments = trainer.optimizer.state_dict()['state']
+    return copy.deepcopy({
+        **trainer.task.state_dict(),
+        **{f'{number}.{name}': value for number, values in moments.items() for name, value in values.items()
+           if isinstance(value, torch.Tensor)}})
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
+
+
 def assert_close(a, b, atol=1e-6):
     assert a.keys() == b.keys()
     for name, value in a.items():

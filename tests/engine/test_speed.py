@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import TINY, run_script
+from helpers import SILENT, same, state
 
 from timm_deitlt.data.loader import MicroBatch
 from timm_deitlt.engine import speed
 from timm_deitlt.engine.fit import checkpoint_state, restore
-from timm_deitlt.engine.progress import Progress
 from timm_deitlt.engine.speed import Speed, choose_speed, speed_before
 from timm_deitlt.run.build.data import build_data
 from timm_deitlt.run.build.trainer import _on_device, build_trainer
@@ -21,7 +21,6 @@ from timm_deitlt.settings.layers import parse_args
 
 CNN = ['--model', 'resnet20_cifar', '--model-kwargs', 'num_blocks=1', '--opt', 'samsgd', '--loss', 'ce', '--lr', '.001']
 PACO = [*CNN, '--loss', 'paco', '--mixup', '0', '--cutmix', '0', '--smoothing', '0', '--drw-on', 'none']
-SILENT = Progress('', 1, 0, 1, 1., enabled=False)
 MATMUL = {'fused_attention': False, 'channels_last': False, 'compile': '', 'on_device': False, 'graph': False}
 
 
@@ -30,17 +29,6 @@ def made(*argv):
     args.channels_last = '--channels-last' in argv  # which the recipe has on
     settings = resolve_settings(args)
     return build_trainer(settings, build_data(settings), None, torch.device('cpu')), settings
-
-
-def state(trainer):
-    moments = trainer.optimizer.state_dict()['state']
-    return copy.deepcopy({
-        **trainer.task.state_dict(),
-        **{f'{number}.{name}': value for number, values in moments.items() for name, value in values.items()}})
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
 
 
 @pytest.fixture
@@ -142,7 +130,8 @@ def test_timing_leaves_no_trace(model, monkeypatch, caplog):
     monkeypatch.setattr(speed, 'LEAST_GAIN', 1.)  # nothing is chosen, everything is timed
     monkeypatch.setattr(speed, 'SECONDS_TO_COMPILE_A_LAYER', 0.)
     monkeypatch.setattr(speed, '_alternatives', lambda *_: [
-        ('fused_attention', True), ('channels_last', True), ('compile', 'eager'), ('compile', 'no such backend')])
+        ('fused_attention', True), ('channels_last', True), ('compile', 'eager'), ('compile', 'no such backend'),
+        ('graph', True)])
     plain, settings = made(*model, '--epochs', '100')
     timed, _ = made(*model, '--epochs', '100')
     for trainer in (plain, timed):  # with moments and filled queues

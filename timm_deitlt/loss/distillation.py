@@ -30,6 +30,8 @@ class DistillationLoss(nn.Module):
         0.0
     """
 
+    in_drw_stage = False
+
     @property
     def active_weight(self) -> Tensor | None:
         """Class weights `[C]` of the present stage; None: all classes count the same."""

@@ -37,6 +37,11 @@ def set_epochs(modules: Sequence[Any], epoch: int) -> None:
             module.set_epoch(epoch)
 
 
+def stages(modules: Sequence[Any], epoch: int) -> tuple[Hashable, ...]:
+    """What an epoch changes in each of these losses: its stage. Of a loss with `set_epoch` but without stages, all."""
+    return tuple(getattr(x, 'in_drw_stage', epoch) if hasattr(x, 'set_epoch') else None for x in modules)
+
+
 class ShotEvaluation(TrainingTask):
     # `shots` and `experts` are set by the task
     shots: Shots | None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..evaluation import Shots
 from ..loss import DistillationLoss
 from ..loss.guidance import dense_distillation, locality_guidance
-from .common import AuxiliaryTask, frozen_statistics, hard_labels, set_epochs
+from .common import AuxiliaryTask, frozen_statistics, hard_labels, set_epochs, stages
 from .guidance import Guidance, GuidedStudent, GuidingTeacher
 
 
@@ -125,7 +125,7 @@ class DeiTLTTask(AuxiliaryTask, TokenDistillationTask):
         """See `ShotEvaluation.stage`."""
         guidance = self.guidance
         return (
-            *(getattr(loss, 'in_drw_stage', self._epoch) for loss in (self.criterion, self.distillation_loss)),
+            *stages([self.criterion, self.distillation_loss], self._epoch),
             guidance and (guidance.guides(self._epoch), guidance.dense and guidance.share_of_places(self._epoch)))
 
     def teacher_view(self, images: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from timm.task import ClassificationTask
 from torch import Tensor, nn
 
 from ..evaluation import Shots
-from .common import ShotEvaluation, frozen_statistics, set_epochs
+from .common import ShotEvaluation, frozen_statistics, set_epochs, stages
 
 
 class ClassifierTask(ShotEvaluation, ClassificationTask):
@@ -53,7 +53,7 @@ class ClassifierTask(ShotEvaluation, ClassificationTask):
 
     def stage(self) -> Hashable:
         """See `ShotEvaluation.stage`."""
-        return getattr(self.criterion, 'in_drw_stage', self._epoch)
+        return stages([self.criterion], self._epoch)
 
     def forward(self, input: Tensor, target: Tensor, second_pass: bool = False) -> dict[str, Tensor]:
         """Forward pass and loss.

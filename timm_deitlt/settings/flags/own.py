@@ -89,9 +89,8 @@ OWN_FLAGS = {
         flag('--guidance-end', 'share of the epochs after which guidance is off', type=float, default=1.),
         flag('--dense-distill', "weight of DIST's loss on every patch, with the teacher's prediction for that place as "
              'its label; 0 turns it off', type=float, default=0.),
-        flag('--logit-standardize', "standardise each image's logits of student and teacher in soft distillation; use "
-             'it with --drw-on cls or none, because class weights on DIST would outweigh such logits',
-             action='store_true'),
+        flag('--logit-standardize', "standardise each image's logits of student and teacher in soft distillation; not "
+             'for DRW on DIST, whose class weights outweigh such logits', action='store_true'),
         flag('--init', "initialisation of a ViT's attention; both choices also set sine-cosine positions (default: "
              "timm's)", choices=('mimetic', 'conditioned')),
         flag('--muon-hidden-only', 'let Muon train hidden layers only; its AdamW trains classifiers, embeddings and '
