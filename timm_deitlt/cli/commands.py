@@ -14,6 +14,7 @@ from ..data.image import image_mode
 from ..data.long_tail import UnreadableImageError
 from ..data.survey import survey
 from ..engine.checkpoint import LAST
+from ..engine.device import use_free_cores
 from ..engine.meter import NonFiniteLossError
 from ..engine.progress import heartbeat
 from ..run.finish import check_run, describe_run, has_mechanisms
@@ -71,6 +72,7 @@ _GO_ON = (
 def guarded(prog: str, run: Callable[[], dict[str, Any]], go_on: str = _GO_ON) -> dict[str, Any]:
     """Run, and print the result as one JSON object on the last line. For bad input, print one line and exit with 2."""
     setup_logging()
+    use_free_cores()
     try:
         with heartbeat():
             result = run()

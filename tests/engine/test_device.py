@@ -1,0 +1,56 @@
+"""Which cores a command uses."""
+import logging
+
+import pytest
+import torch
+
+from timm_deitlt.engine import device
+
+
+@pytest.fixture
+def threads(monkeypatch):
+    """Four threads on four cores, and nothing that divides them; returns how to say how many are idle."""
+    for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'WORLD_SIZE', 'SLURM_PROCID'):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(device, 'cores', lambda: 4)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield lambda idle: monkeypatch.setattr(device, 'idle_cores', lambda: idle)
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize('idle, expected', [(4., 4), (3.75, 4), (3.6, 3), (2.9, 3), (1.2, 1), (.6, 1), (0., 1)])
+def test_busy_cores_are_left_to_other_programs(threads, idle, expected, caplog):
+    threads(idle)
+    with caplog.at_level(logging.INFO):
+        device.use_free_cores()
+    assert torch.get_num_threads() == expected
+    assert (f'{expected} of 4 threads' in caplog.text) == (expected < 4)
+
+
+@pytest.mark.parametrize('name', ['OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'WORLD_SIZE', 'SLURM_PROCID'])
+def test_what_the_user_or_a_launcher_chose_stays(threads, monkeypatch, name):
+    threads(0.)
+    monkeypatch.setenv(name, '4')
+    device.use_free_cores()
+    assert torch.get_num_threads() == 4
+
+
+def test_a_container_limits_the_threads(threads, monkeypatch):
+    threads(4.)
+    monkeypatch.setattr(device, 'cores', lambda: 2)
+    device.use_free_cores()
+    assert torch.get_num_threads() == 2
+
+
+def test_idle_cores_are_counted_on_this_machine():
+    assert 0 <= device.idle_cores(.1) <= device.cores() * 1.5  # the system counts in steps of 10 ms
+
+
+def test_all_cores_count_as_idle_where_the_system_does_not_say(monkeypatch):
+    def no_such_file():
+        raise FileNotFoundError
+
+    monkeypatch.setattr(device, '_idle_seconds', no_such_file)
+    assert device.idle_cores() == device.cores()
