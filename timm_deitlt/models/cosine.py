@@ -6,7 +6,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from timm.layers import Linear as TimmLinear
 
-__all__ = ['CosineLinear', 'set_cosine_classifier']
+__all__ = ['CosineLinear', 'has_cosine_classifier', 'set_cosine_classifier']
 
 
 @torch.fx.wrap
@@ -61,6 +61,11 @@ class CosineLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f'in_features={self.in_features}, out_features={self.out_features}'
+
+
+def has_cosine_classifier(model: nn.Module) -> bool:
+    """Whether the outputs of a model are cosines."""
+    return any(isinstance(module, CosineLinear) for module in model.modules())
 
 
 def set_cosine_classifier(model: nn.Module) -> nn.Module:

@@ -20,6 +20,7 @@ from ..engine.device import choose_device
 from ..engine.trainer import expert_logits
 from ..evaluation.fusion import choose_fusions, fuse
 from ..models._hub import model_folder
+from ..models.cosine import has_cosine_classifier
 from ..models.weights import CONFIG, load_config, load_safetensors, load_weights
 from ..settings.layers import with_defaults
 from .build.model import build_model
@@ -153,7 +154,7 @@ class TrainedModel:
                 raise ValueError(f'{name} must be at least 1, got {value}.')
         if fusion == 'all':
             raise ValueError('An image has one answer: give one fusion, not all.')
-        answer, = choose_fusions(fusion, self.experts) or ('mean',)
+        answer, = choose_fusions(fusion, self.experts, has_cosine_classifier(self.model)) or ('mean',)
         if answer != 'mean' and self.class_counts is None:
             raise ValueError(
                 f'{fusion} needs the training images of each class, which are not known of this model: use mean.')

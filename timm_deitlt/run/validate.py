@@ -16,6 +16,7 @@ from ..evaluation.confusion import describe_confusion
 from ..evaluation.fusion import choose_fusions
 from ..models._hub import model_folder
 from ..models._timm import TimmModel
+from ..models.cosine import has_cosine_classifier
 from ..models.weights import CONFIG, exported_settings, load_config, load_safetensors, load_weights, weights_sha256
 from ..settings.layers import model_kind, recipes_for, resolve, with_defaults
 from ..settings.resolved import Settings
@@ -144,7 +145,7 @@ def _evaluate(
 ) -> dict[str, Any]:
     if data.evaluation is None:
         raise ValueError('There are no evaluation images: name a split by --val-split.')
-    fusions = choose_fusions(fusion, experts)
+    fusions = choose_fusions(fusion, experts, has_cosine_classifier(model))
     device = torch.device(settings.machine.device)
     model.to(device)
     loader = build_eval_loader(settings, data.evaluation, model.pretrained_cfg, device)

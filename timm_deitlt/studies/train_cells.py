@@ -154,7 +154,7 @@ def train_cell(study: Study, cell: Cell, root: Path, work: Path, places: Mapping
             'seed': cell.seed, 'settings': cell_settings(study, cell), 'resolved': resolved,
             'teacher_settings': _teacher_settings(metrics),
             'metrics': {**_without_places(metrics), 'seconds': _seconds(folder)},
-            'fusion': validate(str(folder), {}, 'all')['fusion'],
+            'fusion': validate(str(folder), {}, 'all').get('fusion', {}),
             'analysis': analyze(str(folder), {}) if has_mechanisms(folder) else None,
             'curve': (folder / 'summary.csv').read_text().splitlines(),
             'threads': torch.get_num_threads(), 'versions': metrics['versions'],
