@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from timm_deitlt.data import class_counts, long_tailed_indices, stratified_split
-from timm_deitlt.data.sampling import largest_imbalance_factor, largest_n_max
+from timm_deitlt.data.sampling import PROFILES, largest_imbalance_factor, largest_n_max
 
 
 @pytest.mark.parametrize('num_classes, n_max, factor', [(2, 7, 3), (10, 140, 10), (10, 1000, 100), (7, 333, 9)])
@@ -30,7 +30,12 @@ def test_a_step_has_two_heights():
     assert class_counts(5, 55, 10, profile='step') == [55, 55, 5, 5, 5]
 
 
-@pytest.mark.parametrize('profile', ['exp', 'step'])
+def test_reversed_the_first_class_is_the_rarest():
+    assert class_counts(4, 50, 10, profile='step_reversed') == [5, 5, 50, 50]
+    assert class_counts(10, 1000, 100, profile='exp_reversed') == class_counts(10, 1000, 100)[::-1]
+
+
+@pytest.mark.parametrize('profile', PROFILES)
 def test_imbalance_one_is_the_balanced_set(profile):
     assert class_counts(6, 17, 1, profile) == [17] * 6
 
@@ -41,7 +46,7 @@ def test_imbalance_below_one_is_refused(factor):
         class_counts(10, 100, factor)
 
 
-@pytest.mark.parametrize('profile', ['exp', 'step'])
+@pytest.mark.parametrize('profile', PROFILES)
 @pytest.mark.parametrize('n_max, largest', [(140, '140'), (49, '4[89]'), (98, '9[78]'), (1, '1')])
 def test_the_largest_allowed_factor_is_named_and_allowed(n_max, largest, profile):
     with pytest.raises(ValueError, match=f'the largest allowed is {largest}') as error:
@@ -69,7 +74,7 @@ def fits(available, n_max, factor, profile):
         return None
 
 
-@pytest.mark.parametrize('profile', ['exp', 'step'])
+@pytest.mark.parametrize('profile', PROFILES)
 @pytest.mark.parametrize('available', AVAILABLE)
 def test_largest_n_max_and_factor_equal_a_search_over_all(available, profile):
     possible = []

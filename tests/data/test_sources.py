@@ -91,6 +91,8 @@ def test_the_split_seed_moves_test_part_and_subset():
 def test_digits_take_other_counts():
     assert create_dataset('lt/digits', imbalance_factor=1, n_max=20).class_counts == [20] * 10
     assert create_dataset('lt/digits', imbalance_factor=2, profile='step').class_counts == [140] * 5 + [70] * 5
+    reversed_order = create_dataset('lt/digits', profile='exp_reversed')
+    assert reversed_order.class_counts == create_dataset('lt/digits').class_counts[::-1]
     assert create_dataset('lt/digits', imbalance_factor=140).class_counts[-1] == 1
     with pytest.raises(ValueError, match='the largest allowed is 140'):
         create_dataset('lt/digits', imbalance_factor=141)

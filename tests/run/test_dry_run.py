@@ -42,6 +42,7 @@ def test_last_line_is_one_json_object_and_nothing_is_written(tmp_path):
 
 @pytest.mark.parametrize('flags', [
     [], ['--aug-repeats', '3'], ['--val-fraction', '.2'], ['--imbalance-profile', 'step'],
+    ['--imbalance-profile', 'exp_reversed'],
     ['--mixup', '0', '--cutmix', '0'],
 ])
 def test_what_it_says_of_the_digits_is_what_training_does(flags):

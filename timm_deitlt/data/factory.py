@@ -74,7 +74,7 @@ def create_dataset(
         root: Folder of the data; 'lt/digits' needs none.
         split: 'train', or 'validation' and timm's synonyms. Benchmarks have more, see the head of this module.
         imbalance_factor: n_max / n_min of the training images. None keeps all, or takes the benchmark's own.
-        profile: 'exp' or 'step', see `class_counts`.
+        profile: 'exp' or 'step', or one of them with '_reversed', see `class_counts`.
         n_max: Training images of the most frequent class; by default that of the benchmark, or the largest possible.
         split_seed: Seed of the choice of images, and of the test part of 'lt/digits'.
         download: Let torchvision or timm fetch missing files.

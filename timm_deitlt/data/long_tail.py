@@ -292,11 +292,11 @@ def long_tailed_subset(
     Args:
         dataset: Set to choose from. Every class has an image.
         imbalance_factor: n_max / n_min, at least 1.
-        profile: 'exp' or 'step'.
+        profile: As for `sampling.class_counts`.
         n_max: Images of the most frequent class; by default as many as the classes can supply.
         seed: Seed of the choice.
-        by_frequency: If True, counts fall in the order of the counts in `dataset` (by label among equal ones). If
-            False, they fall in the order of the labels.
+        by_frequency: If True, the classes are taken in the order of the counts in `dataset` (by label among equal
+            ones). If False, in the order of the labels.
 
     Raises:
         ValueError: If a class would be empty or has too few images. The error names the largest possible imbalance

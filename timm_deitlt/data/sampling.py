@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-PROFILES = ('exp', 'step')
+_REVERSED = '_reversed'
+PROFILES = ('exp', 'step', f'exp{_REVERSED}', f'step{_REVERSED}')
 Integers = Sequence[int] | np.ndarray
 
 
@@ -25,6 +26,8 @@ def check_imbalance(imbalance_factor: float, profile: str = 'exp') -> None:
 
 def profile_counts(num_classes: int, n_max: int, imbalance_factor: float, profile: str) -> list[int]:
     """Class counts without any check, so that the smallest may be 0."""
+    if profile.endswith(_REVERSED):
+        return profile_counts(num_classes, n_max, imbalance_factor, profile.removesuffix(_REVERSED))[::-1]
     if profile == 'step':
         head = num_classes // 2
         return [n_max] * head + [int(n_max / imbalance_factor)] * (num_classes - head)
@@ -32,14 +35,15 @@ def profile_counts(num_classes: int, n_max: int, imbalance_factor: float, profil
 
 
 def class_counts(num_classes: int, n_max: int, imbalance_factor: float, profile: str = 'exp') -> list[int]:
-    """Training images per class, from the most to the least frequent.
+    """Training images per class, from the most to the least frequent, or the other way round.
 
     Args:
         num_classes: Number of classes C, at least 2.
         n_max: Images of the most frequent class.
         imbalance_factor: n_max / n_min, at least 1; 1 is a balanced set.
         profile: With 'exp' class i has int(n_max * (1 / imbalance_factor) ** (i / (C - 1))) images. With 'step' the
-            first half of the classes has n_max images, and the others have int(n_max / imbalance_factor).
+            first half of the classes has n_max images, and the others have int(n_max / imbalance_factor). With
+            'exp_reversed' and 'step_reversed' the first class is the rarest.
 
     Raises:
         ValueError: If an argument is out of its range, or a class would get no image.
@@ -68,8 +72,10 @@ def largest_n_max(available: Sequence[int], imbalance_factor: float, profile: st
     Args:
         available: Available images per class, in the order of `class_counts`.
         imbalance_factor: n_max / n_min, at least 1.
-        profile: 'exp' or 'step'.
+        profile: As for `class_counts`.
     """
+    if profile.endswith(_REVERSED):
+        return largest_n_max(available[::-1], imbalance_factor, profile.removesuffix(_REVERSED))
     num_classes = len(available)
     if profile == 'step':
         shares = [1.] * (num_classes // 2) + [1 / imbalance_factor] * (num_classes - num_classes // 2)
@@ -87,8 +93,10 @@ def largest_imbalance_factor(available: Sequence[int], profile: str = 'exp') -> 
 
     Args:
         available: Available images per class, none of them 0, in the order of `class_counts`.
-        profile: 'exp' or 'step'.
+        profile: As for `class_counts`.
     """
+    if profile.endswith(_REVERSED):
+        return largest_imbalance_factor(available[::-1], profile.removesuffix(_REVERSED))
     last = len(available) - 1
     bound: float = min(available[:(last + 1) // 2])
     if profile == 'exp':

@@ -153,7 +153,7 @@ def _training_set(
         if data.list_dir or data.imbalance_factor or data.held_out or data.folds:
             raise  # these settings choose other images, so the published number would be wrong
         return benchmark.train_images, None, None, benchmark.shot_boundaries, str(error)
-    if not natural and benchmark.name != 'lt/digits' and counts[0] > benchmark.n_max:
+    if not natural and benchmark.name != 'lt/digits' and max(counts) > benchmark.n_max:
         raise ValueError(
             f'{benchmark.name} has {benchmark.n_max} images of a class, but --n-max asks for {data.n_max}: give at '
             f'most {benchmark.n_max}.')
