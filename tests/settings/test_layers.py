@@ -104,6 +104,15 @@ def test_optimizer_arguments_of_a_recipe_go_with_its_optimizer():
     assert parse_args(['--opt-kwargs', 'momentum=.9']).opt_kwargs == {**recipe, 'momentum': .9}
 
 
+def test_what_belongs_to_a_choice_of_a_recipe_goes_with_that_choice(config):
+    path = config('{opt: muon, muon_hidden_only: true, init: conditioned}')
+    assert not parse_args(['-c', path, '--opt', 'adamw']).muon_hidden_only
+    assert parse_args(['-c', path, '--opt', 'muon']).muon_hidden_only
+    for flags in (['--pretrained'], ['--pretrained-path', 'x'], ['--initial-checkpoint', 'x']):
+        assert parse_args(['-c', path, *flags]).init is None
+    assert parse_args(['-c', path, '--pretrained', '--init', 'mimetic']).init == 'mimetic'  # an error follows
+
+
 def test_a_later_choice_is_not_outvoted_by_a_setting_that_timm_prefers(config):
     args = parse_args(['--lr-base', '1e-3', '--input-size', '3', '32', '32'])
     assert (args.lr, args.img_size, args.sources['lr']) == (None, None, 'command line')

@@ -37,11 +37,11 @@ def test_own_data_follows_the_images(images, side, expected):
 
 def test_every_line_of_a_packaged_rule_can_hold_and_makes_settings_that_fit_together():
     for lines in load_recipe('own_data').rules:
-        assert not lines[-1].below and all(rule.below and rule.why for rule in lines[:-1])
+        assert not lines[-1].below and lines[-1].distils is None and all(rule.below and rule.why for rule in lines[:-1])
         bounds = [[rule.below.get(fact, float('inf')) for fact in FACTS] for rule in lines]
         assert bounds == sorted(bounds), 'from the narrowest to the widest'
         for rule in lines:
-            facts = {name: bound - 1 for name, bound in rule.below.items()}
+            facts = {name: bound - 1 for name, bound in rule.below.items()} | {'distils': bool(rule.distils)}
             assert rules_that_hold([lines], facts) == [rule]
 
 
@@ -119,7 +119,8 @@ def test_the_reason_is_said_of_what_was_taken_alone(caplog):
 @pytest.mark.parametrize(('rules', 'words'), [
     ('[1]', 'rules are named lists'), ('{size: {}}', 'rules are named lists'),
     ('{size: [{side_below: 4}]}', 'under "set"'),
-    ('{size: [{px: 4, set: {}}]}', "unknown key 'px'; allowed are images_below, side_below, set and why"),
+    ('{size: [{px: 4, set: {}}]}', "unknown key 'px'; allowed are images_below, side_below, distils, set and why"),
+    ('{size: [{distils: 1, set: {}}]}', 'distils is true or false, got 1'),
     ('{size: [{side_below: big, set: {}}]}', "a number, got 'big'"), ('{size: [{set: {epoch: 3}}]}', 'unknown setting'),
     ('{size: [{set: {epochs: three}}]}', 'expected a whole number')])
 def test_rules_that_are_none_are_one_clear_error(tmp_path, rules, words):
@@ -133,6 +134,14 @@ def test_conditions_of_a_line_hold_together():
     lists = read_rules(yaml.safe_load(text), 'x')
     for facts, epochs in (({'images': 4, 'side': 4}, 1), ({'images': 4, 'side': 5}, 2), ({'images': 4}, 2), ({}, 2)):
         assert [rule.values['epochs'] for rule in rules_that_hold(lists, facts)] == [epochs]
+
+
+def test_a_line_may_hold_only_where_a_network_teaches(tmp_path):
+    (tmp_path / 'mine.yaml').write_text('teacher: resnet32_sam\nrules: {a: [{distils: true, set: {guidance: 2.5}}]}')
+    command = ['-c', str(tmp_path / 'mine.yaml')]
+    assert parse_args(command).guidance == parse_args([*command, '--teacher', 'resnet50']).guidance == 2.5
+    for teacher in ('none', 'labels'):
+        assert parse_args([*command, '--teacher', teacher]).guidance == 0
 
 
 def images_of(folder, sizes):

@@ -49,6 +49,14 @@ def put(root, study, arm, seed, tail, rank=3, subset=0):
                      'cos_norm': .75}}))
 
 
+def test_a_study_may_build_on_a_recipe(tmp_path):
+    (tmp_path / 'mine.yaml').write_text('base: [default/student]\nepochs: 7\nmodel: deit_lt_tiny\nlr: 0.5')
+    (tmp_path / 'small.yaml').write_text(f'recipe: {tmp_path / "mine.yaml"}\n' + STUDY)
+    study = load_study(str(tmp_path / 'small.yaml'))
+    args = cell_args(study, Cell(0, 1, 'plain'))
+    assert (args.epochs, args.model, args.lr) == (2, 'deit_lt_tiny', .5), 'its own settings win'
+
+
 @pytest.mark.parametrize('name', study_names())
 def test_every_arm_of_a_packaged_study_is_a_training_that_resolves(name):
     study = load_study(name)

@@ -80,9 +80,10 @@ def _conflicts_of_small_data(args: argparse.Namespace) -> Conflicts:
          f"{places} needs a teacher's feature maps, got --teacher {args.teacher}; use a CNN such as resnet32_sam"),
         (places and args.teacher_view == 'weak',
          f'{places} needs the same view for student and teacher, which --teacher-view weak does not give; leave '
-         '--teacher-view out'),
+         f'--teacher-view out, or give {places} 0'),
         (places and args.layer_decay,
-         f'{places} trains layers beside the student, which --layer-decay does not know; leave one of them out'),
+         f'{places} trains layers beside the student, which --layer-decay does not know; leave --layer-decay out, or '
+         f'give {places} 0'),
         ((blocks or stages or args.guidance_end != 1) and not args.guidance,
          '--guidance-blocks, --guidance-stages and --guidance-end belong to --guidance; give its weight, such as '
          '--guidance 2.5'),

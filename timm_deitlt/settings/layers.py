@@ -22,7 +22,8 @@ TEACHER_FAMILIES = ('resnet', 'resnext', 'wide_resnet', 'seresnet', 'densenet', 
 # Pairs of which only one counts: a layer that sets the left one resets the right one of the layers below to default.
 _RIVALS = {
     'lr_base': 'lr', 'input_size': 'img_size', 'img_size': 'input_size', 'grad_accum_steps': 'global_batch_size',
-    'global_batch_size': 'grad_accum_steps',
+    'global_batch_size': 'grad_accum_steps', 'pretrained': 'init', 'pretrained_path': 'init',
+    'initial_checkpoint': 'init',
 }
 # Settings that are given in epochs, and are stretched if --epochs changes
 _PLANNED = {'drw_start_epoch', 'decay_milestones', 'rho_milestones', 'aug_ramp'}
@@ -253,7 +254,8 @@ def parse_args(
     below = [*map(load_recipe, base)]
     args = _merge([*below, *layers])
     if layers[0].rules:
-        held = rules_that_hold(layers[0].rules, {**survey(args), **size_given(chosen)})
+        distils = args.teacher not in ('none', 'labels')
+        held = rules_that_hold(layers[0].rules, {**survey(args), **size_given(chosen), 'distils': distils})
         fitted = {key: value for rule in held for key, value in rule.values.items()}
         args = _merge([*below, Layer(f'rules of {config}', fitted), *layers])
         for rule in held:
@@ -306,7 +308,7 @@ def _merge(layers: Sequence[Layer]) -> argparse.Namespace:
             rival: _settings()[rival].default for key, rival in _RIVALS.items()
             if layer.values.get(key) is not None and values[rival]}
         if layer.values.get('opt', values['opt']) != values['opt']:
-            values['opt_kwargs'] = {}  # they belong to another optimizer
+            values.update(opt_kwargs={}, muon_hidden_only=False)  # they belong to another optimizer
         for key, value in {**void, **layer.values}.items():
             values[key] = {**values[key], **value} if isinstance(value, dict) else value
             sources.pop(key)  # so that their order follows the layers

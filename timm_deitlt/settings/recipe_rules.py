@@ -1,7 +1,7 @@
 """Rules of a recipe: settings that follow from the images, for whoever gives no others.
 
 A recipe holds them under `rules` as named lists of lines. In each list the first line that holds is taken. A line holds
-if all of its conditions do, and always if it has none:
+if all of its conditions do, and always if it has none. The condition `distils: true` is that a network teaches:
 
     rules:
       size:
@@ -26,10 +26,12 @@ class Rule(NamedTuple):
         below: Facts by name, and the number that each must be below.
         values: Settings that follow.
         why: The reason, for the log.
+        distils: Whether a network must teach, or must not; None if it does not matter.
     """
     below: Mapping[str, float]
     values: Mapping[str, Any]
     why: str
+    distils: bool | None = None
 
 
 def read_rules(lists: Any, where: str) -> tuple[tuple[Rule, ...], ...]:
@@ -47,13 +49,16 @@ def _read(line: Any, where: str) -> Rule:
     conditions = [f'{name}_below' for name in FACTS]
     if not isinstance(line, Mapping) or not isinstance(line.get('set'), Mapping):
         raise ValueError(f'{where}: a line is a mapping with the settings under "set", got {line!r}')
-    if unknown := set(line) - {*conditions, 'set', 'why'}:
+    if unknown := set(line) - {*conditions, 'distils', 'set', 'why'}:
         raise ValueError(
-            f'{where}: unknown key {sorted(map(str, unknown))[0]!r}; allowed are {", ".join(conditions)}, set and why')
+            f'{where}: unknown key {sorted(map(str, unknown))[0]!r}; allowed are {", ".join(conditions)}, distils, set '
+            'and why')
     below = {name: line[f'{name}_below'] for name in FACTS if f'{name}_below' in line}
     if wrong := [value for value in below.values() if isinstance(value, bool) or not isinstance(value, int | float)]:
         raise ValueError(f'{where}: a condition is a number, got {wrong[0]!r}')
-    return Rule(below, dict(line['set']), str(line.get('why', '')))
+    if not isinstance(line.get('distils', True), bool):
+        raise ValueError(f'{where}: distils is true or false, got {line["distils"]!r}')
+    return Rule(below, dict(line['set']), str(line.get('why', '')), line.get('distils'))
 
 
 def rules_that_hold(lists: Sequence[Sequence[Rule]], facts: Mapping[str, float]) -> list[Rule]:
@@ -61,7 +66,8 @@ def rules_that_hold(lists: Sequence[Sequence[Rule]], facts: Mapping[str, float])
     found = []
     for lines in lists:
         for rule in lines:
-            if all(name in facts and facts[name] < bound for name, bound in rule.below.items()):
+            below = all(name in facts and facts[name] < bound for name, bound in rule.below.items())
+            if below and rule.distils in (None, facts.get('distils')):
                 found.append(rule)
                 break
     return found

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from ..evaluation.fusion import FUSIONS
+from ..settings.layers import load_recipe
 
 STUDIES = files(__package__.rpartition('.')[0]) / 'studies'
 EXPERTS = ('mean', 'cls', 'dist', 'teacher', *FUSIONS)
@@ -61,7 +62,7 @@ class Study:
 
     Attributes:
         name: Name of its folder of results.
-        settings: Settings of train.py that all arms share.
+        settings: Settings of train.py that all arms share: those of the study's `recipe`, if it names one, and its own.
         arms: Its arms by name.
         claims: Claims to be judged.
         seeds: Seeds that are run if none are asked for.
@@ -96,7 +97,8 @@ def load_study(name: str) -> Study:
             f'There is no study {name!r}: give {" or ".join(study_names())}, or a YAML file of the same form.')
     try:
         content = yaml.safe_load(path.read_text(encoding='utf-8'))
-        _known(content, {'settings', 'arms', 'claims', 'seeds', 'sweep'}, 'the study')
+        _known(content, {'recipe', 'settings', 'arms', 'claims', 'seeds', 'sweep'}, 'the study')
+        recipe = load_recipe(content['recipe']).values if 'recipe' in content else {}
         arms = {arm: _arm(arm, body) for arm, body in content['arms'].items()}
         claims = tuple(_claim(body) for body in content.get('claims') or ())
         sweep = _sweep(content.get('sweep'))
@@ -118,7 +120,8 @@ def load_study(name: str) -> Study:
             raise ValueError(
                 f'{path}: level {level["label"]} of the sweep names unknown arms: {", ".join(sorted(unknown))}.')
     seeds = tuple(content.get('seeds') or Study.seeds)
-    return Study(path.name.removesuffix('.yaml'), dict(content['settings']), arms, claims, seeds, sweep)
+    settings = {**recipe, **(content.get('settings') or {})}
+    return Study(path.name.removesuffix('.yaml'), settings, arms, claims, seeds, sweep)
 
 
 def _known(body: Mapping[str, Any], allowed: set[str], what: str) -> None:
