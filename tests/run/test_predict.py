@@ -19,6 +19,7 @@ from timm_deitlt.cli.commands import validate_main
 from timm_deitlt.cli.predict import predict_main
 from timm_deitlt.evaluation.fusion import FUSIONS
 from timm_deitlt.hub.export import export
+from timm_deitlt.hub.source import read_model
 from timm_deitlt.run import predict, predict_files
 from timm_deitlt.run.mechanisms import analyze
 from timm_deitlt.run.validate import validate
@@ -124,6 +125,16 @@ def test_a_cached_teacher_predicts_too(place, images):
     found = timm_deitlt.load_model(teacher)
     row, = found.predict(images[0], experts=True)
     assert found.experts == ('mean', 'cls') and row['cls'] == {name: row[name] for name in ('labels', 'probabilities')}
+
+
+def test_probabilities_of_a_cosine_classifier_have_the_scale_of_its_loss(place, images):
+    teacher, = (place / 'cache' / 'teachers').glob('test_resnet*')
+    found = timm_deitlt.load_model(teacher)
+    with Image.open(images[0]) as image, torch.no_grad():
+        cosines = found.model(found.transform(image.convert('RGB'))[None])[0]
+    assert cosines.abs().max() <= 1 and found.logit_scale == read_model(teacher).config['logit_scale'] == 30
+    wanted = (30 * cosines).softmax(-1).sort(descending=True).values
+    assert found.predict(images[0])[0]['probabilities'] == pytest.approx(wanted.tolist(), abs=1e-4)
 
 
 def test_a_run_is_loaded_where_its_data_is_gone(place, images, tmp_path):

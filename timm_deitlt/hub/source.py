@@ -150,6 +150,7 @@ def _read_run(folder: Path, record: dict[str, Any] | None, finished: bool) -> Mo
         'benchmark': benchmark_tag(settings.data),
         'data': {**_public_data(data), 'selection': _selection(args)},
         'image_mode': settings.data.image_mode,
+        'logit_scale': settings.loss.logit_scale,
         'class_counts': data['train_counts'],
         'shots': metrics['shots'] if metrics else None,
         'experts': list(checkpoint['experts']) if student else ['mean', 'cls'],

@@ -46,6 +46,7 @@ class TrainedModel:
         class_counts: Training images of each class, or None where that is not known.
         data_config: Size, mean, std, interpolation and crop of its images.
         image_mode: Mode that images are opened in, see `data.image.open_image`.
+        logit_scale: Factor that makes the outputs logits: that of LDAM, if they are cosines.
 
     Example:
         >>> trained = timm_deitlt.load_model('output/train/RUN')  # doctest: +SKIP
@@ -59,6 +60,7 @@ class TrainedModel:
     class_counts: tuple[int, ...] | None
     data_config: dict[str, Any]
     image_mode: str = 'RGB'
+    logit_scale: float = 1.
 
     @property
     def device(self) -> torch.device:
@@ -142,7 +144,8 @@ class TrainedModel:
         mean, std = (
             pixels.new_tensor(self.data_config[name], dtype=torch.float32).view(-1, 1, 1) for name in ('mean', 'std'))
         images = (pixels.float() - 255 * mean) / (255 * std)
-        logits = expert_logits(self.model, images, self.experts)
+        logits = {
+            name: self.logit_scale * values for name, values in expert_logits(self.model, images, self.experts).items()}
         fusions = [name for name in answers if name not in EXPERTS]
         if fusions and self.class_counts is not None:
             logits = fuse(logits, fusions, self.class_counts)
@@ -216,7 +219,8 @@ def _load_run(file: Path, device: str) -> TrainedModel:
     model = build_model(model_settings(asked), len(names))
     load_weights(model, checkpoint['state_dict'], str(file))
     return _trained(
-        model, names, checkpoint['experts'], checkpoint['data']['train_counts'], device, asked.input_img_mode)
+        model, names, checkpoint['experts'], checkpoint['data']['train_counts'], device, asked.input_img_mode,
+        asked.ldam_scale if asked.loss == 'ldam' else 1.)
 
 
 def _load_exported(folder: Path, name: str, device: str) -> TrainedModel:
@@ -229,7 +233,8 @@ def _load_exported(folder: Path, name: str, device: str) -> TrainedModel:
     about = config['about']
     names = config['pretrained_cfg'].get('label_names') or map(str, range(model.num_classes))
     experts = about.get('experts') or (EXPERTS if isinstance(model.get_classifier(), tuple) else ('mean', 'cls'))
-    return _trained(model, names, experts, about.get('class_counts'), device, about.get('image_mode'))
+    return _trained(
+        model, names, experts, about.get('class_counts'), device, about.get('image_mode'), about.get('logit_scale', 1.))
 
 
 def _trained(
@@ -239,12 +244,13 @@ def _trained(
         class_counts: Sequence[int] | None,
         device: str,
         mode: str | None,
+        logit_scale: float,
 ) -> TrainedModel:
     config = resolve_data_config(pretrained_cfg=model.pretrained_cfg)
     mode = image_mode(config['input_size'][0], mode)
     return TrainedModel(
         model.to(device).eval(), create_transform(**_of_images(config), is_training=False), tuple(names),
-        tuple(experts), tuple(class_counts) if class_counts else None, config, mode)
+        tuple(experts), tuple(class_counts) if class_counts else None, config, mode, logit_scale)
 
 
 def _of_images(config: dict[str, Any]) -> dict[str, Any]:
