@@ -34,6 +34,7 @@ STUDENTS = (
     'deit_lt_base', 'deit_lt_small', 'deit_lt_tiny', 'deit_lt_base_ldam', 'deit_lt_base_balanced',
     'deit_lt_base_released', 'vit_base', 'vit_drw_base', 'deit_base', 'deit_labels_base',
 )
+SMALL_DATA = {f'{folder}/small_data': f'lt/{folder}' for folder in ('cifar10', 'cifar100', 'digits', 'fashion_mnist')}
 TEACHERS = {'teacher_ldam_sam': 'ldam_sam', 'teacher_paco_sam': 'paco_sam'}
 NAMED = [f'{folder}/{name}' for folder in PUBLISHED for name in (*STUDENTS, *TEACHERS)]
 
@@ -79,7 +80,7 @@ def test_recipes_name_only_what_exists():
         recipe = load_recipe(name)
         values, followed = recipe.values, [rule.values for lines in recipe.rules for rule in lines]
         assert values.get('opt', 'adamw') in {'samsgd', 'samadamw', *list_optimizers()}, name
-        named_run = name == 'own_data' or name.split('/')[1] in (*STUDENTS, *TEACHERS)
+        named_run = name in ('own_data', *SMALL_DATA) or name.split('/')[1] in (*STUDENTS, *TEACHERS)
         assert bool({'model', 'dataset', 'teacher'} & set(values)) == named_run and 'data_dir' not in values, name
         if named_run:
             models = [each['model'] for each in (values, *followed) if 'model' in each]
@@ -87,6 +88,15 @@ def test_recipes_name_only_what_exists():
             assert values.get('dataset', 'lt/digits') in BENCHMARKS, name
             if values.get('teacher', 'none') not in ('none', 'labels'):
                 assert split_name(values['teacher']), name
+
+
+@pytest.mark.parametrize('name', SMALL_DATA)
+def test_recipes_for_small_data_have_the_same_levers_and_the_shape_of_their_images(name):
+    levers, args = load_recipe('default/small_data').values, parse_args(['-c', name])
+    assert {key: vars(args)[key] for key in levers} == levers and args.teacher == 'resnet32_sam'
+    benchmark = BENCHMARKS[args.dataset]
+    assert args.dataset == SMALL_DATA[name] and (tuple(args.mean), tuple(args.std)) == (benchmark.mean, benchmark.std)
+    assert args.img_size == (28 if name.startswith('fashion') else 32) and args.model_kwargs['patch_size'] == 4
 
 
 @pytest.mark.parametrize('benchmark', BENCHMARKS.values(), ids=BENCHMARKS)
