@@ -5,12 +5,16 @@ import pytest
 import timm
 import torch
 from conftest import TINIEST_TEACHER, TINY
+from PIL import Image
 from safetensors.torch import load_file
 
+from timm_deitlt.evaluation.fusion import FUSIONS
 from timm_deitlt.hub.export import write_model
 from timm_deitlt.hub.source import read_model
 from timm_deitlt.run.mechanisms.analyze import analyze
+from timm_deitlt.run.predict import load_model
 from timm_deitlt.run.train import train
+from timm_deitlt.run.validate import validate
 from timm_deitlt.settings.layers import parse_args
 
 GUIDED = ['--guidance', '2.5', '--guidance-end', '.67', '--dense-distill', '1']
@@ -85,7 +89,36 @@ def test_settings_can_be_chosen_on_images_that_neither_training_nor_test_has(tmp
     assert result['teacher']['source'] == 'cache' or 'top1' in result['teacher'], 'the teacher is the same one'
 
 
+def test_the_fusion_of_a_run_is_its_answer_wherever_it_is_asked(tmp_path, shared_teachers, caplog):
+    caplog.set_level('INFO')
+    result, _ = run_here(
+        tmp_path, '--fusion', 'mean_adjusted', '--no-amp', '--model-ema', '--model-ema-decay', '.9', '--save-epochs', '1',
+        '--teacher-cache', shared_teachers)
+    assert result['answer'] == 'mean_adjusted' and set(result['fusion']) == {'mean_adjusted'}
+    assert 'mean_adjusted' in result['ema']
+    table = next(message for message in reversed(caplog.messages) if 'mean_adjusted' in message)
+    rows = [line.split()[0] for line in table.splitlines() if line]
+    assert rows.index('mean_adjusted') < rows.index('mean') < rows.index('cls')
+    with open(tmp_path / 'run' / 'summary.csv') as file:
+        assert float(list(csv.DictReader(file))[-1]['eval_mean_adjusted_top1']) == pytest.approx(
+            result['fusion']['mean_adjusted']['top1'])
+
+    write_model(read_model(tmp_path / 'run'), tmp_path / 'out', 'apache-2.0')
+    for place in (tmp_path / 'run', tmp_path / 'out'):
+        again = validate(str(place), {'amp': False}, 'all')
+        assert again['answer'] == 'mean_adjusted' and set(again['fusion']) == set(FUSIONS)
+        assert again['fusion']['mean_adjusted'] == result['fusion']['mean_adjusted']
+        assert again['confusion'] == result['confusion'], 'that of the answer'
+        trained = load_model(place)
+        image = Image.fromarray((torch.rand(8, 8) * 255).byte().numpy())
+        default, adjusted, mean = (trained.predict([image], **options)[0]['probabilities'] for options in (
+            {}, {'fusion': 'mean_adjusted'}, {'fusion': 'mean'}))
+        assert default == adjusted != mean
+
+
 @pytest.mark.parametrize(('flags', 'message'), [
+    (['--fusion', 'count_mix', '--teacher', 'none'], 'without a teacher there is no DIST'),
+    (['--fusion', 'cls_adjusted', '--classifier', 'cosine'], 'gives cosines'),
     (['--logit-standardize'], '--kd-token-distill-type soft'),
     (['--init', 'mimetic', '--pretrained'], 'read from a file'),
     (['--muon-hidden-only'], 'belongs to the muon optimizers'),

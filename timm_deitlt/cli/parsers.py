@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
 
+from ..settings.flags.own import FUSIONS
 from ..settings.layers import build_parser
 
-# names in evaluation.fusion.FUSIONS and models.conversion.ROWS, whose modules import torch
-FUSIONS = ('mean_probs', 'cls_adjusted', 'mean_adjusted', 'count_mix')
+# names in models.conversion.ROWS, which imports torch
 RELEASED = ('cifar10_if100', 'cifar10_if50', 'cifar100_if100', 'cifar100_if50', 'imagenet_lt', 'inat18')
 
 _MODEL = 'folder of a run or of an exported model, checkpoint of a run, or hf-hub:OWNER/NAME'
@@ -59,7 +59,7 @@ def validate_parser(prog: str = 'validate.py') -> argparse.ArgumentParser:
     parser = _model_parser(prog, 'Evaluate a run or an exported model: every expert, by class group.')
     parser.add_argument(
         '--fusion', default='mean', choices=('mean', *FUSIONS, 'all'),
-        help='another way to combine the experts, too (default: only the mean of their logits)')
+        help="other ways to combine the experts, too (default: only the run's own, and the mean of their logits)")
     return parser
 
 
@@ -106,8 +106,8 @@ def predict_parser(prog: str = 'timm-deitlt predict') -> argparse.ArgumentParser
     parser.add_argument('--topk', type=int, default=5, metavar='K', help='classes to give for each image (default: 5)')
     parser.add_argument('--experts', action='store_true', help='also give the answers of CLS and DIST')
     parser.add_argument(
-        '--fusion', default='mean', choices=('mean', *FUSIONS),
-        help='how to combine the experts (default: the mean of their logits)')
+        '--fusion', choices=('mean', *FUSIONS),
+        help='how to combine the experts (default: as the run does, which is usually the mean of their logits)')
     parser.add_argument('-b', '--batch-size', type=int, default=64, metavar='N', help='images in a batch (default: 64)')
     parser.add_argument(
         '-j', '--workers', type=int, metavar='N',

@@ -63,6 +63,7 @@ class Trainer:
         on_device: Makes a `loader`, `augment` and `ramp` for augmentation on the device; None if --auto-speed may not
             choose it.
         graph: Runs `compute` as a CUDA graph, or None.
+        fusions: The fusion of CLS and DIST that is the answer, in `evaluation.fusion`; none if that is their mean.
     """
     task: ShotEvaluation
     optimizer: torch.optim.Optimizer
@@ -90,6 +91,7 @@ class Trainer:
     confusion: Sequence[Sequence[int]] | None = None
     on_device: Callable[[], dict[str, Any]] | None = None
     graph: Callable[..., tuple[dict[str, Tensor], Tensor]] | None = None
+    fusions: tuple[str, ...] = ()
 
     def mixing(self, epoch: int) -> bool:
         """Whether Mixup and CutMix are on in an epoch."""
@@ -237,9 +239,9 @@ class Trainer:
         """Evaluate every expert of the student (or of its EMA) on the evaluation images; exact across ranks."""
         self.optimizer.zero_grad()  # frees the memory of gradients that are not needed any more
         model = unwrap_model(self.task.get_eval_model(ema=ema))
-        evaluator = self.task.create_evaluator(max_samples=evaluation_sample_limit(self.eval_loader))
+        evaluator = self.task.create_evaluator(self.fusions, max_samples=evaluation_sample_limit(self.eval_loader))
         metrics = evaluate(
-            model, self.eval_loader, evaluator, self.autocast, self.channels_last, distributed=self.world_size > 1)
+            model, self.eval_loader, evaluator, self.autocast, self.channels_last, self.world_size > 1, self.fusions)
         self.test_counts = evaluator.test_counts
         if not ema:
             self.confusion = evaluator.confusion

@@ -40,7 +40,7 @@ _NOT_THE_TRAINING = {
     'output', 'experiment', 'teacher_cache', 'device', 'workers', 'pin_mem', 'resume', 'log_interval', 'stop_epoch',
     'log_wandb', 'log_tensorboard', 'log_trackio', 'wandb_project', 'wandb_tags', 'wandb_resume_id', 'save_images',
     'data_dir', 'list_dir', 'distributed', 'local_rank', 'rank', 'world_size', 'validation_batch_size', 'branch_from',
-    'auto_speed', 'cache_images',
+    'auto_speed', 'cache_images', 'fusion',
 }
 _OF_A_TEACHER = ('name', 'source', 'path', 'top1', 'head', 'mid', 'tail')
 # What runs of other seeds must have in common besides their settings, and settings in which they may differ
@@ -151,6 +151,7 @@ def _read_run(folder: Path, record: dict[str, Any] | None, finished: bool) -> Mo
         'data': {**_public_data(data), 'selection': _selection(args)},
         'image_mode': settings.data.image_mode,
         'logit_scale': settings.loss.logit_scale,
+        'fusion': settings.output.fusion,
         'class_counts': data['train_counts'],
         'shots': metrics['shots'] if metrics else None,
         'experts': list(checkpoint['experts']) if student else ['mean', 'cls'],

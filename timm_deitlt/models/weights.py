@@ -130,6 +130,7 @@ def exported_settings(config: dict[str, Any]) -> dict[str, Any]:
         'img_size': None,
         'in_chans': cfg['input_size'][0],
         'input_img_mode': (config.get('about') or {}).get('image_mode'),
+        'fusion': (config.get('about') or {}).get('fusion') or 'mean',
         **{name: list(cfg[name]) for name in ('mean', 'std') if name in cfg},
         **{name: cfg[name] for name in ('interpolation', 'crop_pct') if name in cfg},
     }

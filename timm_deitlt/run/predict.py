@@ -47,6 +47,7 @@ class TrainedModel:
         data_config: Size, mean, std, interpolation and crop of its images.
         image_mode: Mode that images are opened in, see `data.image.open_image`.
         logit_scale: Factor that makes the outputs logits: that of LDAM, if they are cosines.
+        fusion: How the answer is made of the experts, unless `predict` is told otherwise.
 
     Example:
         >>> trained = timm_deitlt.load_model('output/train/RUN')  # doctest: +SKIP
@@ -61,6 +62,7 @@ class TrainedModel:
     data_config: dict[str, Any]
     image_mode: str = 'RGB'
     logit_scale: float = 1.
+    fusion: str = 'mean'
 
     @property
     def device(self) -> torch.device:
@@ -85,7 +87,7 @@ class TrainedModel:
             images: Iterable[Any],
             topk: int = 5,
             experts: bool = False,
-            fusion: str = 'mean',
+            fusion: str | None = None,
             batch_size: int = 64,
             workers: int = 0,
             autocast: Callable = nullcontext,
@@ -97,7 +99,7 @@ class TrainedModel:
             topk: Classes of an answer, the likeliest first.
             experts: Whether CLS and DIST give an answer of their own.
             fusion: How the answer is made of the experts: 'mean' is the mean of their logits, others are in
-                `evaluation.fusion`.
+                `evaluation.fusion`. By default that of the run.
             batch_size: Images in a batch.
             workers: Processes that read images; 0 for none beside this one.
             autocast: Makes the context of forward passes.
@@ -109,7 +111,7 @@ class TrainedModel:
         Raises:
             ValueError: If an option is not usable, or a fusion needs what is not known of the model.
         """
-        answers = self._answers(topk, experts, fusion, batch_size)
+        answers = self._answers(topk, experts, fusion or self.fusion, batch_size)
         images = list(images)
         for image in images:
             if not isinstance(image, (str, os.PathLike, Image.Image)) and not hasattr(image, 'read'):
@@ -220,7 +222,7 @@ def _load_run(file: Path, device: str) -> TrainedModel:
     load_weights(model, checkpoint['state_dict'], str(file))
     return _trained(
         model, names, checkpoint['experts'], checkpoint['data']['train_counts'], device, asked.input_img_mode,
-        asked.ldam_scale if asked.loss == 'ldam' else 1.)
+        asked.ldam_scale if asked.loss == 'ldam' else 1., asked.fusion)
 
 
 def _load_exported(folder: Path, name: str, device: str) -> TrainedModel:
@@ -234,7 +236,8 @@ def _load_exported(folder: Path, name: str, device: str) -> TrainedModel:
     names = config['pretrained_cfg'].get('label_names') or map(str, range(model.num_classes))
     experts = about.get('experts') or (EXPERTS if isinstance(model.get_classifier(), tuple) else ('mean', 'cls'))
     return _trained(
-        model, names, experts, about.get('class_counts'), device, about.get('image_mode'), about.get('logit_scale', 1.))
+        model, names, experts, about.get('class_counts'), device, about.get('image_mode'), about.get('logit_scale', 1.),
+        about.get('fusion', 'mean'))
 
 
 def _trained(
@@ -245,12 +248,14 @@ def _trained(
         device: str,
         mode: str | None,
         logit_scale: float,
+        fusion: str,
 ) -> TrainedModel:
     config = resolve_data_config(pretrained_cfg=model.pretrained_cfg)
     mode = image_mode(config['input_size'][0], mode)
     return TrainedModel(
         model.to(device).eval(), create_transform(**_of_images(config), is_training=False), tuple(names),
-        tuple(experts), tuple(class_counts) if class_counts else None, config, mode, logit_scale)
+        tuple(experts), tuple(class_counts) if class_counts else None, config, mode, logit_scale,
+        fusion)
 
 
 def _of_images(config: dict[str, Any]) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def predict_files(
         output: Path | None = None,
         topk: int = 5,
         experts: bool = False,
-        fusion: str = 'mean',
+        fusion: str | None = None,
         workers: int | None = None,
         batch_size: int = 64,
         amp: bool = False,

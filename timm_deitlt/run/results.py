@@ -1,4 +1,5 @@
 """What a run reports: metrics.json, the final table, versions."""
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ def run_result(
     images = trainer.loader.images_per_epoch * len(folder.rows)
     result = {
         **{expert: experts.get(expert) for expert in EXPERTS},
+        **fused(experts, trainer.fusions, trainer.fusions),
         'teacher': None if teacher is None else {
             'name': teacher.name, 'source': teacher.source, 'path': str(teacher.path), **(teacher_metrics or {})},
         'shots': data.shots.describe(test_counts),
@@ -75,11 +77,21 @@ def run_result(
     return result
 
 
+def fused(metrics: Mapping[str, Any], answer: Sequence[str], fusions: Sequence[str]) -> dict[str, Any]:
+    """What metrics.json says of fusions: which is the answer, unless it is the mean, and the metrics of all."""
+    if not fusions:
+        return {}
+    return {**({'answer': answer[0]} if answer else {}), 'fusion': {name: metrics.get(name) for name in fusions}}
+
+
 def final_table(result: dict[str, Any], shots: Any) -> str:
     """The table at the end of a run: accuracy of experts, EMA and teacher by class group."""
-    rows = {expert: result[expert] for expert in EXPERTS if result.get(expert)}
+    fusions = {name: values for name, values in result.get('fusion', {}).items() if values}
+    answer = result.get('answer')
+    rows = {str(answer): fusions.pop(answer)} if answer in fusions else {}
+    rows.update({expert: result[expert] for expert in EXPERTS if result.get(expert)})
     rows.update({f'ema {expert}': values for expert, values in result.get('ema', {}).items()})
-    rows.update(result.get('fusion', {}))
+    rows.update(fusions)
     if result['teacher'] and result['teacher'].get('top1') is not None:
         rows['teacher'] = result['teacher']
     return format_table(rows, shots, result['data']['test_counts'], class_names=result['data']['class_names'])

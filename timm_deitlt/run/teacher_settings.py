@@ -61,7 +61,7 @@ IRRELEVANT_SETTINGS = {
     'dataset_download', 'device', 'device_modules', 'amp', 'amp_dtype', 'val_split', 'val_num_samples', 'sources',
     'config', 'dataset', 'crop_pct', 'imbalance_factor', 'imbalance_profile', 'n_max', 'split_seed', 'val_fraction',
     'class_counts', 'list_dir', 'report', 'dry_run', 'dry_run_world_size', 'distributed', 'local_rank', 'rank',
-    'world_size', 'auto_speed', 'cache_images', 'folds', 'fold',
+    'world_size', 'auto_speed', 'cache_images', 'folds', 'fold', 'fusion',
 }
 
 

@@ -26,7 +26,7 @@ from .build.data import Data, build_data
 from .build.loaders import build_eval_loader
 from .build.model import build_model
 from .build.trainer import autocast_of
-from .results import EXPERTS, final_table, refuse_folds
+from .results import EXPERTS, final_table, fused, refuse_folds
 from .settings import resolve_settings
 from .teacher_file import HUB, reorder_classes
 from .teacher_settings import NO_WEIGHTS
@@ -42,10 +42,10 @@ def validate(path: str, overrides: dict[str, Any], fusion: str = 'mean') -> dict
             'hf-hub:owner/name'.
         overrides: Settings that differ from the run's, such as `data_dir`, `val_split` or `device`. A converted model
             does not name its data, so it needs `dataset`.
-        fusion: More ways to combine the experts, see `fusion.choose_fusions`.
+        fusion: Ways to combine the experts besides the run's own, see `fusion.choose_fusions`.
 
     Returns:
-        The content of metrics.json, and the metrics of each further fusion under 'fusion'. Figures of the training are
+        The content of metrics.json, with each further fusion under 'fusion'. Figures of the training are
         copied from the metrics.json of the run, and None without that file. The result is saved as validation.json
         beside the weights, unless they come from the Hub.
     """
@@ -145,7 +145,9 @@ def _evaluate(
 ) -> dict[str, Any]:
     if data.evaluation is None:
         raise ValueError('There are no evaluation images: name a split by --val-split.')
-    fusions = choose_fusions(fusion, experts, has_cosine_classifier(model))
+    cosine = has_cosine_classifier(model)
+    answer = choose_fusions(settings.output.fusion, experts, cosine)
+    fusions = tuple(dict.fromkeys((*answer, *choose_fusions(fusion, experts, cosine))))
     device = torch.device(settings.machine.device)
     model.to(device)
     loader = build_eval_loader(settings, data.evaluation, model.pretrained_cfg, device)
@@ -159,15 +161,16 @@ def _evaluate(
         load_weights(model, state_dict, str(file))
         if class_names is not None:
             reorder_classes(model, class_names, data.train.class_names, str(file))
-        joined = fusions if name == 'experts' else ()
-        evaluator = ShotEvaluator(data.shots, experts=(*experts, *joined), device=device)
+        joined = fusions if name == 'experts' else answer
+        others = joined[len(answer):]
+        evaluator = ShotEvaluator(data.shots, experts=(*answer, *experts, *others), device=device)
         metrics[name] = evaluate(model, loader, evaluator, autocast, fusions=joined)
         confusion = evaluator.confusion if name == 'experts' else confusion
     seconds = time.perf_counter() - start
     result = plain_json({
         **{expert: metrics['experts'].get(expert) for expert in EXPERTS},
         **{key: value for key, value in metrics.items() if key == 'ema'},
-        **({'fusion': {name: metrics['experts'][name] for name in fusions}} if fusions else {}),
+        **fused(metrics['experts'], answer, fusions),
         'shots': data.shots.describe(evaluator.test_counts),
         'confusion': describe_confusion(confusion, data.train.class_names),
         'data': {**data.describe(evaluator.test_counts), 'bad_images': data.bad_images},

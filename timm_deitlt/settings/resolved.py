@@ -191,7 +191,7 @@ class TeacherSettings:
 
 @dataclass(frozen=True)
 class OutputSettings:
-    """What is written, and which run is continued."""
+    """What is answered and written, and which run is continued."""
     output: str
     experiment: str
     resume: str
@@ -206,6 +206,7 @@ class OutputSettings:
     wandb_resume_id: str
     save_images: bool
     report: bool
+    fusion: str
 
 
 @dataclass(frozen=True)

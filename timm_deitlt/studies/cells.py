@@ -97,7 +97,8 @@ def check_settings(study: Study, cell: Cell, result: Mapping[str, Any], path: Pa
         ValueError: If a setting differs; the message names all that do.
     """
     wanted = cell_settings(study, cell)
-    wrong = {name for name, value in wanted.items() if result['settings'].get(name) != value}
+    wrong = {
+        name for name, value in wanted.items() if name not in NOT_OF_THE_RUN and result['settings'].get(name) != value}
     if not wrong:
         ours, theirs = resolved_settings(cell_args(study, cell)), result['resolved']
         wrong = {name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name]}

@@ -54,11 +54,11 @@ class ShotEvaluation(TrainingTask):
         """All that the epoch decides about a forward pass; None if something else decides too."""
         return None
 
-    def create_evaluator(self, **kwargs: Any) -> ShotEvaluator:
-        """Create a fresh evaluator of every expert, by shot."""
+    def create_evaluator(self, fusions: Sequence[str] = (), **kwargs: Any) -> ShotEvaluator:
+        """Create a fresh evaluator of fusions and of every expert, by shot. What comes first is the answer."""
         if self.shots is None:
             raise ValueError('This task was created without shots: pass shots=Shots.from_counts(class_counts).')
-        return ShotEvaluator(self.shots, experts=self.experts, device=self.device, **kwargs)
+        return ShotEvaluator(self.shots, experts=(*fusions, *self.experts), device=self.device, **kwargs)
 
     def end_update(self, plans: Sequence) -> None:
         """Called after the optimizer's step; `plans` are this rank's micro-batches of the update, in order."""

@@ -1,6 +1,9 @@
 """Flags that are ours."""
 from ._flag import SWITCH, allowed, flag
 
+# Names in evaluation.fusion.FUSIONS, whose module imports torch
+FUSIONS = ('mean_probs', 'cls_adjusted', 'mean_adjusted', 'count_mix')
+
 OWN_FLAGS = {
     'DeiT-LT': (
         flag('--teacher', 'name of the teacher such as resnet32_sam, or a timm model; labels trains DIST on the labels '
@@ -28,6 +31,8 @@ OWN_FLAGS = {
         flag('--keep-mixup-drw', 'keep mixup, cutmix and label smoothing in stage two', action='store_true'),
         flag('--cls-loss', 'loss of CLS on the labels in stage two',
              default='ce', choices=('ce', 'balanced_softmax', 'logit_adjust')),
+        flag('--fusion', 'how CLS and DIST are joined into the answer, in evaluation and prediction; mean is the mean '
+             'of their logits, docs/inspect.md has the others', default='mean', choices=('mean', *FUSIONS)),
         flag('--logit-adjust-tau', 'weight of the class prior in --cls-loss logit_adjust', type=float, default=1.0),
         flag('--loss', 'loss on the labels; for BCE see --bce-loss',
              type=allowed('--loss'), default='ce', choices=('ce', 'ldam', 'paco')),
