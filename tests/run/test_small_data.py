@@ -92,7 +92,7 @@ def test_settings_can_be_chosen_on_images_that_neither_training_nor_test_has(tmp
 def test_the_fusion_of_a_run_is_its_answer_wherever_it_is_asked(tmp_path, shared_teachers, caplog):
     caplog.set_level('INFO')
     result, _ = run_here(
-        tmp_path, '--fusion', 'mean_adjusted', '--no-amp', '--model-ema', '--model-ema-decay', '.9', '--save-epochs', '1',
+        tmp_path, '--fusion', 'mean_adjusted', '--no-amp', '--report', '--model-ema', '--model-ema-decay', '.9',
         '--teacher-cache', shared_teachers)
     assert result['answer'] == 'mean_adjusted' and set(result['fusion']) == {'mean_adjusted'}
     assert 'mean_adjusted' in result['ema']
@@ -103,6 +103,8 @@ def test_the_fusion_of_a_run_is_its_answer_wherever_it_is_asked(tmp_path, shared
         assert float(list(csv.DictReader(file))[-1]['eval_mean_adjusted_top1']) == pytest.approx(
             result['fusion']['mean_adjusted']['top1'])
 
+    page = (tmp_path / 'run' / 'report.html').read_text()
+    assert 'the mean of DIST and adjusted CLS correctly classifies' in page and 'EMA, answer: mean of DIST' in page
     write_model(read_model(tmp_path / 'run'), tmp_path / 'out', 'apache-2.0')
     for place in (tmp_path / 'run', tmp_path / 'out'):
         again = validate(str(place), {'amp': False}, 'all')

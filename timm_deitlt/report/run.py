@@ -13,7 +13,7 @@ import yaml
 from ..evaluation.shots import GROUPS
 from ..settings.layers import model_kind
 from ..utils.words import duration_in_words
-from .look import EXPERTS, LOOKS, Table, number, plain
+from .look import EXPERTS, FUSIONS, LOOKS, Table, number, plain
 
 # a folder with one of them is that of a run
 _OF_A_RUN = ('args.yaml', 'summary.csv', 'metrics.json')
@@ -97,8 +97,17 @@ class Run:
         """Metrics of the experts, and of the teacher if it was measured."""
         return {**self.experts, **({'teacher': self.teacher} if self.teacher.get('top1') is not None else {})}
 
+    @property
+    def answer(self) -> tuple[str, dict[str, Any]] | None:
+        """Name and metrics of the run's answer: of its fusion, else of the mean; None if it was not measured."""
+        name = self.metrics.get('answer', 'mean')
+        row = (self.metrics.get('fusion') or {}).get(name) or self.experts.get(name)
+        return (name, row) if row and row.get('top1') is not None else None
+
     def label(self, name: str) -> str:
-        """Name of an expert or of the teacher for readers."""
+        """Name of an expert, of a fusion or of the teacher for readers."""
+        if name in FUSIONS:
+            return f'answer: {FUSIONS[name]}'
         return 'this model' if name == 'mean' and not self.two_experts else LOOKS[name].label
 
     def class_name(self, label: int) -> str:
@@ -202,10 +211,10 @@ def _about(run: Run) -> list[str]:
 
 
 def _sentence(run: Run) -> str:
-    row = run.experts.get('mean')
-    if row is None:
+    if run.answer is None:
         return 'This run was not evaluated, so there is no accuracy to report.'
-    subject = 'the mean of both experts' if run.two_experts else 'the model'
+    name, row = run.answer
+    subject = 'the ' + FUSIONS.get(name, 'mean of both experts' if run.two_experts else 'model')
     words = (
         f'After {counted(run.metrics.get("epochs_trained") or run.epochs or 0, "epoch")}, {subject} correctly '
         f'classifies {_percent(row["top1"])} of {run.data.get("evaluated_on") or "the images"}'
@@ -228,7 +237,8 @@ def _percent(value: float | None) -> str:
 
 def _accuracy(run: Run) -> Table:
     """Accuracy of the experts, of their moving average and of the teacher, over all classes and by group."""
-    measured = {run.label(name): row for name, row in run.measured.items()}
+    fused = dict([run.answer]) if run.answer and run.answer[0] in FUSIONS else {}
+    measured = {run.label(name): row for name, row in {**fused, **run.measured}.items()}
     measured |= {f'EMA, {run.label(name)}': row for name, row in (run.metrics.get('ema') or {}).items()
                  if run.two_experts or name == 'mean'}
     keys = {'top1': 'overall', **{group: group for group in GROUPS}}
@@ -239,7 +249,8 @@ def _accuracy(run: Run) -> Table:
         counts = [run.shots[group][key] for group in GROUPS]
         cells = [f'{count:,}' for count in (sum(counts), *counts)]
         rows.append([key.replace('_', ' '), *cells, *[''] * (len(keys) - len(cells))])
-    marks = [*[None] * len(rows), *run.measured, *[None] * (len(measured) - len(run.measured))]
+    marks: list[str | None] = [None] * (len(rows) + len(fused)) + [*run.measured]
+    marks += [None] * (len(rows) + len(measured) - len(marks))
     rows += [[name, *(number(row.get(key)) for key in keys)] for name, row in measured.items()]
     return Table(['', *keys.values()], rows, marks)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..evaluation.shots import GROUPS
-from .look import EXPERTS, Table, number, plain
+from .look import EXPERTS, FUSIONS, Table, number, plain
 from .run import counted, numbers, setting
 
 Result = Mapping[str, Any]  # the content of a file of results
@@ -16,9 +16,6 @@ Analysis = Mapping[str, Any]  # what analyze.py measured of a run
 LEAST = 3  # with fewer pairs of runs, no claim is judged
 # of claims that are not about accuracies: unit, and digits of a difference
 MEASURES = {'rank': ('rank', 2), 'distance': ('pixels', 2), 'divergence': ('1 - cos', 3)}
-FUSIONS = {
-    'mean_probs': 'mean of the probabilities', 'cls_adjusted': 'CLS alone, adjusted by the class prior',
-    'mean_adjusted': 'mean of DIST and adjusted CLS', 'count_mix': 'mix by training count'}
 # of one claim, and of several
 _VERDICTS = {
     'holds': ('holds', 'hold'), 'does not hold': ('does not hold', 'do not hold'),

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..evaluation.shots import GROUPS
-from .look import EXPERTS, LIGHT, LOOKS, Plot, finish, legend, new_figure, plain, shortened
-from .study import FUSIONS, LEAST, MEASURES, Study, accuracy, count_words, known, side, spread
+from .look import EXPERTS, FUSIONS, LIGHT, LOOKS, Plot, finish, legend, new_figure, plain, shortened
+from .study import LEAST, MEASURES, Study, accuracy, count_words, known, side, spread
 
 # tenths of an inch: a line of a row's label, the gap below a row, and the marks of an expert, a claim and a fusion
 _LABEL, _GAP, _LANE, _CLAIM, _FUSION = 1.7, .8, .8, 2.9, 2.6
