@@ -165,8 +165,8 @@ def small_data(asked: argparse.Namespace, tell: Tell) -> None:
     for arm in ARMS:
         began = time.perf_counter()
         made = guarded(
-            ablate, 'small_data', arms=[arm], subsets=[7], data_dir=str(asked.fashion_mnist), results=folder,
-            work=folder / 'work')
+            ablate, 'small_data', arms=[arm], seeds=[1], subsets=[7], data_dir=str(asked.fashion_mnist), results=folder,
+            work=folder / 'work', jobs=1, table=False)
         tell(name=f'run of {arm}', seconds=time.perf_counter() - began, **made)
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError
 from types import SimpleNamespace
+from unittest.mock import create_autospec
 
 import pytest
 from conftest import ROOT, run_script
@@ -12,6 +13,7 @@ from conftest import ROOT, run_script
 sys.path.append(str(ROOT / 'speed'))
 import gpu  # noqa: E402
 import gpu_measure  # noqa: E402
+import gpu_parts  # noqa: E402
 
 SMALL = ['--img-size', '32', '--batch-size', '4', '--rounds', '1', '--device', 'cpu']
 STUDENTS = ["timm's task, fp32, teacher at its own size", 'ours, --auto-speed off']
@@ -84,6 +86,19 @@ def test_the_gpu_script_ends_parts_whose_time_is_over_and_keeps_what_is_there(tm
     first, machine, *ended = lines_of(file)
     assert (first['part'], machine['part']) == ('earlier', 'machine')
     assert [(line['part'], line['ended']) for line in ended] == [(part, 'its time was over') for part in gpu.PARTS]
+
+
+def test_the_gpu_script_trains_the_arms_of_small_data_as_the_study_takes_them(tmp_path, monkeypatch):
+    ablate = create_autospec(gpu_parts.ablate, side_effect=[{'cells': ['a']}, ValueError('no room')])
+    monkeypatch.setattr(gpu_parts, 'ablate', ablate)
+    monkeypatch.setattr(gpu_parts, 'ARMS', ('base', 'cnn'))
+    monkeypatch.setattr(gpu_parts, 'fed_and_bare', lambda *_: None)
+    told = []
+    asked = SimpleNamespace(smoke=False, fashion_mnist=tmp_path, output=tmp_path / 'gpu.jsonl')
+    gpu_parts.small_data(asked, lambda **line: told.append(line))
+    assert ablate.call_args.kwargs['results'] == tmp_path / 'gpu' and not ablate.call_args.kwargs['table']
+    assert [(line['name'], line.get('cells'), line.get('error')) for line in told] == [
+        ('run of base', ['a'], None), ('run of cnn', None, 'ValueError: no room')]
 
 
 def test_the_gpu_script_names_what_is_missing_and_how_to_install_it(monkeypatch, tmp_path):
