@@ -14,6 +14,7 @@ from timm_deitlt.data.loader import MicroBatch
 from timm_deitlt.engine import speed
 from timm_deitlt.engine.fit import checkpoint_state, restore
 from timm_deitlt.engine.speed import Speed, choose_speed, speed_before
+from timm_deitlt.engine.step_graph import RecordingError, StepGraph
 from timm_deitlt.run.build.data import build_data
 from timm_deitlt.run.build.trainer import _on_device, build_trainer
 from timm_deitlt.run.settings import resolve_settings
@@ -272,6 +273,18 @@ def test_error_without_a_word_is_named_by_its_type(monkeypatch, caplog):
     monkeypatch.setattr(trainer, 'forward_backward', fail)
     assert choose_speed(trainer, settings) == MATMUL
     assert 'which fails: NotImplementedError' in caplog.text and 'inf' not in caplog.text
+
+
+def test_recording_that_breaks_off_ends_the_trial(monkeypatch):
+    trainer, settings = made('--epochs', '100')
+
+    def fail(*_):
+        raise RecordingError('give --auto-speed off')
+
+    monkeypatch.setattr(StepGraph, '_recorded', fail)
+    monkeypatch.setattr(speed, 'recordable', lambda trainer: True)
+    with pytest.raises(RecordingError):
+        choose_speed(trainer, settings)
 
 
 def test_train_script_says_what_it_chose_and_keeps_it(tmp_path):

@@ -9,7 +9,7 @@ from helpers import SILENT, assert_close, same, state
 from test_updates import CNN, HARD, PACO, STUDENT, made
 
 from timm_deitlt.engine import step_graph
-from timm_deitlt.engine.step_graph import StepGraph, recordable
+from timm_deitlt.engine.step_graph import RecordingError, StepGraph, recordable
 
 GUIDED = [*STUDENT, '--guidance', '2.5', '--dense-distill', '1', '--guidance-end', '.5']
 
@@ -56,17 +56,68 @@ def test_stage_decides_how_long_a_recording_is_used(flags):
     assert not set(trainer.graph.recordings.values()) & set(first)
 
 
-def test_step_that_cannot_be_recorded_runs_without_a_graph(monkeypatch, caplog):
-    def fail(*_):
-        raise RuntimeError('no graph here\nand a trace')
+def fail(*_):
+    raise RuntimeError('no graph here\nand a trace')
 
+
+@pytest.mark.parametrize('part', ['_warmed_up', '_check'])
+def test_step_that_cannot_be_recorded_runs_without_a_graph(part, monkeypatch, caplog):
     plain, recorded = made('cpu', *STUDENT), made('cpu', *STUDENT)
     recorded.graph = StepGraph(recorded)
-    monkeypatch.setattr(step_graph, '_check', fail)
+    monkeypatch.setattr(step_graph, part, fail)
     (expected, _), (found, _) = trained(plain, [0, 1]), trained(recorded, [0, 1])
     assert set(recorded.graph.recordings.values()) == {None}
     assert 'This step runs without a CUDA graph: no graph here' in caplog.text and 'trace' not in caplog.text
     assert same(expected, found)
+
+
+def test_recording_that_breaks_off_ends_the_run(monkeypatch):
+    trainer = made('cpu', *STUDENT)
+    trainer.graph = StepGraph(trainer)
+    monkeypatch.setattr(StepGraph, '_recorded', fail)
+    with pytest.raises(RecordingError, match=r'\(no graph here\), and .* give --auto-speed off'):
+        trained(trainer, [0])
+
+
+def test_graphs_share_memory_until_none_of_them_is_left(monkeypatch):
+    graph, handles, pools = StepGraph(made('cpu', *STUDENT)), iter(range(9)), []
+
+    def record(_, pool, stream, **__):
+        assert stream is graph.stream, 'the one of the warm-up'
+        pools.append(pool)
+        return nullcontext()
+
+    monkeypatch.setattr(torch.cuda, 'CUDAGraph', object)
+    monkeypatch.setattr(torch.cuda, 'graph_pool_handle', lambda: next(handles))
+    monkeypatch.setattr(torch.cuda, 'graph', record)
+    graph.stream = object()
+    # none is there; one is there; the only one was refused; those of the stage before are gone
+    for graph.recordings in ({}, {1: object()}, {1: None, 2: object()}, {1: None}, {1: object()}, {}):
+        graph._recorded(lambda: None)
+    assert pools == [0, 0, 0, 1, 1, 2]
+
+
+def test_step_leaves_no_graph_of_autograd():
+    trainer = made('cpu', *STUDENT)
+    (batch, images, target), = next(trainer.loader.epoch(0))
+    result, loss = trainer.forward_backward(0, batch, images, target)
+    assert not any(value.requires_grad for value in (loss, *result.values()))
+
+
+@pytest.mark.gpu
+def test_step_that_waits_for_the_gpu_runs_without_a_graph(monkeypatch, caplog):
+    trainer = made('cuda', *STUDENT)
+    trainer.graph = StepGraph(trainer)
+    compute = trainer.compute
+
+    def waiting(*args):
+        result, loss = compute(*args)
+        loss.item()
+        return result, loss
+    monkeypatch.setattr(trainer, 'compute', waiting)
+    trained(trainer, [0])
+    assert set(trainer.graph.recordings.values()) == {None} and 'runs without a CUDA graph' in caplog.text
+    assert not torch.cuda.get_sync_debug_mode()
 
 
 def test_recording_that_does_not_repeat_the_step_is_not_used(monkeypatch, caplog):

@@ -22,7 +22,7 @@ from ..optim import SAM
 from ..optim.layout import match_layout
 from ..settings.resolved import MachineSettings, Settings
 from .device import keep_freed_memory, return_freed_memory
-from .step_graph import StepGraph, recordable, restored_buffers
+from .step_graph import RecordingError, StepGraph, recordable, restored_buffers
 from .trainer import Trainer
 
 _logger = logging.getLogger(__name__)
@@ -220,6 +220,8 @@ def _seconds(trainer: Trainer, machine: MachineSettings, speed: Speed, epoch: in
                 synchronize(device)
                 seconds.append(time.perf_counter() - began)
         result = min(seconds[1:])
+    except RecordingError:
+        raise
     except Exception as error:  # no compiler for the backend, no kernel for the type, too little memory
         words = next(iter(str(error).splitlines()), type(error).__name__)
         _logger.info(f'Speed: not {speed.words(_attends(trainer))}, which fails: {words}')
