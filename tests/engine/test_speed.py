@@ -86,7 +86,7 @@ def test_device_augments_where_that_is_faster(workers, host, faster, measured, m
 def test_graph_is_used_where_short_steps_gain_from_it(seconds, chosen, measured, monkeypatch):
     without, recorded = seconds
     asked = measured({(): without, ('fused_attention',): without, ('graph',): recorded})
-    monkeypatch.setattr(speed, 'recordable', lambda trainer: True)
+    monkeypatch.setattr(speed, 'recordable', lambda *_: True)
     trainer, settings = made('--epochs', '100')
     assert choose_speed(trainer, settings) == {**MATMUL, 'graph': chosen}
     assert (('graph',) in asked) == (recorded is not None) and (trainer.graph is not None) == chosen
@@ -282,7 +282,7 @@ def test_recording_that_breaks_off_ends_the_trial(monkeypatch):
         raise RecordingError('give --auto-speed off')
 
     monkeypatch.setattr(StepGraph, '_recorded', fail)
-    monkeypatch.setattr(speed, 'recordable', lambda trainer: True)
+    monkeypatch.setattr(speed, 'recordable', lambda *_: True)
     with pytest.raises(RecordingError):
         choose_speed(trainer, settings)
 

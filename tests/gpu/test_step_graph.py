@@ -152,7 +152,8 @@ def test_only_steps_on_one_gpu_that_the_host_decides_alone_are_recorded():
     trainer = made('cpu', *STUDENT)
     assert not recordable(trainer)
     trainer.task.device = torch.device('cuda')
-    assert recordable(trainer)
+    assert recordable(trainer) and recordable(trainer, 'max-autotune-no-cudagraphs')
+    assert not recordable(trainer, 'reduce-overhead') and not recordable(trainer, 'max-autotune')
     trainer.world_size = 2
     assert not recordable(trainer)
     trainer.world_size, trainer.scaler = 1, object()

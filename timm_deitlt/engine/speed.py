@@ -103,7 +103,7 @@ def choose_speed(
         speed, reason = Speed(**before), ', as before'
         speed = replace(
             speed, on_device=speed.on_device and trainer.on_device is not None,
-            graph=speed.graph and recordable(trainer))
+            graph=speed.graph and recordable(trainer, machine.torchcompile_mode))
         if speed.compile != usual.compile and math.isinf(_seconds(trainer, machine, speed, start_epoch)):
             speed = replace(speed, compile=usual.compile)  # this machine has no compiler
     elif steps >= FEWEST_STEPS:
@@ -140,7 +140,7 @@ def _fastest(
     first = seconds = _seconds(trainer, settings.machine, speed, epoch)
     if math.isinf(first):
         return speed, ''  # training fails in the same way, and says why
-    for name, value in _alternatives(trainer, speed):
+    for name, value in _alternatives(trainer, speed, settings.machine.torchcompile_mode):
         if name == 'compile' and not _compiling_can_pay(trainer, seconds * steps * passes):
             continue
         if name == 'graph' and seconds > LONGEST_STEP_TO_RECORD:
@@ -179,7 +179,7 @@ def _compiling_can_pay(trainer: Trainer, seconds: float) -> bool:
     return gain > LEAST_RETURN_OF_COMPILING * layers * SECONDS_TO_COMPILE_A_LAYER
 
 
-def _alternatives(trainer: Trainer, speed: Speed) -> Iterator[tuple[str, Any]]:
+def _alternatives(trainer: Trainer, speed: Speed, compile_mode: str | None) -> Iterator[tuple[str, Any]]:
     if _attends(trainer):
         yield 'fused_attention', not speed.fused_attention
     trained = unwrap_model(trainer.task.get_trainable_module())
@@ -189,7 +189,7 @@ def _alternatives(trainer: Trainer, speed: Speed) -> Iterator[tuple[str, Any]]:
     sizes = trainer.loader.sizes
     if not speed.compile and (sizes is None or len(set(sizes.drawn)) == 1):  # every size is compiled by itself
         yield 'compile', 'inductor'
-    if recordable(trainer):
+    if recordable(trainer, compile_mode):
         yield 'graph', True
 
 

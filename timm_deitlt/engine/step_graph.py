@@ -18,6 +18,7 @@ _logger = logging.getLogger(__name__)
 Tensors = tuple[Any, ...]  # images, targets, and weak views or None
 Step = Callable[[], tuple[dict[str, Tensor], Tensor]]
 
+_OWN_GRAPHS = ('reduce-overhead', 'max-autotune')
 # Runs before a recording, in which libraries set up what they keep
 _WARM_UP = 3
 # The recording is wrong if loss and gradients, as one vector, are off by more than this share. Rounding is far below
@@ -28,12 +29,13 @@ class RecordingError(RuntimeError):
     """A recording broke off, after which PyTorch's random generator and memory still wait for its end."""
 
 
-def recordable(trainer: 'Trainer') -> bool:
-    """Whether the step of a trainer can be a CUDA graph: one process, no gradient scaler, nothing decided by values."""
+def recordable(trainer: 'Trainer', compile_mode: str | None = None) -> bool:
+    """Whether the step of a trainer can be a CUDA graph: one process, no gradient scaler, nothing decided by values, no
+    mode of torch.compile that records graphs itself."""
     checkpoints = any(getattr(module, 'grad_checkpointing', False) for module in trainer.task.modules())
     return (
         trainer.task.device.type == 'cuda' and trainer.world_size == 1 and trainer.scaler is None
-        and trainer.task.stage() is not None and not checkpoints)
+        and trainer.task.stage() is not None and not checkpoints and compile_mode not in _OWN_GRAPHS)
 
 
 class StepGraph:
