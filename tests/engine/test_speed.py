@@ -69,7 +69,9 @@ def test_each_choice_is_the_faster_one_by_enough(model, epochs, table, chosen, m
     assert hasattr(trainer.task.trainable_module, '_orig_mod') == bool(chosen['compile'])
 
 
-@pytest.mark.parametrize('workers, host, faster', [(0, .1, True), (8, .1, False), (8, 1., True), (0, .011, False)])
+@pytest.mark.parametrize('workers, host, faster', [
+    (0, .1, True), (8, .1, False), (8, 1., True), (0, .011, False),
+    (8, .5, True)])  # as fast as the steps, but for the first batch of an epoch of 14
 def test_device_augments_where_that_is_faster(workers, host, faster, measured, monkeypatch):
     measured({(): 1., ('fused_attention',): 1., ('compile',): 2.})
     trainer, settings = made('--epochs', '100')
@@ -80,6 +82,26 @@ def test_device_augments_where_that_is_faster(workers, host, faster, measured, m
     trainer.on_device = lambda: dict(loader=there.loader, augment=there.augment, ramp=None)
     assert choose_speed(trainer, settings) == {**MATMUL, 'on_device': faster}
     assert (trainer.loader is there.loader) == (trainer.augment is there.augment) == faster
+
+
+@pytest.mark.parametrize('error', [ValueError('no hue'), torch.OutOfMemoryError('no room')])
+def test_device_that_cannot_augment_is_not_chosen(error, measured):
+    measured({(): 1., ('fused_attention',): 1., ('compile',): 2.})
+    trainer, settings = made('--epochs', '100')
+
+    def fail():
+        raise error
+
+    trainer.on_device = fail
+    assert choose_speed(trainer, settings) == MATMUL
+
+
+@pytest.mark.parametrize('free, copied', [(400_000, False), (500_000, True)])  # bytes; the digits take 41,472
+def test_images_are_copied_to_a_gpu_only_where_they_need_little_of_its_memory(free, copied, monkeypatch):
+    trainer, _ = made()
+    trainer.task.device = torch.device('cuda')
+    monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device: (free, free))
+    assert speed._fits_on_device(trainer) == copied
 
 
 @pytest.mark.parametrize('seconds, chosen', [((1e-2, 8e-3), True), ((1e-2, 9.5e-3), False), ((.06, None), False)])

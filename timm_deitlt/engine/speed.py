@@ -7,9 +7,11 @@ import logging
 import math
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from timm.layers import Attention
@@ -37,6 +39,8 @@ MOST_GAIN_OF_COMPILING = {'cpu': .2, 'cuda': .4}
 LEAST_RETURN_OF_COMPILING = 3
 # A step that takes longer does not wait for the host, and a CUDA graph of it would only need memory
 LONGEST_STEP_TO_RECORD = .05
+# Share of the free memory of a GPU. Larger sets are not copied to it unless a flag asks for that
+LARGEST_SHARE_OF_IMAGES = .1
 # A smaller gain may be noise. Then two runs with the same settings could choose differently, and differ by rounding
 LEAST_GAIN = .1
 _TIMED_STEPS = 4
@@ -160,16 +164,29 @@ def _feeds_faster(trainer: Trainer, seconds: float) -> bool:
     """Whether micro-batches that take so many seconds come faster if the device augments the images."""
     if trainer.on_device is None:
         return False
-    try:
-        loader = trainer.on_device()['loader']
-    except ValueError:  # the device cannot do all that the augmentation asks for
-        return False
-    if not loader.in_memory:
-        return False
-    now, then = (made.seconds_per_image() * made.batch_size / max(1, made.workers) for made in (trainer.loader, loader))
-    now = max(seconds, now) if trainer.loader.workers else seconds + now
-    now, then = _on_slowest_rank(trainer, now), _on_slowest_rank(trainer, seconds + then)
+    made = trainer.loader
+    now = made.seconds_per_image() * made.batch_size
+    if made.workers:
+        # in each epoch they start anew, and a single one makes the first batch
+        first = now / (made.updates_per_epoch * made.grad_accum_steps)
+        now = max(seconds, now / made.workers) + first
+    else:
+        now += seconds
+    then = math.inf
+    # the device may not do all that the augmentation asks for
+    with suppress(ValueError, torch.OutOfMemoryError):
+        there = trainer.on_device()['loader'] if _fits_on_device(trainer) else None
+        if there is not None and there.in_memory:
+            then = seconds + there.seconds_per_image() * there.batch_size
+    now, then = _on_slowest_rank(trainer, now), _on_slowest_rank(trainer, then)
     return then < now * (1 - LEAST_GAIN)
+
+
+def _fits_on_device(trainer: Trainer) -> bool:
+    """Whether all images, if they are as large as the first, leave almost all of the free memory to the training."""
+    device, images = trainer.task.device, trainer.loader.dataset
+    free = torch.cuda.mem_get_info(device)[0] if device.type == 'cuda' else math.inf
+    return len(images) * np.asarray(images[0][0]).nbytes < LARGEST_SHARE_OF_IMAGES * free
 
 
 def _compiling_can_pay(trainer: Trainer, seconds: float) -> bool:
