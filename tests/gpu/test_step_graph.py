@@ -1,15 +1,20 @@
 """A recorded step makes the updates that it would make without a graph; on the CPU it runs on the same tensors."""
 import math
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import devices
+from conftest import TINY, devices
 from helpers import SILENT, same, state
-from test_updates import CNN, HARD, PACO, STUDENT, made
+from test_updates import CNN, HARD, PACO, STUDENT, made, waits_of
 
 from timm_deitlt.engine import step_graph
+from timm_deitlt.engine.meter import Meter
+from timm_deitlt.engine.speed import Speed, _apply, choose_speed
 from timm_deitlt.engine.step_graph import RecordingError, StepGraph, recordable
+from timm_deitlt.run.settings import resolve_settings
+from timm_deitlt.settings.layers import parse_args
 
 GUIDED = [*STUDENT, '--guidance', '2.5', '--guidance-end', '.5']
 
@@ -39,6 +44,40 @@ def test_recorded_updates_are_those_without_a_graph(flags, device, monkeypatch):
     for row, recorded_row in zip(rows, recorded_rows, strict=True):
         # not the weights: AdamW makes whole steps of what is rounding alone, such as the gradient of the keys' biases
         assert recorded_row['loss'] == pytest.approx(row['loss'], rel=1e-3)
+
+
+@devices()
+def test_update_with_a_graph_does_not_wait_for_the_device(device):
+    trainer = made(device, *STUDENT)
+    trainer.graph = StepGraph(trainer)
+    meter, groups = Meter(trainer.task.device), trainer.loader.epoch(0)
+    trainer.update(0, 0, next(groups), meter)  # records
+    group = next(groups) if device == 'cpu' else None
+    with waits_of(trainer) as found:
+        trainer.update(0, 1, group or next(groups), meter)
+    assert not found and len(trainer.graph.recordings) == 1
+
+
+@devices(pytest.mark.slow)
+def test_compiled_step_is_recorded(device):
+    flags = [*STUDENT, '--kd-token-distill-type', 'soft']  # rounding would change hard labels of an untrained teacher
+    plain, recorded = made(device, *flags), made(device, *flags)
+    backend = 'eager' if device == 'cpu' else 'inductor'
+    _apply(recorded, SimpleNamespace(torchcompile_mode=None), Speed(True, False, backend, graph=True))
+    (_, rows), (_, recorded_rows) = trained(plain, range(2)), trained(recorded, range(2))
+    assert all(recorded.graph.recordings.values()) and recorded.graph.recordings
+    for row, recorded_row in zip(rows, recorded_rows, strict=True):
+        assert recorded_row['loss'] == pytest.approx(row['loss'], rel=1e-2)
+
+
+@devices()
+def test_speed_is_chosen_without_a_trace_and_trains(device):
+    flags = ['--device', device, *STUDENT, '--epochs', '100']  # long enough to try what is fastest
+    trainer, settings = made(device, *flags), resolve_settings(parse_args([*TINY, *flags]))
+    before = state(trainer)
+    choose_speed(trainer, settings)
+    assert same(before, state(trainer)) and all(parameter.grad is None for parameter in trainer.task.parameters())
+    assert 0 < trainer.train_one_epoch(0, SILENT)['loss'] < math.inf
 
 
 @pytest.mark.parametrize('flags', [

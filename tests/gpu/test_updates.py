@@ -138,6 +138,18 @@ def test_twenty_updates_have_the_losses_of_the_cpu_but_for_rounding(device, exac
 
 
 @devices()
+def test_images_augmented_on_the_device_are_those_of_the_cpu_but_for_rounding(device):
+    flags = [*STUDENT, '--augment-backend', 'device', '--aa', 'rand-m9-mstd0.5-inc1', '--color-jitter', '.4']
+    loaders = [made(where, *flags).loader for where in (device, 'cpu')]
+    far = []
+    for there, here in zip(*(loader.epoch(0) for loader in loaders), strict=True):
+        (_, images, target), (_, expected, expected_target) = there[0], here[0]
+        assert images.device.type == device and target.tolist() == expected_target.tolist()
+        far.append(((images.cpu() - expected) * loaders[1].loader.std).abs() > 2)  # of 255
+    assert torch.cat(far).float().mean() < .01
+
+
+@devices()
 def test_one_rank_makes_the_updates_and_counts_of_none(device, tmp_path, exact):
     alone, ranked = made(device, *STUDENT), made(device, *STUDENT)
     dist.init_process_group(
