@@ -90,7 +90,7 @@ class StepGraph:
                     for parameter, gradient in expected.items()}, step)
                 _clear_gradients(task)
                 recording.attach()
-                begun = True
+                begun = True  # if it breaks off, nothing can run any more on this stream and with this generator
                 with _same_draws(device):
                     recording.replay = self._recorded(step)
                 with _same_draws(device):
