@@ -109,7 +109,7 @@ def share_of_peak(images_per_second: float | None, flops: Result) -> float | Non
     return images_per_second and peak and images_per_second * sum(flops.values()) / peak
 
 
-def guarded(measure: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
+def guarded(measure: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """What was measured, or why it could not be: too little memory for one variant leaves the others."""
     try:
         return measure(*args, **kwargs)

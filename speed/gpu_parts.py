@@ -47,6 +47,8 @@ STEPS: dict[str, Callable] = {
     'ours': lambda asked, backend: ours(asked, *CHOSEN, *(('--torchcompile', backend) if backend else ())),
     "timm's task": lambda asked, backend: theirs(asked, amp=True, resize=False, compiled=backend),
     'plain PyTorch': lambda asked, backend: plain(asked, amp=True, compiled=backend),
+    "timm's task, teacher at its own size": lambda asked, backend: theirs(
+        asked, amp=True, resize=True, compiled=backend),
 }
 # How the images of whole epochs are loaded and augmented: settings by name
 LOADERS = {
@@ -59,6 +61,8 @@ SMALL_LOADERS = {
     'this process': dict(augment_backend='pillow', workers=0),
     'processes': dict(augment_backend='pillow', workers=os.cpu_count()),
 }
+# Files of tests for a GPU, and which of their tests --smoke runs
+CHECKS = {'test_updates': 'twenty or soft', 'test_step_graph': 'add_up', 'test_runs': 'refused'}
 # Arms of the study small_data that are trained in what time is left, as its plan orders them
 ARMS = ('base', 'guide', 'guide_init_muon', 'vit', 'published', 'cnn')
 
@@ -85,23 +89,27 @@ def about(asked: argparse.Namespace) -> Result:
         'card': torch.cuda.get_device_name(), 'memory_gib': torch.cuda.get_device_properties(0).total_memory / 2 ** 30,
         'cuda': torch.version.cuda}
     return {
-        **versions(), **card, 'minutes': asked.minutes, 'smoke': asked.smoke,
-        'time': datetime.now(timezone.utc).isoformat(timespec='seconds')}
+        **versions(), **({'git': asked.commit} if asked.commit else {}), **card, 'minutes': asked.minutes,
+        'smoke': asked.smoke, 'time': datetime.now(timezone.utc).isoformat(timespec='seconds')}
 
 
-def checks(asked: argparse.Namespace, tell: Tell) -> None:
-    """The tests marked `gpu`, a line for each; with --smoke some of the same files on the CPU.
+def checks(name: str, asked: argparse.Namespace, tell: Tell) -> None:
+    """The tests marked `gpu` of a file, a line for each; with --smoke some of its tests, on the CPU.
 
     Raises:
         SystemExit: With pytest's exit code, if a test failed.
     """
-    marks = ('-m', 'not gpu and not slow', '-k', 'losses or soft') if asked.smoke else ('-m', 'gpu')
+    marks = ('-m', 'not gpu', '-k', CHECKS[name]) if asked.smoke else ('-m', 'gpu')
     listener = _Listener(tell)
     os.chdir(ROOT)
-    files = [f'tests/gpu/test_{name}.py' for name in ('updates', 'step_graph', 'runs')]
-    code = pytest.main(['-q', '-o', 'addopts=', '-p', 'no:cacheprovider', *marks, *files], plugins=[listener])
+    code = pytest.main(
+        ['-q', '-o', 'addopts=', '-p', 'no:cacheprovider', *marks, f'tests/gpu/{name}.py'], plugins=[listener])
     tell(name='all', **listener.outcomes)
     raise SystemExit(int(code))
+
+
+# each file is a part, and so a process: after an error such as an illegal address every test of a process fails
+test_updates, test_step_graph, test_runs = (partial(checks, name) for name in CHECKS)
 
 
 class _Listener:
@@ -121,7 +129,7 @@ class _Listener:
 def rates(asked: argparse.Namespace, tell: Tell) -> None:
     """Images/s of training steps, and the share of the card's peak that the networks' own products reach."""
     device = device_of(asked)
-    backend = '' if asked.smoke else 'inductor'
+    backend = usable('' if asked.smoke else 'inductor', device, tell)
     for model, batch_size, teacher in [('deit_lt_tiny', 4, 'resnet20_cifar')] if asked.smoke else CASES:
         case = argparse.Namespace(
             model=model, batch_size=batch_size, teacher=teacher, img_size=32 if asked.smoke else 224,
@@ -132,13 +140,22 @@ def rates(asked: argparse.Namespace, tell: Tell) -> None:
             measured = guarded(rate, partial(build, case, backend), batch_size, device, seconds_of(asked))
             found[name] = measured.get('images_per_second')
             tell(**vars(case), name=name, **measured, **flops, share_of_peak=share_of_peak(found[name], flops))
+            if name != 'ours' and found[name] and found['ours']:
+                tell(**vars(case), **{f'ours / {name}': found['ours'] / found[name]})
             torch.compiler.reset()
             gc.collect()
             torch.cuda.empty_cache()
-        ratios = {
-            f'ours / {name}': found['ours'] / other for name, other in found.items()
-            if name != 'ours' and other and found['ours']}
-        tell(**vars(case), **ratios)
+
+
+def usable(backend: str, device: torch.device, tell: Tell) -> str:
+    """A backend of torch.compile; '' and a line that says why, if it lacks something here, such as a C compiler."""
+    def compile_little() -> None:
+        torch.compile(lambda x: x.sin() + 1, backend=backend)(torch.ones(8, device=device))
+
+    failed = guarded(compile_little) if backend else None
+    if failed:
+        tell(name=f'nothing is compiled: {backend} fails', **failed)
+    return '' if failed else backend
 
 
 def epochs(asked: argparse.Namespace, tell: Tell) -> None:
@@ -146,10 +163,11 @@ def epochs(asked: argparse.Namespace, tell: Tell) -> None:
     tiny = (
         '--model', 'deit_lt_tiny', '--model-kwargs', 'depth=2', '--img-size', '32', '--n-max', '2',
         '--imbalance-factor', '2', '--batch-size', '16', '--global-batch-size', '32')
+    backend = usable('eager' if asked.smoke else 'inductor', device_of(asked), tell)
     args = parse_args([
         '-c', 'cifar100_if100/deit_lt_base', '--device', device_of(asked).type,
         '--workers', '2' if asked.smoke else str(os.cpu_count()), *(tiny if asked.smoke else ()), *CHOSEN,
-        '--torchcompile', 'eager' if asked.smoke else 'inductor'])
+        *(('--torchcompile', backend) if backend else ())])
     fed_and_bare(asked, tell, args, LOADERS)
 
 
@@ -157,7 +175,8 @@ def small_data(asked: argparse.Namespace, tell: Tell) -> None:
     """Epochs of the study small_data on noise; then its runs on Fashion-MNIST, in what time is left."""
     args = cell_args(load_study('small_data'), Cell(7, 1, 'base'), {'device': device_of(asked).type})
     vars(args).update(epochs=1200, **(dict(n_max=20, imbalance_factor=4, auto_speed='off') if asked.smoke else {}))
-    fed_and_bare(asked, tell, args, SMALL_LOADERS)
+    if failed := guarded(fed_and_bare, asked, tell, args, SMALL_LOADERS):
+        tell(name='epochs', **failed)
     if asked.smoke or not asked.fashion_mnist.is_dir():
         tell(name='runs', left_out='--smoke' if asked.smoke else f'no folder {asked.fashion_mnist}')
         return
@@ -165,8 +184,8 @@ def small_data(asked: argparse.Namespace, tell: Tell) -> None:
     for arm in ARMS:
         began = time.perf_counter()
         made = guarded(
-            ablate, 'small_data', arms=[arm], subsets=[7], data_dir=str(asked.fashion_mnist), results=folder,
-            work=folder / 'work')
+            ablate, 'small_data', arms=[arm], seeds=[1], subsets=[7], data_dir=str(asked.fashion_mnist), results=folder,
+            work=folder / 'work', jobs=1, table=False)
         tell(name=f'run of {arm}', seconds=time.perf_counter() - began, **made)
 
 
@@ -187,7 +206,8 @@ def fed_and_bare(
     group = next(first.loader.epoch(0))
     bare = rate(partial(repeated, first, group), sum(len(target) for _, _, target in group), device, seconds_of(asked))
     tell(name='bare steps', **bare)
-    for name, more in loaders.items():
+
+    def fed(name: str, more: Mapping[str, Any]) -> None:
         trainer, _ = made(more)
         # the networks are compiled once
         trainer.task, trainer.optimizer, trainer.channels_last = first.task, first.optimizer, first.channels_last
@@ -197,4 +217,9 @@ def fed_and_bare(
             tell(
                 name=name, epoch=epoch, images_per_second=trained['train_images_per_second'],
                 of_bare_steps=trained['train_images_per_second'] / bare['images_per_second'],
-                hours_of_1200_epochs=1200 / 3600 * trained['train_seconds'])
+                # without evaluations and checkpoints
+                training_hours_of_1200_epochs=1200 / 3600 * trained['train_seconds'])
+
+    for name, more in loaders.items():
+        if failed := guarded(fed, name, more):
+            tell(name=name, **failed)

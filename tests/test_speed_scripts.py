@@ -5,13 +5,16 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError
 from types import SimpleNamespace
+from unittest.mock import create_autospec
 
 import pytest
+import torch
 from conftest import ROOT, run_script
 
 sys.path.append(str(ROOT / 'speed'))
 import gpu  # noqa: E402
 import gpu_measure  # noqa: E402
+import gpu_parts  # noqa: E402
 
 SMALL = ['--img-size', '32', '--batch-size', '4', '--rounds', '1', '--device', 'cpu']
 STUDENTS = ["timm's task, fp32, teacher at its own size", 'ours, --auto-speed off']
@@ -73,17 +76,41 @@ def test_every_part_of_the_gpu_script_runs_on_the_cpu_in_small(tmp_path):
     assert {line['outcome'] for line in lines if 'outcome' in line} == {'passed'}
     measured = [line['images_per_second'] for line in lines if 'images_per_second' in line]
     assert len(measured) >= 8 and all(value > 0 for value in measured)
-    assert any('ours / plain PyTorch' in line for line in lines)
+    assert {word for line in lines for word in line if word.startswith('ours / ')} == {
+        f'ours / {name}' for name in gpu_parts.STEPS if name != 'ours'}
 
 
 def test_the_gpu_script_ends_parts_whose_time_is_over_and_keeps_what_is_there(tmp_path):
     file = tmp_path / 'gpu.jsonl'
     file.write_text('{"part": "earlier"}\n')
-    done = run('gpu.py', '--smoke', '--minutes', '.0001', '--output', file)
-    assert done.returncode == 0, done.stderr
-    first, machine, *ended = lines_of(file)
-    assert (first['part'], machine['part']) == ('earlier', 'machine')
-    assert [(line['part'], line['ended']) for line in ended] == [(part, 'its time was over') for part in gpu.PARTS]
+    for parts, code in ((['rates', 'epochs'], 0), (['rates', 'test_runs'], 1)):  # tests that did not run are no success
+        done = run('gpu.py', '--smoke', '--minutes', '.0001', '--output', file, '--commit', 'abc', '--parts', *parts)
+        assert done.returncode == code, done.stderr
+        *_, machine, one, other = lines_of(file)
+        assert (machine['part'], machine['git']) == ('machine', 'abc')
+        assert [(line['part'], line['ended']) for line in (one, other)] == [(x, 'its time was over') for x in parts]
+    assert lines_of(file)[0] == {'part': 'earlier'}
+
+
+def test_the_gpu_script_goes_on_where_nothing_can_be_compiled():
+    told = []
+    for backend, left in (('', ''), ('eager', 'eager'), ('no such backend', '')):
+        assert gpu_parts.usable(backend, torch.device('cpu'), lambda **line: told.append(line)) == left
+    line, = told
+    assert line['name'] == 'nothing is compiled: no such backend fails' and 'Invalid backend' in line['error']
+
+
+def test_the_gpu_script_trains_the_arms_of_small_data_as_the_study_takes_them(tmp_path, monkeypatch):
+    ablate = create_autospec(gpu_parts.ablate, side_effect=[{'cells': ['a']}, ValueError('no room')])
+    monkeypatch.setattr(gpu_parts, 'ablate', ablate)
+    monkeypatch.setattr(gpu_parts, 'ARMS', ('base', 'cnn'))
+    monkeypatch.setattr(gpu_parts, 'fed_and_bare', lambda *_: None)
+    told = []
+    asked = SimpleNamespace(smoke=False, fashion_mnist=tmp_path, output=tmp_path / 'gpu.jsonl')
+    gpu_parts.small_data(asked, lambda **line: told.append(line))
+    assert ablate.call_args.kwargs['results'] == tmp_path / 'gpu' and not ablate.call_args.kwargs['table']
+    assert [(line['name'], line.get('cells'), line.get('error')) for line in told] == [
+        ('run of base', ['a'], None), ('run of cnn', None, 'ValueError: no room')]
 
 
 def test_the_gpu_script_names_what_is_missing_and_how_to_install_it(monkeypatch, tmp_path):

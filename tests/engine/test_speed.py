@@ -14,6 +14,7 @@ from timm_deitlt.data.loader import MicroBatch
 from timm_deitlt.engine import speed
 from timm_deitlt.engine.fit import checkpoint_state, restore
 from timm_deitlt.engine.speed import Speed, choose_speed, speed_before
+from timm_deitlt.engine.step_graph import RecordingError, StepGraph
 from timm_deitlt.run.build.data import build_data
 from timm_deitlt.run.build.trainer import _on_device, build_trainer
 from timm_deitlt.run.settings import resolve_settings
@@ -68,7 +69,9 @@ def test_each_choice_is_the_faster_one_by_enough(model, epochs, table, chosen, m
     assert hasattr(trainer.task.trainable_module, '_orig_mod') == bool(chosen['compile'])
 
 
-@pytest.mark.parametrize('workers, host, faster', [(0, .1, True), (8, .1, False), (8, 1., True), (0, .011, False)])
+@pytest.mark.parametrize('workers, host, faster', [
+    (0, .1, True), (8, .1, False), (8, 1., True), (0, .011, False),
+    (8, .5, True)])  # as fast as the steps, but for the first batch of an epoch of 14
 def test_device_augments_where_that_is_faster(workers, host, faster, measured, monkeypatch):
     measured({(): 1., ('fused_attention',): 1., ('compile',): 2.})
     trainer, settings = made('--epochs', '100')
@@ -81,11 +84,31 @@ def test_device_augments_where_that_is_faster(workers, host, faster, measured, m
     assert (trainer.loader is there.loader) == (trainer.augment is there.augment) == faster
 
 
+@pytest.mark.parametrize('error', [ValueError('no hue'), torch.OutOfMemoryError('no room')])
+def test_device_that_cannot_augment_is_not_chosen(error, measured):
+    measured({(): 1., ('fused_attention',): 1., ('compile',): 2.})
+    trainer, settings = made('--epochs', '100')
+
+    def fail():
+        raise error
+
+    trainer.on_device = fail
+    assert choose_speed(trainer, settings) == MATMUL
+
+
+@pytest.mark.parametrize('free, copied', [(400_000, False), (500_000, True)])  # bytes; the digits take 41,472
+def test_images_are_copied_to_a_gpu_only_where_they_need_little_of_its_memory(free, copied, monkeypatch):
+    trainer, _ = made()
+    trainer.task.device = torch.device('cuda')
+    monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device: (free, free))
+    assert speed._fits_on_device(trainer) == copied
+
+
 @pytest.mark.parametrize('seconds, chosen', [((1e-2, 8e-3), True), ((1e-2, 9.5e-3), False), ((.06, None), False)])
 def test_graph_is_used_where_short_steps_gain_from_it(seconds, chosen, measured, monkeypatch):
     without, recorded = seconds
     asked = measured({(): without, ('fused_attention',): without, ('graph',): recorded})
-    monkeypatch.setattr(speed, 'recordable', lambda trainer: True)
+    monkeypatch.setattr(speed, 'recordable', lambda *_: True)
     trainer, settings = made('--epochs', '100')
     assert choose_speed(trainer, settings) == {**MATMUL, 'graph': chosen}
     assert (('graph',) in asked) == (recorded is not None) and (trainer.graph is not None) == chosen
@@ -272,6 +295,18 @@ def test_error_without_a_word_is_named_by_its_type(monkeypatch, caplog):
     monkeypatch.setattr(trainer, 'forward_backward', fail)
     assert choose_speed(trainer, settings) == MATMUL
     assert 'which fails: NotImplementedError' in caplog.text and 'inf' not in caplog.text
+
+
+def test_recording_that_breaks_off_ends_the_trial(monkeypatch):
+    trainer, settings = made('--epochs', '100')
+
+    def fail(*_):
+        raise RecordingError('give --auto-speed off')
+
+    monkeypatch.setattr(StepGraph, '_recorded', fail)
+    monkeypatch.setattr(speed, 'recordable', lambda *_: True)
+    with pytest.raises(RecordingError):
+        choose_speed(trainer, settings)
 
 
 def test_train_script_says_what_it_chose_and_keeps_it(tmp_path):

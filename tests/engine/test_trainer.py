@@ -4,6 +4,7 @@ import errno
 import random
 import resource
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -335,6 +336,16 @@ def test_resumed_fit_rewinds_the_rows_that_it_trains_again_and_ends_the_same(tmp
     assert metrics == resumed
     *_, done = fitted(tmp_path, settings(), checkpoint=load_checkpoint(tmp_path / 'last.pth.tar'))
     assert len(done) == 4, 'a run that has ended is evaluated, not trained'
+
+
+@pytest.mark.parametrize('breaks', [False, True])
+def test_fit_lets_go_of_the_graph_however_it_ends(tmp_path, breaks):
+    task = classifier(cnn(), Breaks(at=1 if breaks else 0))
+    ours = trainer(task, loader=train_loader(images=8), epochs=1, drw_start_epoch=1)
+    ours.graph = ours.compute
+    with pytest.raises(NonFiniteLossError) if breaks else nullcontext():
+        fit(ours, RunFolder(tmp_path), settings(), {'experts': ['cls']})
+    assert ours.graph is None
 
 
 def test_options_of_flags_win_over_those_of_the_checkpoint(tmp_path):

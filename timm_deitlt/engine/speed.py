@@ -7,9 +7,11 @@ import logging
 import math
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from timm.layers import Attention
@@ -22,7 +24,7 @@ from ..optim import SAM
 from ..optim.layout import match_layout
 from ..settings.resolved import MachineSettings, Settings
 from .device import keep_freed_memory, return_freed_memory
-from .step_graph import StepGraph, recordable, restored_buffers
+from .step_graph import RecordingError, StepGraph, recordable, restored_buffers
 from .trainer import Trainer
 
 _logger = logging.getLogger(__name__)
@@ -37,6 +39,8 @@ MOST_GAIN_OF_COMPILING = {'cpu': .2, 'cuda': .4}
 LEAST_RETURN_OF_COMPILING = 3
 # A step that takes longer does not wait for the host, and a CUDA graph of it would only need memory
 LONGEST_STEP_TO_RECORD = .05
+# Share of the free memory of a GPU. Larger sets are not copied to it unless a flag asks for that
+LARGEST_SHARE_OF_IMAGES = .1
 # A smaller gain may be noise. Then two runs with the same settings could choose differently, and differ by rounding
 LEAST_GAIN = .1
 _TIMED_STEPS = 4
@@ -103,7 +107,7 @@ def choose_speed(
         speed, reason = Speed(**before), ', as before'
         speed = replace(
             speed, on_device=speed.on_device and trainer.on_device is not None,
-            graph=speed.graph and recordable(trainer))
+            graph=speed.graph and recordable(trainer, machine.torchcompile_mode))
         if speed.compile != usual.compile and math.isinf(_seconds(trainer, machine, speed, start_epoch)):
             speed = replace(speed, compile=usual.compile)  # this machine has no compiler
     elif steps >= FEWEST_STEPS:
@@ -140,7 +144,7 @@ def _fastest(
     first = seconds = _seconds(trainer, settings.machine, speed, epoch)
     if math.isinf(first):
         return speed, ''  # training fails in the same way, and says why
-    for name, value in _alternatives(trainer, speed):
+    for name, value in _alternatives(trainer, speed, settings.machine.torchcompile_mode):
         if name == 'compile' and not _compiling_can_pay(trainer, seconds * steps * passes):
             continue
         if name == 'graph' and seconds > LONGEST_STEP_TO_RECORD:
@@ -160,16 +164,29 @@ def _feeds_faster(trainer: Trainer, seconds: float) -> bool:
     """Whether micro-batches that take so many seconds come faster if the device augments the images."""
     if trainer.on_device is None:
         return False
-    try:
-        loader = trainer.on_device()['loader']
-    except ValueError:  # the device cannot do all that the augmentation asks for
-        return False
-    if not loader.in_memory:
-        return False
-    now, then = (made.seconds_per_image() * made.batch_size / max(1, made.workers) for made in (trainer.loader, loader))
-    now = max(seconds, now) if trainer.loader.workers else seconds + now
-    now, then = _on_slowest_rank(trainer, now), _on_slowest_rank(trainer, seconds + then)
+    made = trainer.loader
+    now = made.seconds_per_image() * made.batch_size
+    if made.workers:
+        # in each epoch they start anew, and a single one makes the first batch
+        first = now / (made.updates_per_epoch * made.grad_accum_steps)
+        now = max(seconds, now / made.workers) + first
+    else:
+        now += seconds
+    then = math.inf
+    # the device may not do all that the augmentation asks for
+    with suppress(ValueError, torch.OutOfMemoryError):
+        there = trainer.on_device()['loader'] if _fits_on_device(trainer) else None
+        if there is not None and there.in_memory:
+            then = seconds + there.seconds_per_image() * there.batch_size
+    now, then = _on_slowest_rank(trainer, now), _on_slowest_rank(trainer, then)
     return then < now * (1 - LEAST_GAIN)
+
+
+def _fits_on_device(trainer: Trainer) -> bool:
+    """Whether all images, if they are as large as the first, leave almost all of the free memory to the training."""
+    device, images = trainer.task.device, trainer.loader.dataset
+    free = torch.cuda.mem_get_info(device)[0] if device.type == 'cuda' else math.inf
+    return len(images) * np.asarray(images[0][0]).nbytes < LARGEST_SHARE_OF_IMAGES * free
 
 
 def _compiling_can_pay(trainer: Trainer, seconds: float) -> bool:
@@ -179,7 +196,7 @@ def _compiling_can_pay(trainer: Trainer, seconds: float) -> bool:
     return gain > LEAST_RETURN_OF_COMPILING * layers * SECONDS_TO_COMPILE_A_LAYER
 
 
-def _alternatives(trainer: Trainer, speed: Speed) -> Iterator[tuple[str, Any]]:
+def _alternatives(trainer: Trainer, speed: Speed, compile_mode: str | None) -> Iterator[tuple[str, Any]]:
     if _attends(trainer):
         yield 'fused_attention', not speed.fused_attention
     trained = unwrap_model(trainer.task.get_trainable_module())
@@ -189,7 +206,7 @@ def _alternatives(trainer: Trainer, speed: Speed) -> Iterator[tuple[str, Any]]:
     sizes = trainer.loader.sizes
     if not speed.compile and (sizes is None or len(set(sizes.drawn)) == 1):  # every size is compiled by itself
         yield 'compile', 'inductor'
-    if recordable(trainer):
+    if recordable(trainer, compile_mode):
         yield 'graph', True
 
 
@@ -220,6 +237,8 @@ def _seconds(trainer: Trainer, machine: MachineSettings, speed: Speed, epoch: in
                 synchronize(device)
                 seconds.append(time.perf_counter() - began)
         result = min(seconds[1:])
+    except RecordingError:
+        raise
     except Exception as error:  # no compiler for the backend, no kernel for the type, too little memory
         words = next(iter(str(error).splitlines()), type(error).__name__)
         _logger.info(f'Speed: not {speed.words(_attends(trainer))}, which fails: {words}')

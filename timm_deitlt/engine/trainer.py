@@ -227,7 +227,8 @@ class Trainer:
             result = self.task(images, target, second_pass=second_pass, **views)
         loss = result['loss'] * share
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
-        return result, loss.detach()
+        # without the graph of autograd, whose nodes would lie on the stream of this pass for as long as they live
+        return {name: value.detach() for name, value in result.items()}, loss.detach()
 
     def _clip(self, largest: float) -> None:
         if self.scaler is not None:

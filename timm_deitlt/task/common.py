@@ -51,7 +51,7 @@ class ShotEvaluation(TrainingTask):
         """Take the 0-based epoch."""
 
     def stage(self) -> Hashable:
-        """All that the epoch decides about a forward pass; None if something else decides too."""
+        """What the epoch decides about a forward pass; None if that differs in each epoch or something else decides."""
         return None
 
     def create_evaluator(self, fusions: Sequence[str] = (), **kwargs: Any) -> ShotEvaluator:

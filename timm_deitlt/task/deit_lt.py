@@ -124,9 +124,11 @@ class DeiTLTTask(AuxiliaryTask, TokenDistillationTask):
     def stage(self) -> Hashable:
         """See `ShotEvaluation.stage`."""
         guidance = self.guidance
+        if guidance is not None and guidance.dense:
+            return None  # in each epoch the places have another share
         return (
             *stages([self.criterion, self.distillation_loss], self._epoch),
-            guidance and (guidance.guides(self._epoch), guidance.dense and guidance.share_of_places(self._epoch)))
+            guidance is not None and guidance.guides(self._epoch))
 
     def teacher_view(self, images: Tensor) -> Tensor:
         """Turn images `[B, C, H, W]`, normalised for the student, into the teacher's normalisation and size."""
