@@ -174,9 +174,12 @@ def epochs(asked: argparse.Namespace, tell: Tell) -> None:
 def small_data(asked: argparse.Namespace, tell: Tell) -> None:
     """Epochs of the study small_data on noise; then its runs on Fashion-MNIST, in what time is left."""
     args = cell_args(load_study('small_data'), Cell(7, 1, 'base'), {'device': device_of(asked).type})
-    vars(args).update(epochs=1200, **(dict(n_max=20, imbalance_factor=4, auto_speed='off') if asked.smoke else {}))
-    if failed := guarded(fed_and_bare, asked, tell, args, SMALL_LOADERS):
-        tell(name='epochs', **failed)
+    vars(args).update(epochs=1200, **(dict(n_max=20, imbalance_factor=4) if asked.smoke else {}))
+    for choice in ('off',) if asked.smoke else ('on', 'graph'):
+        args.auto_speed = choice
+        if failed := guarded(fed_and_bare, asked, partial(tell, auto_speed=choice), args, SMALL_LOADERS):
+            tell(name='epochs', auto_speed=choice, **failed)
+            return  # a recording that broke off leaves this process unable to train
     if asked.smoke or not asked.fashion_mnist.is_dir():
         tell(name='runs', left_out='--smoke' if asked.smoke else f'no folder {asked.fashion_mnist}')
         return

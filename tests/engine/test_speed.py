@@ -109,12 +109,19 @@ def test_graph_is_used_where_short_steps_gain_from_it(seconds, chosen, measured,
     without, recorded = seconds
     asked = measured({(): without, ('fused_attention',): without, ('graph',): recorded})
     monkeypatch.setattr(speed, 'recordable', lambda *_: True)
-    trainer, settings = made('--epochs', '100')
+    trainer, settings = made('--epochs', '100', '--auto-speed', 'graph')
     assert choose_speed(trainer, settings) == {**MATMUL, 'graph': chosen}
     assert (('graph',) in asked) == (recorded is not None) and (trainer.graph is not None) == chosen
     assert choose_speed(trainer, settings, before={**MATMUL, 'graph': True})['graph'] and trainer.graph is not None
     monkeypatch.undo()
     assert choose_speed(trainer, settings, before={**MATMUL, 'graph': True}) == MATMUL and trainer.graph is None
+
+
+def test_graph_is_not_tried_unless_it_is_asked_for(measured, monkeypatch):
+    asked = measured({(): 1e-2, ('fused_attention',): 1e-2})
+    monkeypatch.setattr(speed, 'recordable', lambda *_: True)
+    choose_speed(*made('--epochs', '100'))
+    assert ('graph',) not in asked
 
 
 def test_device_augments_again_when_a_run_goes_on_unless_the_flags_say_otherwise():
@@ -298,10 +305,10 @@ def test_error_without_a_word_is_named_by_its_type(monkeypatch, caplog):
 
 
 def test_recording_that_breaks_off_ends_the_trial(monkeypatch):
-    trainer, settings = made('--epochs', '100')
+    trainer, settings = made('--epochs', '100', '--auto-speed', 'graph')
 
     def fail(*_):
-        raise RecordingError('give --auto-speed off')
+        raise RecordingError('give --auto-speed on')
 
     monkeypatch.setattr(StepGraph, '_recorded', fail)
     monkeypatch.setattr(speed, 'recordable', lambda *_: True)

@@ -72,7 +72,7 @@ def test_compiled_step_is_recorded(device):
 
 @devices()
 def test_speed_is_chosen_without_a_trace_and_trains(device):
-    flags = ['--device', device, *STUDENT, '--epochs', '100']  # long enough to try what is fastest
+    flags = ['--device', device, *STUDENT, '--epochs', '100', '--auto-speed', 'graph']  # long enough to try
     trainer, settings = made(device, *flags), resolve_settings(parse_args([*TINY, *flags]))
     before = state(trainer)
     choose_speed(trainer, settings)
@@ -115,7 +115,7 @@ def test_recording_that_breaks_off_ends_the_run(monkeypatch):
     trainer = made('cpu', *STUDENT)
     trainer.graph = StepGraph(trainer)
     monkeypatch.setattr(StepGraph, '_recorded', fail)
-    with pytest.raises(RecordingError, match=r'\(no graph here\), and .* give --auto-speed off'):
+    with pytest.raises(RecordingError, match=r'\(no graph here\), and .* give --auto-speed on'):
         trained(trainer, [0])
 
 

@@ -115,7 +115,7 @@ def choose_speed(
         return_freed_memory()
     also = [words for words, true in (
         ('fused optimizer', any(group.get('fused') for group in trainer.optimizer.param_groups)),
-        ('freed memory kept', on_cpu and machine.auto_speed == 'on' and keep_freed_memory())) if true]
+        ('freed memory kept', on_cpu and machine.auto_speed != 'off' and keep_freed_memory())) if true]
     _logger.info(f'Speed: {", ".join([speed.words(_attends(trainer)) + reason, *also])}')
     _apply(trainer, machine, speed)
     return asdict(speed)
@@ -144,7 +144,7 @@ def _fastest(
     first = seconds = _seconds(trainer, settings.machine, speed, epoch)
     if math.isinf(first):
         return speed, ''  # training fails in the same way, and says why
-    for name, value in _alternatives(trainer, speed, settings.machine.torchcompile_mode):
+    for name, value in _alternatives(trainer, speed, settings.machine):
         if name == 'compile' and not _compiling_can_pay(trainer, seconds * steps * passes):
             continue
         if name == 'graph' and seconds > LONGEST_STEP_TO_RECORD:
@@ -196,7 +196,7 @@ def _compiling_can_pay(trainer: Trainer, seconds: float) -> bool:
     return gain > LEAST_RETURN_OF_COMPILING * layers * SECONDS_TO_COMPILE_A_LAYER
 
 
-def _alternatives(trainer: Trainer, speed: Speed, compile_mode: str | None) -> Iterator[tuple[str, Any]]:
+def _alternatives(trainer: Trainer, speed: Speed, machine: MachineSettings) -> Iterator[tuple[str, Any]]:
     if _attends(trainer):
         yield 'fused_attention', not speed.fused_attention
     trained = unwrap_model(trainer.task.get_trainable_module())
@@ -206,7 +206,7 @@ def _alternatives(trainer: Trainer, speed: Speed, compile_mode: str | None) -> I
     sizes = trainer.loader.sizes
     if not speed.compile and (sizes is None or len(set(sizes.drawn)) == 1):  # every size is compiled by itself
         yield 'compile', 'inductor'
-    if recordable(trainer, compile_mode):
+    if machine.auto_speed == 'graph' and recordable(trainer, machine.torchcompile_mode):
         yield 'graph', True
 
 

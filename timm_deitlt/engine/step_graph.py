@@ -102,7 +102,7 @@ class StepGraph:
             if begun:
                 raise RecordingError(
                     f'This step could not be recorded as a CUDA graph ({reason}), and the process cannot train on '
-                    'after that: give --auto-speed off.') from error
+                    'after that: give --auto-speed on.') from error
             _logger.warning(f'This step runs without a CUDA graph: {reason}')
             return None
         return recording

@@ -290,7 +290,7 @@ def fuses(settings: Settings) -> bool:
     that was never written.
     """
     scaled_sgd = settings.machine.precision.mixed == 'float16' and settings.optimizer.opt.lower() in ('sgd', 'momentum')
-    return settings.machine.auto_speed == 'on' and not scaled_sgd
+    return settings.machine.auto_speed != 'off' and not scaled_sgd
 
 
 def build_optimizer(settings: OptimizerSettings, model: nn.Module, fused: bool) -> torch.optim.Optimizer:

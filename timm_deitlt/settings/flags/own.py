@@ -80,8 +80,8 @@ OWN_FLAGS = {
         flag('--branch-from', 'start a new run from this milestone of another (default: none)', metavar='FILE'),
         flag('--log-tensorboard', 'log to TensorBoard', action='store_true'),
         flag('--log-trackio', 'log to Trackio on this machine', action='store_true'),
-        flag('--auto-speed', 'on: time training steps and use the fastest options; off: leave attention, optimizer and '
-             'memory as PyTorch has them', default='on', choices=('on', 'off')),
+        flag('--auto-speed', 'on: time training steps and use the fastest options; graph: try a CUDA graph too; off: '
+             'leave attention, optimizer and memory as PyTorch has them', default='on', choices=('on', 'graph', 'off')),
         flag('--report', 'measure the mechanisms and write report.html and plots/ at the end (default: on)',
              **SWITCH, default=True),
     ),
