@@ -110,7 +110,7 @@ def test_the_fusion_of_a_run_is_its_answer_wherever_it_is_asked(tmp_path, shared
         again = validate(str(place), {'amp': False}, 'all')
         assert again['answer'] == 'mean_adjusted' and set(again['fusion']) == set(FUSIONS)
         assert again['fusion']['mean_adjusted'] == result['fusion']['mean_adjusted']
-        assert again['confusion'] == result['confusion'], 'that of the answer'
+        assert again['confusion'] == result['confusion'] and result['confusion']['expert'] == 'mean_adjusted'
         trained = load_model(place)
         image = Image.fromarray((torch.rand(8, 8) * 255).byte().numpy())
         default, adjusted, mean = (trained.predict([image], **options)[0]['probabilities'] for options in (

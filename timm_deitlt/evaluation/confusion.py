@@ -35,13 +35,17 @@ def confused_pairs(
 def describe_confusion(
         confusion: Sequence[Sequence[int]] | None,
         class_names: Sequence[str],
+        answer: Sequence[str] = (),
 ) -> dict[str, Any] | None:
-    """What metrics.json says of `ShotEvaluator.confusion`: 'pairs', and the 'matrix' of at most 100 classes."""
+    """What metrics.json says of `ShotEvaluator.confusion`: 'pairs', and the 'matrix' of at most 100 classes.
+
+    `answer` holds the fusion that gave the classes; it is empty if the mean of the logits did.
+    """
     if confusion is None:
         return None
     small = len(confusion) <= _MOST_CLASSES
     return {
-        'expert': 'mean',
+        'expert': next(iter(answer), 'mean'),
         'matrix': [list(row) for row in confusion] if small else None,
         'pairs': confused_pairs(confusion, class_names),
     }

@@ -61,7 +61,8 @@ def run_result(
         'teacher': None if teacher is None else {
             'name': teacher.name, 'source': teacher.source, 'path': str(teacher.path), **(teacher_metrics or {})},
         'shots': data.shots.describe(test_counts),
-        'confusion': describe_confusion(trainer.confusion if metrics else None, data.train.class_names),
+        'confusion': describe_confusion(
+            trainer.confusion if metrics else None, data.train.class_names, trainer.fusions),
         'data': {**data.describe(test_counts), 'bad_images': data.bad_images},
         'model': settings.model.name,
         'epochs': trainer.epochs,

@@ -172,7 +172,7 @@ def _evaluate(
         **{key: value for key, value in metrics.items() if key == 'ema'},
         **fused(metrics['experts'], answer, fusions),
         'shots': data.shots.describe(evaluator.test_counts),
-        'confusion': describe_confusion(confusion, data.train.class_names),
+        'confusion': describe_confusion(confusion, data.train.class_names, answer),
         'data': {**data.describe(evaluator.test_counts), 'bad_images': data.bad_images},
         'model': settings.model.name,
         'epochs': settings.schedule.epochs,

@@ -77,7 +77,8 @@ def _conflicts_of_small_data(args: argparse.Namespace) -> Conflicts:
     blocks, stages = args.guidance_blocks, args.guidance_stages
     return (
         (places and args.teacher in ('none', 'labels'),
-         f"{places} needs a teacher's feature maps, got --teacher {args.teacher}; use a CNN such as resnet32_sam"),
+         f"{places} needs a teacher's feature maps, got --teacher {args.teacher}; use a CNN such as resnet32_sam, or "
+         f'give {places} 0'),
         (places and args.teacher_view == 'weak',
          f'{places} needs the same view for student and teacher, which --teacher-view weak does not give; leave '
          f'--teacher-view out, or give {places} 0'),

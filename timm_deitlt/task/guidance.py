@@ -71,7 +71,7 @@ class GuidingTeacher(nn.Module):
         if not hasattr(network, 'forward_intermediates') or not hasattr(network, 'forward_head'):
             raise ValueError(
                 f'The teacher {kind} returns no feature maps (it lacks forward_intermediates or forward_head, which '
-                'models of timm have): use a CNN such as resnet32_sam, or leave out --guidance and --dense-distill.')
+                'models of timm have): use a CNN such as resnet32_sam, or give --guidance 0 --dense-distill 0.')
         self.network = cast(Any, network.eval())
         self.dense = dense
         self.stages = all_stages(network) if stages is None else list(stages)
@@ -87,7 +87,7 @@ class GuidingTeacher(nn.Module):
         if any(x.ndim != 4 for x in maps):
             raise ValueError(
                 f'The features of the teacher {kind} have the shapes {[tuple(x.shape) for x in maps]}, but guidance '
-                'needs maps [B, C, H, W]: use a CNN such as resnet32_sam.')
+                'needs maps [B, C, H, W]: use a CNN such as resnet32_sam, or give --guidance 0.')
         self.channels = [x.shape[1] for x in maps]
         if dense and not _classifies_the_mean(network, features):
             raise ValueError(
@@ -225,7 +225,7 @@ def check_guidable(model: nn.Module) -> None:
     if isinstance(model.patch_drop, PatchDropout):
         raise ValueError(
             '--guidance and --dense-distill compare every place, but patch_drop_rate drops patches: leave out '
-            'patch_drop_rate, or --guidance and --dense-distill.')
+            'patch_drop_rate, or give --guidance 0 --dense-distill 0.')
 
 
 def _as_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
