@@ -12,7 +12,7 @@ from timm_deitlt.run.build.loaders import build_train_transform
 from timm_deitlt.run.settings import resolve_settings
 from timm_deitlt.run.teacher_settings import teacher_settings
 from timm_deitlt.settings.checks import validate_args
-from timm_deitlt.settings.layers import model_kind, recipes_for, resolve
+from timm_deitlt.settings.layers import parse_args
 from timm_deitlt.studies.cells import Cell, cell_args, cell_path, cell_settings, plan, read_results, resolved_settings
 from timm_deitlt.studies.command import add_verdicts, with_table
 from timm_deitlt.studies.study import load_study, study_names
@@ -50,11 +50,22 @@ def put(root, study, arm, seed, tail, rank=3, subset=0):
 
 
 def test_a_study_may_build_on_a_recipe(tmp_path):
-    (tmp_path / 'mine.yaml').write_text('base: [default/student]\nepochs: 7\nmodel: deit_lt_tiny\nlr: 0.5')
+    (tmp_path / 'mine.yaml').write_text('base: [default/student, default/small_data]\nepochs: 7\nlr: 0.5')
     (tmp_path / 'small.yaml').write_text(f'recipe: {tmp_path / "mine.yaml"}\n' + STUDY)
     study = load_study(str(tmp_path / 'small.yaml'))
     args = cell_args(study, Cell(0, 1, 'plain'))
-    assert (args.epochs, args.model, args.lr) == (2, 'deit_lt_tiny', .5), 'its own settings win'
+    assert (args.epochs, args.model, args.lr, args.guidance) == (2, 'deit_lt_tiny', .5, 2.5), 'its own settings win'
+    args = cell_args(study, Cell(0, 1, 'plain'), {'model': 'resnet32_cifar'})
+    assert args.guidance == 0 and args.opt != 'muon'
+
+
+def test_the_recipe_for_small_data_is_the_arm_that_the_search_has_chosen():
+    chosen = cell_args(load_study('small_data'), Cell(0, 1, 'guide_init_muon'))
+    measured = cell_args(load_study('small_data_recipe'), Cell(0, 1, 'recipe'))
+    used = parse_args(['-c', 'fashion_mnist/small_data', '--seed', '1'])
+    differ = {'val_split', 'fusion', 'sources'}
+    for args in (measured, used):
+        assert {name for name in vars(args) if vars(args)[name] != vars(chosen)[name]} == differ
 
 
 @pytest.mark.parametrize('name', study_names())
@@ -65,8 +76,7 @@ def test_every_arm_of_a_packaged_study_is_a_training_that_resolves(name):
         if body.origin:
             assert body.origin[1] in load_study(body.origin[0]).arms
             continue
-        settings = cell_settings(study, Cell(0, 1, arm))
-        args = resolve(settings, recipes_for(settings['dataset'], model_kind(settings['model'])), prog=name)
+        args = cell_args(study, Cell(0, 1, arm))
         validate_args(args)
         settings = resolve_settings(args, planned=True)
         build_train_transform(settings.augment, CONFIG)

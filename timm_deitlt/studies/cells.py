@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from ..run.start import NOT_OF_THE_RUN
-from ..settings.layers import args_to_yaml, model_kind, recipes_for, resolve
+from ..settings.layers import args_to_yaml, load_recipe, model_kind, recipes_for, resolve
 from .study import Study, load_study
 
 
@@ -118,7 +118,10 @@ def cell_args(study: Study, cell: Cell, more: Mapping[str, Any] | None = None) -
     if 'dataset' not in settings:
         raise ValueError(f'The study {study.name} names no data set: add dataset: NAME to its settings.')
     kind = model_kind(settings.get('model', ''))
-    return resolve(settings, recipes_for(settings['dataset'], kind), prog=f'{study.name} {cell.arm}')
+    recipes = recipes_for(settings['dataset'], kind)
+    if study.recipe and kind == 'student':
+        recipes = [*(load_recipe(study.recipe).base or recipes), study.recipe]
+    return resolve(settings, recipes, prog=f'{study.name} {cell.arm}')
 
 
 def resolved_settings(args: argparse.Namespace) -> dict[str, Any]:

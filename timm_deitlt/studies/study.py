@@ -8,7 +8,6 @@ from typing import Any
 import yaml
 
 from ..evaluation.fusion import FUSIONS
-from ..settings.layers import load_recipe
 
 STUDIES = files(__package__.rpartition('.')[0]) / 'studies'
 EXPERTS = ('mean', 'cls', 'dist', 'teacher', *FUSIONS)
@@ -62,13 +61,15 @@ class Study:
 
     Attributes:
         name: Name of its folder of results.
-        settings: Settings of train.py that all arms share: those of the study's `recipe`, if it names one, and its own.
+        settings: Settings of train.py that all arms share.
         arms: Its arms by name.
         claims: Claims to be judged.
         seeds: Seeds that are run if none are asked for.
         sweep: What is varied, or None. 'x' is the title of the axis, or 'teacher_view' for the teacher's accuracy on
             the student's images. 'levels' is a list; each level has a 'label', its value 'x', and 'arms': the arm of
             each method by the method's name.
+        recipe: Name or path of the recipe that students start from, in place of those of the data set, or None. CNNs
+            start from the recipes of the data set all the same.
     """
     name: str
     settings: Mapping[str, Any]
@@ -76,6 +77,7 @@ class Study:
     claims: tuple[Claim, ...] = ()
     seeds: tuple[int, ...] = (1, 2, 3)
     sweep: Mapping[str, Any] | None = None
+    recipe: str | None = None
 
 
 def study_names() -> list[str]:
@@ -98,7 +100,6 @@ def load_study(name: str) -> Study:
     try:
         content = yaml.safe_load(path.read_text(encoding='utf-8'))
         _known(content, {'recipe', 'settings', 'arms', 'claims', 'seeds', 'sweep'}, 'the study')
-        recipe = load_recipe(content['recipe']).values if 'recipe' in content else {}
         arms = {arm: _arm(arm, body) for arm, body in content['arms'].items()}
         claims = tuple(_claim(body) for body in content.get('claims') or ())
         sweep = _sweep(content.get('sweep'))
@@ -120,8 +121,8 @@ def load_study(name: str) -> Study:
             raise ValueError(
                 f'{path}: level {level["label"]} of the sweep names unknown arms: {", ".join(sorted(unknown))}.')
     seeds = tuple(content.get('seeds') or Study.seeds)
-    settings = {**recipe, **(content.get('settings') or {})}
-    return Study(path.name.removesuffix('.yaml'), settings, arms, claims, seeds, sweep)
+    name = path.name.removesuffix('.yaml')
+    return Study(name, dict(content['settings']), arms, claims, seeds, sweep, content.get('recipe'))
 
 
 def _known(body: Mapping[str, Any], allowed: set[str], what: str) -> None:
