@@ -23,8 +23,8 @@ FOLDERS = {
     'cifar100_if50': 'Rows of the paper: CIFAR-100, imbalance factor 50',
     'imagenet_lt': 'Rows of the paper: ImageNet-LT',
     'inat18': 'Rows of the paper: iNaturalist 2018',
-    'cifar10': 'Below the rows of CIFAR-10',
-    'cifar100': 'Below the rows of CIFAR-100',
+    'cifar10': 'CIFAR-10: small data, and what is below the rows',
+    'cifar100': 'CIFAR-100: small data, and what is below the rows',
     'teachers': 'What a name of --teacher adds',
     'default': 'Below all others',
 }

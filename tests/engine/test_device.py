@@ -6,6 +6,8 @@ import torch
 
 from timm_deitlt.engine import device
 
+IDLE_CORES = device.idle_cores
+
 
 @pytest.fixture
 def threads(monkeypatch):
@@ -14,6 +16,7 @@ def threads(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(device, 'cores', lambda: 4)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setattr(device.time, 'sleep', lambda seconds: None)
     before = torch.get_num_threads()
     torch.set_num_threads(4)
     yield lambda idle: monkeypatch.setattr(device, 'idle_cores', lambda: idle)
@@ -26,7 +29,7 @@ def test_busy_cores_are_left_to_other_programs(threads, idle, expected, caplog):
     with caplog.at_level(logging.INFO):
         device.use_free_cores()
     assert torch.get_num_threads() == expected
-    assert (f'{expected} of 4 threads' in caplog.text) == (expected < 4)
+    assert (f'computes with {expected} threads' in caplog.text) == (expected < 4)
 
 
 @pytest.mark.parametrize('name', ['OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'WORLD_SIZE', 'SLURM_PROCID'])
@@ -44,8 +47,24 @@ def test_a_container_limits_the_threads(threads, monkeypatch):
     assert torch.get_num_threads() == 2
 
 
-def test_idle_cores_are_counted_on_this_machine():
-    assert 0 <= device.idle_cores(.1) <= device.cores() * 1.5  # the system counts in steps of 10 ms
+def test_a_moment_of_work_elsewhere_costs_no_thread(threads, monkeypatch):
+    found = iter([1., 4.])
+    monkeypatch.setattr(device, 'idle_cores', lambda: next(found))
+    device.use_free_cores()
+    assert torch.get_num_threads() == 4
+
+
+@pytest.mark.parametrize('idle, expected', [(.5, 1.), (1.5, 3.), (9., 4.)])
+def test_idle_cores_are_idle_time_by_time(threads, monkeypatch, idle, expected):
+    seconds, clock = iter([100., 100. + idle]), iter([7., 7.5])
+    monkeypatch.setattr(device, '_idle_seconds', lambda: next(seconds))
+    monkeypatch.setattr(device.time, 'perf_counter', lambda: next(clock))
+    assert IDLE_CORES() == expected, 'at most the cores that it may use'
+
+
+def test_the_system_says_how_long_cores_were_idle():
+    before = device._idle_seconds()
+    assert 0 < before <= device._idle_seconds()
 
 
 def test_all_cores_count_as_idle_where_the_system_does_not_say(monkeypatch):

@@ -67,11 +67,11 @@ def test_a_model_of_one_expert_takes_the_fusion_that_needs_no_other():
         choose_fusions('median', ('mean', 'cls', 'dist'))
 
 
-def test_the_prior_is_not_subtracted_from_cosines():
-    assert choose_fusions('all', ('mean', 'cls'), cosine=True) == ()
-    assert choose_fusions('mean', ('mean', 'cls'), cosine=True) == ()
-    with pytest.raises(ValueError, match='outputs of this model are cosines'):
-        choose_fusions('cls_adjusted', ('mean', 'cls'), cosine=True)
+def test_the_prior_is_not_subtracted_from_what_the_loss_scales():
+    assert choose_fusions('all', ('mean', 'cls'), scaled=True) == ()
+    assert choose_fusions('mean', ('mean', 'cls'), scaled=True) == ()
+    with pytest.raises(ValueError, match='scales its outputs'):
+        choose_fusions('cls_adjusted', ('mean', 'cls'), scaled=True)
 
 
 def test_evaluation_counts_a_fusion_like_an_expert():

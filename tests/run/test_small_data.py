@@ -120,7 +120,8 @@ def test_the_fusion_of_a_run_is_its_answer_wherever_it_is_asked(tmp_path, shared
 
 @pytest.mark.parametrize(('flags', 'message'), [
     (['--fusion', 'count_mix', '--teacher', 'none'], 'without a teacher there is no DIST'),
-    (['--fusion', 'cls_adjusted', '--classifier', 'cosine'], 'gives cosines'),
+    (['--fusion', 'mean_adjusted', '--loss', 'ldam', '--mixup', '0', '--cutmix', '0', '--smoothing', '0'],
+     'scale them later'),
     (['--logit-standardize'], '--kd-token-distill-type soft'),
     (['--init', 'mimetic', '--pretrained'], 'read from a file'),
     (['--muon-hidden-only'], 'belongs to the muon optimizers'),

@@ -351,5 +351,5 @@ def test_on_and_off_need_no_quotes_in_a_file(tmp_path):
         file.write_text(f'auto_speed: {word}\n')
         assert parse_args(['-c', str(file)]).auto_speed == word.strip("'")
     file.write_text('auto_speed: fast\n')
-    with pytest.raises(ValueError, match="'fast' is not one of on, off"):
+    with pytest.raises(ValueError, match="'fast' is not one of on, graph, off"):
         parse_args(['-c', str(file)])

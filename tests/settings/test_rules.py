@@ -10,6 +10,7 @@ from PIL import Image
 from timm_deitlt.cli.commands import survey_of
 from timm_deitlt.data.survey import survey
 from timm_deitlt.run.advice import too_few_updates
+from timm_deitlt.settings.checks import validate_args
 from timm_deitlt.settings.layers import load_recipe, parse_args
 from timm_deitlt.settings.recipe_rules import FACTS, read_rules, rules_that_hold
 
@@ -142,6 +143,35 @@ def test_a_line_may_hold_only_where_a_network_teaches(tmp_path):
     assert parse_args(command).guidance == parse_args([*command, '--teacher', 'resnet50']).guidance == 2.5
     for teacher in ('none', 'labels'):
         assert parse_args([*command, '--teacher', teacher]).guidance == 0
+
+
+LEVERS = {'guidance', 'init', 'opt', 'muon_hidden_only', 'fusion', 'clip_grad', 'lr_base'}
+
+
+@pytest.mark.parametrize(('flags', 'with_levers'), [
+    ([], True), (['--teacher', 'resnet50_sam'], True), (['--img-size', '224'], True), (['--folds', '5'], True),
+    (['--opt', 'adamw'], True), (['--lr-base', '5e-4'], True), (['--lr', '1e-4'], True), (['--guidance', '0'], True),
+    (['--teacher', 'none'], False), (['--teacher', 'labels'], False), (['--pretrained'], False),
+    (['--initial-checkpoint', __file__], False), (['--model', 'resnet32_cifar', '--teacher', 'none'], False)])
+@pytest.mark.parametrize('images', [20, 150, 2000])
+def test_the_levers_for_small_data_go_together_with_what_the_user_gives(images, flags, with_levers, caplog):
+    caplog.set_level(logging.INFO)
+    args = settings(images, 64, *flags)
+    validate_args(args)
+    taken = {name for name in LEVERS if args.sources[name] == 'rules of own_data'}
+    given = {flag[2:].replace('-', '_') for flag in flags if flag.startswith('--')}
+    assert taken == (LEVERS - given if with_levers else set()) - ({'muon_hidden_only'} if 'opt' in given else set())
+    said = next((line for line in caplog.messages if line.startswith('On few images the student')), '')
+    assert bool(said) == with_levers
+    assert ('muon_hidden_only' in said) == (with_levers and 'opt' not in given)
+    assert ('lr_base' in said) == (with_levers and not {'lr', 'lr_base'} & given)
+
+
+def test_the_levers_of_the_rule_are_those_of_the_recipe_with_its_learning_rate():
+    args, recipe = settings(2000, 64), load_recipe('default/small_data').values
+    for name in LEVERS - {'lr_base'}:
+        assert vars(args)[name] == recipe[name]
+    assert args.lr_base * (recipe['batch_size'] / args.lr_base_size) ** .5 == pytest.approx(recipe['lr'], rel=1e-3)
 
 
 def images_of(folder, sizes):

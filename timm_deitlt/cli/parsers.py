@@ -107,7 +107,7 @@ def predict_parser(prog: str = 'timm-deitlt predict') -> argparse.ArgumentParser
     parser.add_argument('--experts', action='store_true', help='also give the answers of CLS and DIST')
     parser.add_argument(
         '--fusion', choices=('mean', *FUSIONS),
-        help='how to combine the experts (default: as the run does, which is usually the mean of their logits)')
+        help='how to combine the experts (default: as the run does)')
     parser.add_argument('-b', '--batch-size', type=int, default=64, metavar='N', help='images in a batch (default: 64)')
     parser.add_argument(
         '-j', '--workers', type=int, metavar='N',

@@ -13,6 +13,8 @@ from timm.layers import set_fused_attn
 
 _logger = logging.getLogger(__name__)
 
+# A core is free if less than this share of it is used
+_BUSY = .3
 # If one of these is set, the user or a launcher has divided the cores
 _CORES_DIVIDED = ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'WORLD_SIZE', 'SLURM_PROCID')
 
@@ -31,14 +33,17 @@ def use_free_cores() -> None:
     """
     if torch.cuda.is_available() or any(name in os.environ for name in _CORES_DIVIDED):
         return
-    idle, usual = idle_cores(), torch.get_num_threads()
-    threads = max(1, min(usual, cores(), int(idle + .3)))  # a core counts as free if less than .3 of it is used
-    if threads < usual:
+    usual = min(torch.get_num_threads(), cores())
+    idle = idle_cores()
+    if idle + _BUSY < usual:  # perhaps only for a moment
+        time.sleep(.7)
+        idle = max(idle, idle_cores())
+    threads = max(1, min(usual, int(idle + _BUSY)))
+    if threads < torch.get_num_threads():
         torch.set_num_threads(threads)
         _logger.info(
-            f'This run computes with {threads} of {usual} threads: it may use {cores()} cores, of which '
-            f'{min(idle, cores()):.1f} are idle now, and more threads would wait for each other. OMP_NUM_THREADS sets '
-            'another number.')
+            f'This command computes with {threads} threads: it may use {cores()} cores, of which {idle:.1f} are idle '
+            'now, and more threads would wait for each other. OMP_NUM_THREADS sets another number.')
 
 
 def idle_cores(seconds: float = .3) -> float:
@@ -47,7 +52,7 @@ def idle_cores(seconds: float = .3) -> float:
     try:
         before, began = _idle_seconds(), time.perf_counter()
         time.sleep(seconds)
-        return (_idle_seconds() - before) / (time.perf_counter() - began)
+        return min((_idle_seconds() - before) / (time.perf_counter() - began), cores())
     except (AttributeError, OSError):
         return float(cores())
 

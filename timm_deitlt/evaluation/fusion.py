@@ -54,26 +54,27 @@ FUSIONS: Mapping[str, Callable[..., Tensor]] = {
 _OF_CLS = ('cls_adjusted',)
 
 
-def choose_fusions(name: str, experts: Iterable[str], cosine: bool = False) -> tuple[str, ...]:
+def choose_fusions(name: str, experts: Iterable[str], scaled: bool = False) -> tuple[str, ...]:
     """Names in FUSIONS that the value of `--fusion` stands for.
 
     Args:
         name: 'mean' for none, because the paper's mean of logits is always computed; 'all' for every fusion that the
             experts allow; or the name of one.
         experts: Experts of the model.
-        cosine: Whether the outputs are cosines. The prior cannot be subtracted from them: it belongs to logits.
+        scaled: Whether the loss scales the outputs, as LDAM does. They are no logits then, and none is possible.
 
     Raises:
-        ValueError: If there is no such fusion, it needs two experts and the model has one, or the outputs are cosines.
+        ValueError: If there is no such fusion, it needs two experts and the model has one, or the outputs are scaled.
     """
-    possible = tuple(FUSIONS) if 'dist' in experts else () if cosine else _OF_CLS
+    possible = () if scaled else tuple(FUSIONS) if 'dist' in experts else _OF_CLS
     if name in ('mean', 'all'):
         return possible if name == 'all' else ()
     if name not in FUSIONS:
         raise ValueError(f'Unknown fusion {name!r}: --fusion takes mean, {", ".join(FUSIONS)} or all.')
     if name not in possible and not possible:
         raise ValueError(
-            f'--fusion {name} needs logits, but the outputs of this model are cosines (--classifier cosine): use mean.')
+            f'--fusion {name} needs logits, but the loss of this model scales its outputs (LDAM, cosine classifiers): '
+            'use mean.')
     if name not in possible:
         raise ValueError(f'--fusion {name} needs two experts, but this model has only CLS: use {", ".join(_OF_CLS)}.')
     return (name,)

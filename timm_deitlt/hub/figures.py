@@ -112,7 +112,7 @@ def _same(found: Any, expected: float | None) -> bool:
 
 
 def headline(metrics: dict[str, Any]) -> dict[str, Any] | None:
-    """Figures of the model's answer, which is the mean of its experts if it has two; None if there are none."""
+    """Figures of the mean of the experts, or of a single one, which is what timm answers; None if there are none."""
     for expert in EXPERTS:
         figures = metrics.get(expert)
         if isinstance(figures, dict) and figures.get('top1') is not None:

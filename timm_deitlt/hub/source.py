@@ -318,7 +318,7 @@ def public_name(name: str) -> str:
 def training_command(args: argparse.Namespace) -> str:
     """The command that repeats the training: what was typed, or else the published args.yaml as a configuration."""
     sources = getattr(args, 'sources', {})
-    hidden = _NOT_THE_TRAINING - {'data_dir', 'list_dir'}
+    hidden = _NOT_THE_TRAINING - {'data_dir', 'list_dir', 'fusion'}
     typed = [name for name, source in sources.items() if source == 'command line' and name not in hidden]
     automatic = {'default', 'command line', *recipes_for(args.dataset, model_kind(args.model))}
     configs = [source for source in dict.fromkeys(sources.values()) if source not in automatic]

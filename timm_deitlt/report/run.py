@@ -58,7 +58,9 @@ class Run:
         self.data = self.metrics.get('data') or {}
         self.shots = self.metrics.get('shots') or {}
         self.teacher = self.metrics.get('teacher') or {}
-        self.confused = (self.metrics.get('confusion') or {}).get('pairs') or []
+        confusion = self.metrics.get('confusion') or {}
+        self.confused = confusion.get('pairs') or []
+        self.confused_by = confusion.get('expert', 'mean')
         self.model = self.metrics.get('model') or self.args.get('model') or 'model'
         self.is_cnn = model_kind(str(self.model)) == 'teacher'
         # training images per class, and the classes from most to least frequent, in the order of `evaluation.Shots`
@@ -240,7 +242,7 @@ def _accuracy(run: Run) -> Table:
     fused = dict([run.answer]) if run.answer and run.answer[0] in FUSIONS else {}
     measured = {run.label(name): row for name, row in {**fused, **run.measured}.items()}
     measured |= {f'EMA, {run.label(name)}': row for name, row in (run.metrics.get('ema') or {}).items()
-                 if run.two_experts or name == 'mean'}
+                 if run.two_experts or name in ('mean', *fused)}
     keys = {'top1': 'overall', **{group: group for group in GROUPS}}
     keys |= {key: words for key, words in (('balanced', 'balanced'), ('top5', 'top-5'))  # no column without a number
              if any(row.get(key) is not None for row in run.measured.values())}

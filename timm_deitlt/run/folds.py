@@ -134,8 +134,10 @@ def summarize_folds(
     summary: dict[str, Any] = {
         'folds': len(results), 'images': sum(total), 'rule': shots.rule, 'experts': {}, 'per_class': {},
         'not_evaluated': [name for name, count in zip(names, total, strict=True) if not count]}
-    for expert in [expert for expert in EXPERTS if all(result.get(expert) for result in results)]:
-        correct = [_correct(result[expert]['per_class'], test) for result, test in zip(results, tests, strict=True)]
+    # the answer first, if that is a fusion
+    measured = [{**result.get('fusion', {}), **{name: result.get(name) for name in EXPERTS}} for result in results]
+    for expert in [name for name in measured[0] if all(metrics.get(name) for metrics in measured)]:
+        correct = [_correct(metrics[expert]['per_class'], test) for metrics, test in zip(measured, tests, strict=True)]
         pooled = [sum(column) for column in zip(*correct, strict=True)]
         by_fold = [_columns(right, test, shots) for right, test in zip(correct, tests, strict=True)]
         over_all = _columns(pooled, total, shots)

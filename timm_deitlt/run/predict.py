@@ -20,7 +20,6 @@ from ..engine.device import choose_device
 from ..engine.trainer import expert_logits
 from ..evaluation.fusion import choose_fusions, fuse
 from ..models._hub import model_folder
-from ..models.cosine import has_cosine_classifier
 from ..models.weights import CONFIG, load_config, load_safetensors, load_weights
 from ..settings.layers import with_defaults
 from .build.model import build_model
@@ -46,7 +45,7 @@ class TrainedModel:
         class_counts: Training images of each class, or None where that is not known.
         data_config: Size, mean, std, interpolation and crop of its images.
         image_mode: Mode that images are opened in, see `data.image.open_image`.
-        logit_scale: Factor that makes the outputs logits: that of LDAM, if they are cosines.
+        logit_scale: Factor that makes the outputs of a single classifier the logits of its loss, see LDAM.
         fusion: How the answer is made of the experts, unless `predict` is told otherwise.
 
     Example:
@@ -159,7 +158,7 @@ class TrainedModel:
                 raise ValueError(f'{name} must be at least 1, got {value}.')
         if fusion == 'all':
             raise ValueError('An image has one answer: give one fusion, not all.')
-        answer, = choose_fusions(fusion, self.experts, has_cosine_classifier(self.model)) or ('mean',)
+        answer, = choose_fusions(fusion, self.experts, self.logit_scale != 1) or ('mean',)
         if answer != 'mean' and self.class_counts is None:
             raise ValueError(
                 f'{fusion} needs the training images of each class, which are not known of this model: use mean.')
@@ -254,8 +253,8 @@ def _trained(
     mode = image_mode(config['input_size'][0], mode)
     return TrainedModel(
         model.to(device).eval(), create_transform(**_of_images(config), is_training=False), tuple(names),
-        tuple(experts), tuple(class_counts) if class_counts else None, config, mode, logit_scale,
-        fusion)
+        tuple(experts), tuple(class_counts) if class_counts else None, config, mode,
+        1. if 'dist' in experts else logit_scale, fusion)
 
 
 def _of_images(config: dict[str, Any]) -> dict[str, Any]:

@@ -145,9 +145,9 @@ def _evaluate(
 ) -> dict[str, Any]:
     if data.evaluation is None:
         raise ValueError('There are no evaluation images: name a split by --val-split.')
-    cosine = has_cosine_classifier(model)
-    answer = choose_fusions(settings.output.fusion, experts, cosine)
-    fusions = tuple(dict.fromkeys((*answer, *choose_fusions(fusion, experts, cosine))))
+    scaled = has_cosine_classifier(model) or settings.loss.logit_scale != 1
+    answer = choose_fusions(settings.output.fusion, experts, scaled)
+    fusions = tuple(dict.fromkeys((*answer, *choose_fusions(fusion, experts, scaled))))
     device = torch.device(settings.machine.device)
     model.to(device)
     loader = build_eval_loader(settings, data.evaluation, model.pretrained_cfg, device)

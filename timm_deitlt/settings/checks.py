@@ -92,8 +92,8 @@ def _conflicts_of_small_data(args: argparse.Namespace) -> Conflicts:
          f'--guidance-blocks needs a block for each of --guidance-stages; got {blocks} for {stages}'),
         (args.fusion not in ('mean', 'cls_adjusted') and args.teacher == 'none',
          f'--fusion {args.fusion} joins CLS and DIST, but without a teacher there is no DIST; give --fusion mean'),
-        (args.fusion != 'mean' and args.classifier == 'cosine',
-         f'--fusion {args.fusion} needs logits, but --classifier cosine gives cosines; give --fusion mean'),
+        (args.fusion != 'mean' and (args.classifier == 'cosine' or args.loss == 'ldam'),
+         f'--fusion {args.fusion} needs logits, but LDAM and cosine classifiers scale them later; give --fusion mean'),
         (args.logit_standardize and args.kd_token_distill_type != 'soft',
          '--logit-standardize has no effect on hard distillation, which uses only the largest logit; give '
          '--kd-token-distill-type soft'),

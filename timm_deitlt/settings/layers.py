@@ -254,7 +254,8 @@ def parse_args(
     below = [*map(load_recipe, base)]
     args = _merge([*below, *layers])
     if layers[0].rules:
-        distils = args.teacher not in ('none', 'labels')
+        read = args.pretrained or args.pretrained_path or args.initial_checkpoint
+        distils = args.teacher not in ('none', 'labels') and model_kind(args.model) == 'student' and not read
         held = rules_that_hold(layers[0].rules, {**survey(args), **size_given(chosen), 'distils': distils})
         fitted = {key: value for rule in held for key, value in rule.values.items()}
         args = _merge([*below, Layer(f'rules of {config}', fitted), *layers])
@@ -306,9 +307,10 @@ def _merge(layers: Sequence[Layer]) -> argparse.Namespace:
     for layer in layers:
         void = {
             rival: _settings()[rival].default for key, rival in _RIVALS.items()
-            if layer.values.get(key) is not None and values[rival]}
+            if layer.values.get(key) and values[rival]}
         if layer.values.get('opt', values['opt']) != values['opt']:
-            values.update(opt_kwargs={}, muon_hidden_only=False)  # they belong to another optimizer
+            void.update(opt_kwargs={}, muon_hidden_only=False)  # they belong to another optimizer
+            values['opt_kwargs'] = {}  # and are not merged with those of the next
         for key, value in {**void, **layer.values}.items():
             values[key] = {**values[key], **value} if isinstance(value, dict) else value
             sources.pop(key)  # so that their order follows the layers

@@ -1,7 +1,8 @@
 """Rules of a recipe: settings that follow from the images, for whoever gives no others.
 
 A recipe holds them under `rules` as named lists of lines. In each list the first line that holds is taken. A line holds
-if all of its conditions do, and always if it has none. The condition `distils: true` is that a network teaches:
+if all of its conditions do, and always if it has none. The condition `distils: true` is that a network teaches a ViT
+from scratch:
 
     rules:
       size:
@@ -26,7 +27,7 @@ class Rule(NamedTuple):
         below: Facts by name, and the number that each must be below.
         values: Settings that follow.
         why: The reason, for the log.
-        distils: Whether a network must teach, or must not; None if it does not matter.
+        distils: Whether a network must teach a ViT from scratch, or must not; None if it does not matter.
     """
     below: Mapping[str, float]
     values: Mapping[str, Any]
@@ -97,7 +98,7 @@ def say_why(rule: Rule, args: argparse.Namespace, chosen: argparse.Namespace) ->
     for name, value in rule.values.items():
         if isinstance(value, Mapping):
             value = {key: part for key, part in value.items() if key not in getattr(chosen, name)}
-        elif not args.sources[name].startswith('rules of'):
+        elif not args.sources[name].startswith('rules of') or name.startswith('lr_base') and args.lr:
             continue
         if value != {}:
             taken[name] = value

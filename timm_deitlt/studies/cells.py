@@ -12,6 +12,9 @@ from ..run.start import NOT_OF_THE_RUN
 from ..settings.layers import args_to_yaml, load_recipe, model_kind, recipes_for, resolve
 from .study import Study, load_study
 
+# every fusion is measured, whichever is the answer
+_NOT_TRAINED = NOT_OF_THE_RUN | {'fusion'}
+
 
 @dataclass(frozen=True, order=True)
 class Cell:
@@ -97,8 +100,7 @@ def check_settings(study: Study, cell: Cell, result: Mapping[str, Any], path: Pa
         ValueError: If a setting differs; the message names all that do.
     """
     wanted = cell_settings(study, cell)
-    wrong = {
-        name for name, value in wanted.items() if name not in NOT_OF_THE_RUN and result['settings'].get(name) != value}
+    wrong = {name for name in wanted.keys() - _NOT_TRAINED if result['settings'].get(name) != wanted[name]}
     if not wrong:
         ours, theirs = resolved_settings(cell_args(study, cell)), result['resolved']
         wrong = {name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name]}
@@ -126,7 +128,7 @@ def cell_args(study: Study, cell: Cell, more: Mapping[str, Any] | None = None) -
 
 def resolved_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The settings that decide what a training results in, as plain values."""
-    return {name: value for name, value in yaml.safe_load(args_to_yaml(args)).items() if name not in NOT_OF_THE_RUN}
+    return {name: value for name, value in yaml.safe_load(args_to_yaml(args)).items() if name not in _NOT_TRAINED}
 
 
 def cell_settings(study: Study, cell: Cell) -> dict[str, Any]:

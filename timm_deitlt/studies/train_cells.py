@@ -15,6 +15,7 @@ import torch
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from ..engine.checkpoint import LAST, load_checkpoint
+from ..engine.device import cores
 from ..run.build.data import build_data
 from ..run.build.model import check_student
 from ..run.finish import has_mechanisms
@@ -59,7 +60,7 @@ def train_cells(
     groups: dict[tuple[int, int, str], list[Cell]] = {}
     for cell in cells:
         groups.setdefault((cell.subset, cell.seed, study.arms[cell.arm].parent or cell.arm), []).append(cell)
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = max(1, cores() // jobs)
     os.environ['OMP_NUM_THREADS'] = str(threads)  # the processes read it when they start
     failed: Failures = []
     spawn = multiprocessing.get_context('spawn')

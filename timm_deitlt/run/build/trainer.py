@@ -19,7 +19,6 @@ from ...data.seeds import seed_everything
 from ...engine.device import has_bfloat16, price_of_bfloat16
 from ...engine.trainer import Trainer
 from ...evaluation.fusion import choose_fusions
-from ...models.cosine import has_cosine_classifier
 from ...optim.rho_schedule import rho_schedule
 from ...settings.resolved import MachineSettings, Precision, Settings
 from .data import Data
@@ -110,7 +109,7 @@ def build_trainer(
         world_size=machine.world_size,
         dist_bn='' if machine.sync_bn else machine.dist_bn,
         log_interval=settings.output.log_interval,
-        fusions=choose_fusions(settings.output.fusion, task.experts, has_cosine_classifier(model)),
+        fusions=choose_fusions(settings.output.fusion, task.experts),
     )
 
 

@@ -31,8 +31,9 @@ OWN_FLAGS = {
         flag('--keep-mixup-drw', 'keep mixup, cutmix and label smoothing in stage two', action='store_true'),
         flag('--cls-loss', 'loss of CLS on the labels in stage two',
              default='ce', choices=('ce', 'balanced_softmax', 'logit_adjust')),
-        flag('--fusion', 'how CLS and DIST are joined into the answer, in evaluation and prediction; mean is the mean '
-             'of their logits, docs/inspect.md has the others', default='mean', choices=('mean', *FUSIONS)),
+        flag('--fusion', 'how CLS and DIST are joined into the answer of the run, in evaluation and prediction: the '
+             'mean of their logits, or of their probabilities, or after the class prior was subtracted from CLS, or '
+             'weighted by class', default='mean', choices=('mean', *FUSIONS)),
         flag('--logit-adjust-tau', 'weight of the class prior in --cls-loss logit_adjust', type=float, default=1.0),
         flag('--loss', 'loss on the labels; for BCE see --bce-loss',
              type=allowed('--loss'), default='ce', choices=('ce', 'ldam', 'paco')),
