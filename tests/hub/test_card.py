@@ -462,6 +462,15 @@ def test_the_template_leaves_no_braces_and_no_double_blank_lines(variant):
     assert not re.search(r'\n\n\n|[^\n]\n```\w|\n\|---.*\n\n', text)
 
 
+def test_the_card_says_whose_answer_is_another_than_the_mean():
+    words = 'answer with `mean_adjusted`, as in training'
+    config = copy.deepcopy(VARIANTS['student'][0])
+    config['timm_deitlt']['fusion'] = 'mean_adjusted'
+    text = card(config, *VARIANTS['student'][1:]).text
+    assert words in text and '\n\n\n' not in text
+    assert 'as in training' not in card_of('student').text
+
+
 @pytest.mark.parametrize('variant', VARIANTS)
 def test_code_of_the_card_compiles(variant):
     compile(python_code(card_of(variant)), 'card', 'exec')
