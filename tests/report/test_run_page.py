@@ -344,6 +344,18 @@ def test_table_holds_the_figures_of_the_run_by_expert_and_group(page, student):
         'mean', 'cls', 'dist', 'teacher'))]
 
 
+def test_the_answer_of_a_fusion_comes_first_over_all_and_for_each_class(tmp_path):
+    run = make_run(tmp_path / 'run', analysed=False)
+    metrics = json.loads((run / 'metrics.json').read_text())
+    row = {**metrics['mean'], 'top1': 98.7, 'per_class': [91., 92., 93., 94., 95., 96., 97., 98., 99., 100.]}
+    (run / 'metrics.json').write_text(json.dumps({
+        **metrics, 'answer': 'mean_adjusted', 'fusion': {'mean_adjusted': row}}))
+    page = Page(write_report(run))
+    assert page.row('answer: mean of DIST and adjusted CLS')[0] == '98.7'
+    assert page.row('7') == ['30', '20', '98.0', *(f'{metrics[key]["per_class"][7]:.1f}' for key in (
+        'mean', 'cls', 'dist', 'teacher'))]
+
+
 def test_sentence_on_top_says_the_result_and_the_teacher_beside(page, student):
     metrics = json.loads((student / 'metrics.json').read_text())
     mean, teacher = metrics['mean'], metrics['teacher']

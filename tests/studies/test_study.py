@@ -233,6 +233,21 @@ def test_the_table_has_mean_std_and_n_of_every_arm_and_empty_cells_say_why(study
     assert '| weights help the tail | 0 |' in text and f'*{FEW}*' in text
 
 
+def test_the_table_leads_with_the_answers_of_runs_that_fuse(study, tmp_path):
+    for arm in ('plain', 'other'):
+        put(tmp_path, study, arm, 1, 10.)
+    path = cell_path(tmp_path, study, Cell(0, 1, 'other'))
+    result = json.loads(path.read_text())
+    result['metrics']['answer'] = 'mean_adjusted'
+    result['fusion'] = {'mean_adjusted': {'top1': 77., 'head': 91., 'mid': 71., 'tail': 61.}}
+    path.write_text(json.dumps(result))
+    text = unpadded(format_study(study, read_results(tmp_path, study)))
+    head = '| arm | n | answer overall | answer head | answer mid | answer tail | mean overall | cls overall |'
+    assert text.startswith(head)
+    assert '| Other | 1 | 77.0 | 91.0 | 71.0 | 61.0 | 60.0 | |' in text
+    assert '| Plain | 1 | 60.0 | 90.0 | 60.0 | 10.0 | 60.0 | |' in text, 'its answer is the mean'
+
+
 def test_main_claims_come_first_and_the_rest_can_be_unfolded(tmp_path):
     (tmp_path / 'small.yaml').write_text(STUDY.replace('b: plain mean tail}', 'b: plain mean tail, main: true}'))
     study = load_study(str(tmp_path / 'small.yaml'))
@@ -241,6 +256,12 @@ def test_main_claims_come_first_and_the_rest_can_be_unfolded(tmp_path):
     assert '| weights lower the rank | 0 |' in folded and '| Plain | 0 |' in folded and 'help the tail' not in folded
     assert folded.startswith('<summary>All 3 arms, and the other claims</summary>\n\n|')  # a blank line: Markdown
     assert folded.endswith('\n\n</details>')
+    (tmp_path / 'small.yaml').write_text('''
+settings: {dataset: lt/digits, model: deit_lt_tiny}
+arms: {plain: {label: Plain, settings: {}}}
+claims: [{claim: it learns, a: plain mean tail, b: plain teacher tail, main: true}]
+''')
+    assert '<summary>The arm</summary>' in format_study(load_study(str(tmp_path / 'small.yaml')), {})
 
 
 def test_the_table_is_put_between_its_marks_and_nowhere_else():

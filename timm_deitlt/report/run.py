@@ -106,6 +106,11 @@ class Run:
         row = (self.metrics.get('fusion') or {}).get(name) or self.experts.get(name)
         return (name, row) if row and row.get('top1') is not None else None
 
+    @property
+    def fused(self) -> dict[str, dict[str, Any]]:
+        """The answer by its name, if a fusion other than the mean gives it."""
+        return dict([self.answer]) if self.answer and self.answer[0] in FUSIONS else {}
+
     def label(self, name: str) -> str:
         """Name of an expert, of a fusion or of the teacher for readers."""
         if name in FUSIONS:
@@ -239,10 +244,9 @@ def _percent(value: float | None) -> str:
 
 def _accuracy(run: Run) -> Table:
     """Accuracy of the experts, of their moving average and of the teacher, over all classes and by group."""
-    fused = dict([run.answer]) if run.answer and run.answer[0] in FUSIONS else {}
-    measured = {run.label(name): row for name, row in {**fused, **run.measured}.items()}
+    measured = {run.label(name): row for name, row in {**run.fused, **run.measured}.items()}
     measured |= {f'EMA, {run.label(name)}': row for name, row in (run.metrics.get('ema') or {}).items()
-                 if run.two_experts or name in ('mean', *fused)}
+                 if run.two_experts or name in ('mean', *run.fused)}
     keys = {'top1': 'overall', **{group: group for group in GROUPS}}
     keys |= {key: words for key, words in (('balanced', 'balanced'), ('top5', 'top-5'))  # no column without a number
              if any(row.get(key) is not None for row in run.measured.values())}
@@ -251,7 +255,7 @@ def _accuracy(run: Run) -> Table:
         counts = [run.shots[group][key] for group in GROUPS]
         cells = [f'{count:,}' for count in (sum(counts), *counts)]
         rows.append([key.replace('_', ' '), *cells, *[''] * (len(keys) - len(cells))])
-    marks: list[str | None] = [None] * (len(rows) + len(fused)) + [*run.measured]
+    marks: list[str | None] = [None] * (len(rows) + len(run.fused)) + [*run.measured]
     marks += [None] * (len(rows) + len(measured) - len(marks))
     rows += [[name, *(number(row.get(key)) for key in keys)] for name, row in measured.items()]
     return Table(['', *keys.values()], rows, marks)
@@ -259,7 +263,7 @@ def _accuracy(run: Run) -> Table:
 
 def _classes(run: Run) -> Table | None:
     """Accuracy of every class, from most to least frequent; None if it was not measured."""
-    rows = {name: row for name, row in run.measured.items() if row.get('per_class')}
+    rows = {name: row for name, row in {**run.fused, **run.measured}.items() if row.get('per_class')}
     if not rows or not run.counts:
         return None
     tests = run.data.get('test_counts') or []

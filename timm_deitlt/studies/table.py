@@ -14,7 +14,7 @@ FEW = 'too few runs'
 _LEAST_PAIRS, _CONFIDENCE = 3, .95
 # How the figures of a measure are written; accuracies are in percent
 _FORMATS = {'distance': '{:.1f} px', 'divergence': '{:.2f}', 'rank': 'rank {:.1f}'}
-_COLUMNS = (*(('mean', group) for group in GROUPS), *((e, g) for e in ('cls', 'dist') for g in ('overall', 'tail')))
+_EXPERT_COLUMNS = tuple((expert, group) for expert in ('cls', 'dist') for group in ('overall', 'tail'))
 
 
 def value(result: Mapping[str, Any], of: str, measure: str) -> float | None:
@@ -22,10 +22,13 @@ def value(result: Mapping[str, Any], of: str, measure: str) -> float | None:
 
     Args:
         result: Content of a file of results.
-        of: An expert, 'teacher', a fusion, or what is measured, see `study.MEASURES`.
+        of: An expert, 'teacher', a fusion, 'answer' for what the run gives as its answer, or what is measured, see
+            `study.MEASURES`.
         measure: 'overall', 'head', 'mid' or 'tail' in percent; 'rank', the mean over blocks; 'distance' in px, the mean
             over the heads of the first two blocks; 'divergence', 1 - cos after the final norm.
     """
+    if of == 'answer':
+        of = result['metrics'].get('answer', 'mean')
     if measure in GROUPS:
         figures = result['metrics'].get(of) or result.get('fusion', {}).get(of) or {}
         return figures.get('top1' if measure == 'overall' else measure)
@@ -134,7 +137,8 @@ def format_study(study: Study, results: Mapping[Cell, Mapping[str, Any]]) -> str
     if others:
         lines += ['', _claim_table(others)]
     if main:
-        title = f'All {len(study.arms)} arms, and the other claims'
+        title = f'All {len(study.arms)} arms' if len(study.arms) > 1 else 'The arm'
+        title += ', and the other claims' if others else ''
         lines = [_claim_table(main), '', f'<details><summary>{title}</summary>', '', *lines, '', '</details>']
     return '\n'.join(lines)
 
@@ -154,15 +158,19 @@ def _claim_table(judged: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _arm_table(study: Study, results: Mapping[Cell, Mapping[str, Any]], subset: int) -> str:
+    fused = any('answer' in result['metrics'] for result in results.values())
+    columns = [
+        *(('answer' if fused else 'mean', group) for group in GROUPS), *([('mean', 'overall')] if fused else []),
+        *_EXPERT_COLUMNS]
     rows = []
     for name, arm in study.arms.items():
         runs = [result for cell, result in sorted(results.items()) if cell.arm == name]
         if subset and not runs:
             continue  # on the other subsets only the core arms are run
         label = f'&nbsp;&nbsp;{arm.label}' if arm.parent else arm.label
-        figures = (_cell([value(run, *column) for run in runs]) for column in _COLUMNS)
+        figures = (_cell([value(run, *column) for run in runs]) for column in columns)
         rows.append([label, str(len(runs)), *figures])
-    return markdown_table(['arm', 'n', *(f'{of} {group}' for of, group in _COLUMNS)], rows)
+    return markdown_table(['arm', 'n', *(f'{of} {group}' for of, group in columns)], rows)
 
 
 def _missing(study: Study, results: Mapping[Cell, Mapping[str, Any]]) -> str:
