@@ -17,7 +17,6 @@ class Benchmark:
         recipe: Folder in `timm_deitlt/recipes` with its settings.
         num_classes: Number of classes.
         n_max: Training images of the most frequent class.
-        n_min: Training images of the rarest class with default settings.
         train_images: Number of training images with default settings.
         imbalance_factor: Default n_max / n_min of the chosen images. `None` if the set is long-tailed by itself, so
             that all of its images are used.
@@ -35,7 +34,6 @@ class Benchmark:
     recipe: str
     num_classes: int
     n_max: int
-    n_min: int
     train_images: int
     imbalance_factor: float | None
     shot_boundaries: tuple[int, int]
@@ -61,7 +59,6 @@ BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in (
         recipe='digits',
         num_classes=10,
         n_max=140,
-        n_min=14,
         train_images=568,
         imbalance_factor=10.,
         shot_boundaries=(3, 7),
@@ -76,7 +73,6 @@ BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in (
         recipe='fashion_mnist',
         num_classes=10,
         n_max=6000,
-        n_min=60,
         train_images=14886,
         imbalance_factor=100.,
         shot_boundaries=(3, 7),
@@ -93,7 +89,6 @@ BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in (
         recipe='cifar10',
         num_classes=10,
         n_max=5000,
-        n_min=50,
         train_images=12406,
         imbalance_factor=100.,
         shot_boundaries=(3, 7),
@@ -110,7 +105,6 @@ BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in (
         recipe='cifar100',
         num_classes=100,
         n_max=500,
-        n_min=5,
         train_images=10847,
         imbalance_factor=100.,
         shot_boundaries=(36, 71),
@@ -124,7 +118,6 @@ BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in (
         recipe='imagenet_lt',
         num_classes=1000,
         n_max=1280,
-        n_min=5,
         train_images=115_846,
         imbalance_factor=None,
         shot_boundaries=(390, 835),
@@ -144,7 +137,6 @@ BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in (
         recipe='inat18',
         num_classes=_NUM_INAT18_CLASSES,
         n_max=1000,
-        n_min=2,
         train_images=437_513,
         imbalance_factor=None,
         shot_boundaries=(842, 4543),

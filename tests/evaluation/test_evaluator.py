@@ -11,7 +11,6 @@ from timm.task.evaluator import ClassificationEvaluator
 
 from timm_deitlt.evaluation import ShotEvaluator, Shots, format_table
 from timm_deitlt.evaluation import evaluator as evaluator_module
-from timm_deitlt.evaluation.evaluator import shot_accuracy
 
 # by class index; sorted: 2, 5, 0, 3, 6, 1, 4 (3 before 6: equally frequent)
 COUNTS = [150, 19, 900, 60, 2, 300, 60]
@@ -130,22 +129,6 @@ def test_description_counts_classes_and_images_and_is_json():
     assert description['mid'] == {'classes': 4, 'train_images': 289, 'test_images': 25}
     assert description['tail'] == {'classes': 1, 'train_images': 2, 'test_images': 0}
     assert description['missing_classes'] == [1, 4]
-
-
-def test_shot_accuracy_is_the_mean_of_class_accuracies():
-    correct, total = torch.tensor([9, 1, 0, 3, 1]), torch.tensor([10, 2, 0, 4, 4])
-    assert shot_accuracy(correct, total, (2, 4)) == {'head': 70., 'mid': 75., 'tail': 25.}
-
-
-@pytest.mark.parametrize('boundaries', [(2, 2), (0, 4), (2, 5)])
-def test_shot_accuracy_refuses_cuts_that_leave_a_group_empty(boundaries):
-    with pytest.raises(ValueError, match='do not cut 5 classes'):
-        shot_accuracy(torch.ones(5), torch.ones(5), boundaries)
-
-
-def test_shot_accuracy_refuses_a_group_without_test_images():
-    with pytest.raises(ValueError, match='mid classes have no test image'):
-        shot_accuracy(torch.tensor([1, 0, 1]), torch.tensor([1, 0, 1]), (1, 2))
 
 
 @pytest.mark.parametrize('without', [(), (0, 4)])

@@ -72,19 +72,12 @@ def in_evaluation(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def attention_maps(
-        model: nn.Module,
-        images: Tensor,
-        attn_mask: Tensor | None = None,
-        is_causal: bool = False,
-) -> list[Tensor]:
+def attention_maps(model: nn.Module, images: Tensor) -> list[Tensor]:
     """Attention of each block in evaluation mode, with or without fused attention.
 
     Args:
         model: timm's VisionTransformer or VisionTransformerDistilled; unchanged afterwards.
         images: Normalised images `[B, C, H, W]`.
-        attn_mask: As in timm's `forward_features`: which tokens may be seen (bool), or numbers added to the scores.
-        is_causal: As in timm's `forward_features`: whether each token sees only itself and those before it.
 
     Returns:
         For each block `[B, heads, N, N]`, float32, whose rows sum to 1. N counts the prefix tokens, followed by the
@@ -100,7 +93,7 @@ def attention_maps(
     """
     maps: list[Tensor] = []
     with watched_attention(model, lambda _, attention: maps.append(attention)), in_evaluation(model):
-        cast(Any, model).forward_features(images, attn_mask=attn_mask, is_causal=is_causal)
+        cast(Any, model).forward_features(images)
     return maps
 
 
@@ -122,7 +115,6 @@ def mean_attention_distance(
         grid: tuple[int, int],
         patch_px: int | tuple[int, int],
         num_prefix_tokens: int,
-        renormalize: bool = True,
 ) -> Tensor:
     """Mean distance over which each head of a block attends: distance to patches weighted by attention, in pixels.
 
@@ -135,7 +127,6 @@ def mean_attention_distance(
         grid: Rows and columns of patches.
         patch_px: Side, or height and width, of a patch in pixels of the model's input.
         num_prefix_tokens: Tokens before the patches.
-        renormalize: Whether to scale the sum to 1. If False, attention to prefix tokens counts as a distance of 0.
 
     Returns:
         The distance of each head, float64 `[heads]`. Uniform attention on 14 x 14 patches of 16 px has 116.5 px.
@@ -155,8 +146,6 @@ def mean_attention_distance(
     distances = patch_distances(grid, patch_px).to(attention.device, attention.dtype)
     distance = (between * distances).sum(dim=-1).cpu().double()
     left = between.sum(dim=-1).cpu().double()
-    if not renormalize:
-        return distance.mean(dim=(0, 2))
     seeing = left != 0
     distance = torch.where(seeing, distance / left, 0.)
     return distance.sum(dim=(0, 2)) / seeing.sum(dim=(0, 2))

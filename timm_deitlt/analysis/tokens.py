@@ -61,24 +61,13 @@ def token_features(model: nn.Module, images: Tensor) -> TokenFeatures:
         prefix[:, :, 0], prefix[:, :, 1] if distilled else None, final[:, 0], final[:, 1] if distilled else None)
 
 
-def _singular_values(features: Tensor, centre: str | None) -> Tensor:
-    features = features.detach().cpu().double()
-    if centre not in (None, 'mean', 'image'):
-        raise ValueError(f"centre={centre!r} is unknown: use None, 'mean' or 'image'.")
-    if centre is not None:
-        features = features - features.mean(dim=-2 if centre == 'mean' else -1, keepdim=True)
-    return torch.linalg.svdvals(features)
-
-
-def energy_rank(features: Tensor, energy: float = 0.99, centre: str | None = None) -> Tensor:
+def energy_rank(features: Tensor, energy: float = 0.99) -> Tensor:
     """Number of largest singular values that are needed to reach a share of the sum of all squares.
 
     Args:
-        features: `[..., n, D]`, one row per image. The rank is at most min(n, D).
+        features: `[..., n, D]`, one row per image. The rank is at most min(n, D). They are not centred, so what all
+            images have in common counts as one dimension, and may hold most of the energy.
         energy: The share of the squares, above 0 and at most 1.
-        centre: None takes the features as they are. Then what all images have in common counts as one dimension, and
-            may hold most of the energy. 'mean' subtracts the mean over the images, as a principal component analysis
-            does. 'image' subtracts from each image the mean over its dimensions, as the source does.
 
     Returns:
         int64 `[...]`; 0 if all features are zero.
@@ -91,25 +80,24 @@ def energy_rank(features: Tensor, energy: float = 0.99, centre: str | None = Non
     """
     if not 0 < energy <= 1:
         raise ValueError(f'energy={energy} is out of range: give a share above 0 and at most 1.')
-    squares = _singular_values(features, centre).square()
+    squares = torch.linalg.svdvals(features.detach().cpu().double()).square()
     reached = squares.cumsum(dim=-1)
     total = reached[..., -1:]
     return (reached < energy * total).sum(dim=-1) + (total[..., 0] > 0)
 
 
-def effective_rank(features: Tensor, centre: str | None = None) -> Tensor:
+def effective_rank(features: Tensor) -> Tensor:
     """Exponential of the entropy of the singular values, scaled to a sum of 1: a rank without a threshold.
 
     Args:
         features: `[..., n, D]`, one row per image.
-        centre: As in `energy_rank`.
 
     Returns:
         float64 `[...]`, from 1 to min(n, D). It is k for k equal singular values, and NaN if all features are zero.
 
     Source: Roy and Vetterli, The effective rank (EUSIPCO 2007), definition 1.
     """
-    values = _singular_values(features, centre)
+    values = torch.linalg.svdvals(features.detach().cpu().double())
     shares = values / values.sum(dim=-1, keepdim=True)
     return torch.special.entr(shares).sum(dim=-1).exp()
 

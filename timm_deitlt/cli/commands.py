@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from timm.utils.distributed import world_info_from_env
+
 from ..data.image import image_mode
 from ..data.long_tail import UnreadableImageError
 from ..data.survey import survey
@@ -36,10 +38,14 @@ BAD_INPUT = 2
 INTERRUPTED = 130
 
 
+def _is_primary() -> bool:
+    return world_info_from_env()[1] == 0
+
+
 def setup_logging() -> None:
     """Log to stderr. Ranks other than the first log only warnings."""
-    primary = int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0
-    logging.basicConfig(level=logging.INFO if primary else logging.WARNING, format='%(message)s', stream=sys.stderr)
+    level = logging.INFO if _is_primary() else logging.WARNING
+    logging.basicConfig(level=level, format='%(message)s', stream=sys.stderr)
     warnings.filterwarnings('once', message='This DataLoader will create')  # else for every loader
     for name in ('timm', 'filelock', 'httpx', 'httpx2', 'huggingface_hub', 'matplotlib', 'onnxscript', 'onnx_ir'):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -85,7 +91,7 @@ def guarded(prog: str, run: Callable[[], dict[str, Any]], go_on: str = _GO_ON) -
             raise
         sys.stderr.write(f'{prog}: error: {message}\n')
         sys.exit(BAD_INPUT)
-    if int(os.environ.get('RANK', 0)) == 0:
+    if _is_primary():
         print(json.dumps(result), flush=True)
     return result
 

@@ -1,5 +1,4 @@
 """Images for training and evaluation: data sets by name, long-tailed subsets, augmentation and loaders."""
-from .class_names import check_same_classes as check_same_classes
 from .factory import create_dataset as create_dataset
 from .image import open_image as open_image
 from .long_tail import ClassificationSet as ClassificationSet

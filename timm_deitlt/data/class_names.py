@@ -1,5 +1,4 @@
 """Classes of two sets, matched by name."""
-from typing import Any
 
 
 def label_table(own: tuple[str, ...], wanted: tuple[str, ...], name: str) -> list[int]:
@@ -22,23 +21,3 @@ def label_table(own: tuple[str, ...], wanted: tuple[str, ...], name: str) -> lis
             f'{name} orders its classes in another way, and several have the same name, so they cannot be matched: '
             'rename these classes.')
     return [labels[class_name] for class_name in own]
-
-
-def check_same_classes(train_set: Any, eval_set: Any) -> None:
-    """Refuse an evaluation set whose labels stand for other classes than in the training set.
-
-    Raises:
-        ValueError: If the class names or their order differ. The error names the first difference.
-    """
-    train, evaluation = train_set.class_names, eval_set.class_names
-    for label, (ours, theirs) in enumerate(zip(train, evaluation)):  # noqa: B905 the length is compared below
-        if ours != theirs:
-            raise ValueError(
-                f'Label {label} is {ours!r} in {train_set.name} and {theirs!r} in {eval_set.name}: load the second '
-                f'by create_dataset(..., class_names=train_set.class_names).'
-            )
-    if len(train) != len(evaluation):
-        raise ValueError(
-            f'{train_set.name} has {len(train)} classes and {eval_set.name} has {len(evaluation)}: load the second by '
-            f'create_dataset(..., class_names=train_set.class_names).'
-        )

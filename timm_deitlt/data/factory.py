@@ -254,18 +254,14 @@ def _check_classes(dataset: ClassificationSet | Stream, training: bool) -> None:
     if dataset.num_classes < 2:
         only = f' ({dataset.class_names[0]})' if dataset.class_names else ''
         raise ValueError(
-            f'{_place(dataset)} has {dataset.num_classes} class(es){only}, at least 2 are needed: add classes.')
+            f'{dataset.place} has {dataset.num_classes} class(es){only}, at least 2 are needed: add classes.')
     counts = (dataset.class_counts if training else None) or []
     empty = [dataset.class_names[label] for label, count in enumerate(counts) if count == 0]
     if empty:
         raise ValueError(
-            f'{len(empty)} class(es) of {_place(dataset)} have no training image: {", ".join(map(repr, empty[:10]))}. '
+            f'{len(empty)} class(es) of {dataset.place} have no training image: {", ".join(map(repr, empty[:10]))}. '
             f'Add images or leave the class out.'
         )
-
-
-def _place(dataset: ClassificationSet | Stream) -> str:
-    return dataset.place if isinstance(dataset, ClassificationSet) else dataset.name
 
 
 def _open(request: _Request, opener: Callable, **options: Any) -> Dataset:

@@ -78,7 +78,6 @@ class MicroBatchSampler(Sampler):
         self.per_update = global_batch_size or batch_size * grad_accum_steps * world_size
         self.world_size = world_size
         self.rank = rank
-        self.even = even
         self.seed = seed
         self.sizes = sizes
         self.epoch = 0

@@ -222,9 +222,9 @@ class ClassificationSet(Dataset):
         name = self.base.filename(index, absolute=True) if isinstance(self.base, ImageDataset) else None
         return str(name or f'number {index} of {self.name}')
 
-    def subset(self, positions: Integers, name: str | None = None) -> 'ClassificationSet':
+    def subset(self, positions: Integers) -> 'ClassificationSet':
         """Subset of the images at these positions, in this order. It shares decoded images and flags of bad images."""
-        return self._derive(self._base_targets, self.class_names, self.indices[np.asarray(positions)], name)
+        return self._derive(self._base_targets, self.class_names, self.indices[np.asarray(positions)])
 
     def with_classes(self, class_names: Sequence[str]) -> 'ClassificationSet':
         """The same images with labels in the order of `class_names`, matched by name.
@@ -234,17 +234,16 @@ class ClassificationSet(Dataset):
         """
         class_names = tuple(class_names)
         table = np.asarray(label_table(self.class_names, class_names, self.place))
-        return self._derive(table[self._base_targets], class_names, self.indices, None)
+        return self._derive(table[self._base_targets], class_names, self.indices)
 
     def _derive(
             self,
             base_targets: np.ndarray,
             class_names: Sequence[str],
             indices: np.ndarray,
-            name: str | None,
     ) -> 'ClassificationSet':
         derived = ClassificationSet(
-            self.base, base_targets, class_names, name or self.name, indices, self.keys, self.input_img_mode,
+            self.base, base_targets, class_names, self.name, indices, self.keys, self.input_img_mode,
             opener=self.opener,
         )
         derived.skip_bad_images, derived._bad, derived.transform = self.skip_bad_images, self._bad, self.transform

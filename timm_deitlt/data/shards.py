@@ -60,7 +60,7 @@ def count_shards(
         try:
             cache.parent.mkdir(parents=True, exist_ok=True)
             write_text(cache, json.dumps(counted))
-        except OSError as error:
+        except (OSError, ValueError) as error:  # `write_text` says in a ValueError that the disk is full
             _logger.warning(f'The count of {name} cannot be kept for the next run: {error}')
     if not counted['num_samples']:
         raise ValueError(

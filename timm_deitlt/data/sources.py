@@ -1,7 +1,5 @@
 """All images of the named benchmarks: digits, Fashion-MNIST, CIFAR, and those with list files."""
-import gzip
 import os
-import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable
@@ -14,6 +12,7 @@ from timm.data import ImageDataset
 from torch.utils.data import Dataset
 from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
 from torchvision.datasets.mnist import read_image_file, read_label_file
+from torchvision.datasets.utils import extract_archive
 
 from ..benchmarks import Benchmark
 from .long_tail import ClassificationSet
@@ -141,13 +140,8 @@ def _find_idx(folders: list[Path], files: list[str]) -> list[Path] | None:
 def _read_idx(path: Path, read: Callable) -> np.ndarray:
     # torchvision checks the content by assertions, and cannot read .gz files
     try:
-        if path.suffix != '.gz':
-            return read(str(path)).numpy()
         with tempfile.TemporaryDirectory() as folder:
-            plain = os.path.join(folder, path.stem)
-            with gzip.open(path) as packed, open(plain, 'wb') as unpacked:
-                shutil.copyfileobj(packed, unpacked)
-            return read(plain).numpy()
+            return read(str(extract_archive(path, folder) if path.suffix == '.gz' else path)).numpy()
     except (OSError, EOFError, zlib.error, ValueError, TypeError, RuntimeError, AssertionError, KeyError) as error:
         raise ValueError(f'{path} is damaged or not the expected idx file ({error}): download it again.') from error
 

@@ -11,18 +11,17 @@ from .long_tail import ClassificationSet
 MOST_IMAGES = 4096
 
 
-def channel_statistics(dataset: ClassificationSet, limit: int = MOST_IMAGES) -> tuple[list[float], list[float], int]:
-    """Mean and standard deviation of each channel over all pixels. Each image has the same weight.
+def channel_statistics(dataset: ClassificationSet) -> tuple[list[float], list[float], int]:
+    """Mean and standard deviation of each channel over all pixels of at most 4,096 images, which have equal weight.
 
     Args:
         dataset: Images, with `transform` unset.
-        limit: Largest number of images to read, spread evenly over the set.
 
     Returns:
         Mean and standard deviation of each channel in units of the largest value (0..1 for pictures), with six digits,
         and the number of images that were read. A constant channel gets the deviation 1, so it becomes 0.
     """
-    chosen = np.linspace(0, len(dataset) - 1, num=min(limit, len(dataset))).astype(int)
+    chosen = np.linspace(0, len(dataset) - 1, num=min(MOST_IMAGES, len(dataset))).astype(int)
     first: Any = 0.
     second: Any = 0.
     for i in chosen:

@@ -14,6 +14,7 @@ from .targets import reader_class_names
 class Stream(IterableImageDataset):
     """timm's iterable data set as `describe_stream` leaves it: what type checkers know of it."""
     name: str
+    place: str
     class_names: tuple[str, ...]
     num_classes: int
     class_counts: list[int] | None
@@ -60,8 +61,8 @@ def describe_stream(
 ) -> Stream:
     """Give an iterable set those attributes of `ClassificationSet` that need no index.
 
-    These are `name`, `class_names`, `num_classes`, `class_counts` (`None` of an evaluation set without a file) and
-    `fingerprint`. With `class_names` the labels are changed to that order, by name.
+    These are `name` and `place` (the name too), `class_names`, `num_classes`, `class_counts` (`None` of an evaluation
+    set without a file) and `fingerprint`. With `class_names` the labels are changed to that order, by name.
 
     Args:
         dataset: timm's iterable data set, which is changed and returned.
@@ -105,7 +106,8 @@ def describe_stream(
         if counts is not None:
             by_label = dict(zip(table, counts, strict=True))
             counts = [by_label.get(label, 0) for label in range(len(wanted))]
-    dataset.name, dataset.class_names, dataset.num_classes, dataset.class_counts = name, wanted, len(wanted), counts
+    dataset.name = dataset.place = name
+    dataset.class_names, dataset.num_classes, dataset.class_counts = wanted, len(wanted), counts
     content = json.dumps([name, split, wanted, counts], separators=(',', ':'))
     dataset.fingerprint = hashlib.sha256(content.encode()).hexdigest()
     return dataset

@@ -96,18 +96,17 @@ def _save(labels: np.ndarray, path: Path) -> None:
     os.replace(file.name, path)
 
 
-def names_by_index(class_to_idx: dict) -> list[str]:
-    """Class names in the order of their index. Several names of an index are joined; one without a name is a number."""
+def reader_class_names(base: Any) -> list[str]:
+    """Class names by label of a timm data set, if its reader knows them.
+
+    Several names of a label are joined; a label without a name has its number as name.
+    """
+    reader = base.reader
+    class_to_idx = getattr(reader, 'class_to_idx', None) or getattr(reader, 'class_name_to_idx', None) or {}
     names: list[list[str]] = [[] for _ in range(max(class_to_idx.values(), default=-1) + 1)]
     for class_name, index in class_to_idx.items():
         names[index].append(str(class_name))
     return [' / '.join(same) or str(index) for index, same in enumerate(names)]
-
-
-def reader_class_names(base: Any) -> list[str]:
-    """Class names by label of a timm data set, if its reader knows them."""
-    reader = base.reader
-    return names_by_index(getattr(reader, 'class_to_idx', None) or getattr(reader, 'class_name_to_idx', None) or {})
 
 
 def read_class_names(base: Dataset, targets: np.ndarray) -> list[str]:

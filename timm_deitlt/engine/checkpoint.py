@@ -53,6 +53,20 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
     return checkpoint
 
 
+def load_run(path: Path | str) -> dict[str, Any]:
+    """Read a checkpoint of train.py, which names its settings, experts and data, as `load_checkpoint`.
+
+    Raises:
+        ValueError: If it does not name them.
+    """
+    checkpoint = load_checkpoint(path)
+    if not {'args', 'experts', 'data'} <= checkpoint.keys():
+        raise ValueError(
+            f'{path} was not written by this train.py: it does not name settings, experts and data. Give a '
+            'last.pth.tar or milestone-*.pth.tar of a run.')
+    return checkpoint
+
+
 def check_checkpoint(
         checkpoint: dict[str, Any],
         source: str,
@@ -79,5 +93,3 @@ def check_checkpoint(
         raise ValueError(
             f'The checkpoint {source} numbers the classes differently from the data set now, so training cannot '
             'continue: give list files, --class-map and data as they were in training.')
-
-

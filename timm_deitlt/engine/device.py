@@ -46,12 +46,12 @@ def use_free_cores() -> None:
             'now, and more threads would wait for each other. OMP_NUM_THREADS sets another number.')
 
 
-def idle_cores(seconds: float = .3) -> float:
-    """How many of the cores that this process may use were idle in the next `seconds`; all, if the system keeps no
+def idle_cores() -> float:
+    """How many of the cores that this process may use are idle in the next 0.3 s; all, if the system keeps no
     /proc/stat."""
     try:
         before, began = _idle_seconds(), time.perf_counter()
-        time.sleep(seconds)
+        time.sleep(.3)
         return min((_idle_seconds() - before) / (time.perf_counter() - began), cores())
     except (AttributeError, OSError):
         return float(cores())

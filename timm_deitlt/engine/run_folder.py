@@ -1,5 +1,6 @@
 """The folder of a run: args.yaml, summary.csv, metrics.json, checkpoints; and trackers that get the same rows."""
 import csv
+import importlib
 import io
 import json
 import logging
@@ -7,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..utils.files import write_text
+from ..utils.files import read_rows, write_text
 from .checkpoint import LAST, save_checkpoint
 
 _logger = logging.getLogger(__name__)
@@ -41,8 +42,7 @@ class RunFolder:
         """Read back summary.csv and drop the rows of epochs that will be trained again."""
         summary = self.path / 'summary.csv'
         if summary.is_file():
-            with open(summary, newline='') as file:
-                self.rows = [row for row in csv.DictReader(file) if int(row['epoch']) < start_epoch]
+            self.rows = [row for row in read_rows(summary) if int(row['epoch']) < start_epoch]
 
     def write(self, name: str, text: str) -> None:
         """Write a text file."""
@@ -78,15 +78,8 @@ class RunFolder:
 
 
 def tensorboard_tracker(path: Path) -> Tracker:
-    """Tracker that writes TensorBoard events.
-
-    Raises:
-        ValueError: If tensorboard is not installed.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ValueError("--log-tensorboard needs tensorboard: pip install 'timm_deitlt[report]'.") from error
+    """Tracker that writes TensorBoard events."""
+    from torch.utils.tensorboard import SummaryWriter
     writer = SummaryWriter(str(path))
 
     def track(row: dict[str, Any]) -> None:
@@ -98,42 +91,11 @@ def tensorboard_tracker(path: Path) -> Tracker:
     return track
 
 
-def wandb_tracker(
-        project: str | None,
-        name: str,
-        config: dict[str, Any],
-        tags: list[str],
-        resume_id: str,
-) -> Tracker:
-    """Tracker that logs to Weights & Biases.
+def service_tracker(service: str, **options: Any) -> Tracker:
+    """Tracker that logs to 'wandb' or 'trackio', begun with these options of its `init`."""
+    module = importlib.import_module(service)
+    module.init(**options)
 
-    Raises:
-        ValueError: If wandb is not installed.
-    """
-    try:
-        import wandb
-    except ImportError as error:
-        raise ValueError('--log-wandb needs wandb: pip install wandb.') from error
-    resume = dict(resume='must', id=resume_id) if resume_id else {}
-    wandb.init(project=project, name=name, config=config, tags=tags, **resume)
-    return _track_by(wandb)
-
-
-def trackio_tracker(name: str, config: dict[str, Any]) -> Tracker:
-    """Tracker that logs to Trackio, on this machine.
-
-    Raises:
-        ValueError: If trackio is not installed.
-    """
-    try:
-        import trackio
-    except ImportError as error:
-        raise ValueError('--log-trackio needs trackio: pip install trackio.') from error
-    trackio.init(project='timm_deitlt', name=name, config=config, resume='allow')
-    return _track_by(trackio)
-
-
-def _track_by(module: Any) -> Tracker:
     def track(row: dict[str, Any]) -> None:
         module.log({key: value for key, value in row.items() if value not in (None, '')}, step=int(row['epoch']))
 

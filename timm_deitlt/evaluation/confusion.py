@@ -7,17 +7,12 @@ _MOST_CLASSES = 100
 _MOST_PAIRS = 20
 
 
-def confused_pairs(
-        confusion: Sequence[Sequence[int]],
-        class_names: Sequence[str],
-        limit: int = _MOST_PAIRS,
-) -> list[dict[str, Any]]:
-    """The pairs of classes that are confused in most images, most first.
+def confused_pairs(confusion: Sequence[Sequence[int]], class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """The pairs of classes that are confused in most images, at most 20, most first.
 
     Args:
         confusion: Images by their class and the class they are given, `[C][C]`.
         class_names: Names by label.
-        limit: Pairs at most.
 
     Returns:
         'true' and 'predicted' class by name, 'images' that were confused, and 'percent', their share of the images of
@@ -29,7 +24,7 @@ def confused_pairs(
     pairs.sort(key=lambda pair: (-pair[0], -pair[1], *pair[2:]))
     return [
         {'true': class_names[true], 'predicted': class_names[predicted], 'images': count, 'percent': percent}
-        for count, percent, true, predicted in pairs[:limit]]
+        for count, percent, true, predicted in pairs[:_MOST_PAIRS]]
 
 
 def describe_confusion(

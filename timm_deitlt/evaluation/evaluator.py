@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..utils.tables import text_table
-from .shots import GROUPS, Shots, checked_cuts
+from ..utils.words import first_of
+from .shots import GROUPS, Shots
 
 # A matrix of so many classes takes 8 MB
 _MOST_CLASSES_COUNTED = 1000
@@ -26,35 +27,6 @@ def _class_accuracies(correct: Sequence[int], total: Sequence[int]) -> list[floa
 def _mean(accuracies: Sequence[float | None]) -> float | None:
     known = [accuracy for accuracy in accuracies if accuracy is not None]
     return sum(known) / len(known) if known else None
-
-
-def shot_accuracy(correct: Tensor, total: Tensor, boundaries: tuple[int, int]) -> dict[str, float]:
-    """Mean per-class accuracy over the head, mid and tail classes.
-
-    Classes are ordered from most to least frequent, and every class has equal weight inside its group.
-
-    Args:
-        correct: Right predictions per class, int64 `[C]`.
-        total: Test images per class, int64 `[C]`. A class without test images is left out of its group's mean.
-        boundaries: First mid class and first tail class, `0 < mid < tail < C`.
-
-    Returns:
-        Accuracies in percent under 'head', 'mid' and 'tail'.
-
-    Raises:
-        ValueError: If the boundaries do not leave three groups with test images.
-
-    Source: DeiT-LT (https://arxiv.org/abs/2404.02900), index cuts as in its released evaluation.
-    """
-    mid, tail = checked_cuts(boundaries, len(total))
-    accuracies = _class_accuracies(correct.tolist(), total.tolist())
-    groups: dict[str, float] = {}
-    for group, part in zip(GROUPS, (accuracies[:mid], accuracies[mid:tail], accuracies[tail:]), strict=True):
-        accuracy = _mean(part)
-        if accuracy is None:
-            raise ValueError(f'With boundaries {(mid, tail)} the {group} classes have no test image.')
-        groups[group] = accuracy
-    return groups
 
 
 class ShotEvaluator:
@@ -237,7 +209,6 @@ def _notes(groups: Mapping[str, Any], class_names: Sequence[str | int]) -> list[
             notes.append(f'warning: {group} has fewer than 30 test images ({count}): its accuracy is coarse')
     missing = groups['missing_classes']
     if missing:
-        named = ', '.join(str(class_names[label]) for label in missing[:10])
-        named += f' and {len(missing) - 10} more' if len(missing) > 10 else ''
+        named = first_of([str(class_names[label]) for label in missing])
         notes.append(f'warning: no test images of class {named}; every mean leaves them out')
     return notes

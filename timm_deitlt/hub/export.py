@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..benchmarks import CATALOGUE
 from ..engine.trainer import expert_logits
 from ..models._timm import TimmModel
-from ..models.cosine import CosineLinear
+from ..models.cosine import has_cosine_classifier
 from ..models.resnet_cifar import ResNetCifar
 from ..models.weights import CONFIG, WEIGHTS, weights_file
 from ..run.settings import NO_NETWORK
@@ -170,7 +170,7 @@ def _without_num_classes(path: Path) -> None:
 def _as_registered(network: TimmModel) -> tuple[str, dict[str, Any]]:
     """Name and arguments with which timm makes the network; its classifier may have been replaced by a cosine one."""
     name = network.pretrained_cfg['architecture']
-    if not any(isinstance(module, CosineLinear) for module in network.modules()):
+    if not has_cosine_classifier(network):
         return name, {}
     if isinstance(network, ResNetCifar):
         return name, {'cosine': True}

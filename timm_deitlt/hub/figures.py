@@ -1,5 +1,4 @@
 """The figures of a model: are they of these weights, complete and consistent, and does a sample of images agree?"""
-import argparse
 import copy
 import json
 import math
@@ -14,14 +13,12 @@ from torch.utils.data import IterableDataset
 from ..benchmarks import TAGS
 from ..engine.trainer import evaluate
 from ..evaluation import GROUPS, ShotEvaluator, Shots
-from ..models.weights import exported_settings
 from ..run.build.data import build_data
 from ..run.build.loaders import build_eval_loader
 from ..run.build.trainer import autocast_of
 from ..run.results import EXPERTS
-from ..run.settings import resolve_settings
 from ..run.teacher_file import reorder_classes
-from ..settings.layers import model_kind, recipes_for, resolve
+from ..run.validate import run_settings, settings_of_export
 from ..settings.resolved import Settings
 
 if TYPE_CHECKING:
@@ -181,7 +178,7 @@ def check_sample(model: 'Model', folder: str, size: int, places: dict[str, Any])
     device = torch.device(settings.machine.device)
     network = copy.deepcopy(model.network).to(device)
     reorder_classes(network, model.class_names, data.train.class_names, folder)
-    experts = tuple(expert for expert in ('mean', 'cls', 'dist') if metrics.get(expert))
+    experts = tuple(expert for expert in EXPERTS if metrics.get(expert))
     loader = build_eval_loader(settings, data.evaluation.subset(chosen), model.data_config, device)
     evaluator = ShotEvaluator(data.shots, experts=experts, device=device)
     measured = evaluate(network, loader, evaluator, autocast_of(settings.machine.precision, device))
@@ -195,15 +192,13 @@ def check_sample(model: 'Model', folder: str, size: int, places: dict[str, Any])
 def _settings(model: 'Model', folder: str, places: dict[str, Any]) -> Settings:
     places = {name: value for name, value in places.items() if value is not None}
     if model.settings is not None:
-        return resolve_settings(argparse.Namespace(
-            **{**vars(model.settings), 'device': None, 'grad_accum_steps': 1, **places}))
+        return run_settings({'args': model.settings}, places)
     dataset, tag = (model.metrics or {})['data']['name'], TAGS.get(str(model.config.get('benchmark')))
-    exported = exported_settings({
-        'architecture': model.network.pretrained_cfg['architecture'], 'model_args': {},
-        'pretrained_cfg': model.data_config})
-    return resolve_settings(resolve(
-        {**exported, 'dataset': dataset, 'imbalance_factor': tag and tag.imbalance_factor, **places},
-        recipes_for(dataset, model_kind(exported['model'])), prog=folder))
+    config = {
+        'architecture': model.network.pretrained_cfg['architecture'], 'model_args': {}, 'about': {},
+        'pretrained_cfg': model.data_config}
+    return settings_of_export(
+        Path(folder), config, {'dataset': dataset, 'imbalance_factor': tag and tag.imbalance_factor, **places})
 
 
 def _compare(

@@ -14,7 +14,7 @@ import torch
 from timm.models.deit import VisionTransformerDistilled
 
 from ..benchmarks import BENCHMARKS
-from ..engine.checkpoint import LAST, load_checkpoint
+from ..engine.checkpoint import LAST, load_checkpoint, load_run
 from ..models._timm import TimmModel
 from ..models.weights import CONFIG, WEIGHTS, load_config, load_safetensors, load_weights, weights_sha256
 from ..run.build.model import build_model
@@ -24,6 +24,7 @@ from ..run.teacher_cache import RECORD, read_record
 from ..run.teacher_file import HUB
 from ..run.teacher_settings import NO_WEIGHTS, benchmark_tag, cache_key, key_sha256
 from ..settings.layers import args_to_yaml, flag_of, model_kind, recipe_names, recipes_for, with_defaults
+from ..utils.words import first_of
 from ..version import __version__
 from .figures import METRICS, VALIDATION, find_figures, headline
 
@@ -119,10 +120,7 @@ def _has_weights(folder: Path) -> bool:
 
 
 def _read_run(folder: Path, record: dict[str, Any] | None, finished: bool) -> Model:
-    checkpoint = load_checkpoint(folder / LAST)
-    if not {'args', 'experts', 'data'} <= checkpoint.keys():
-        raise ValueError(
-            f'{folder / LAST} holds no settings or no data: it is not a checkpoint of this train.py. Give another run.')
+    checkpoint = load_run(folder / LAST)
     args = with_defaults(checkpoint['args'])
     args.sources = checkpoint.get('sources', {})
     data = checkpoint['data']
@@ -237,10 +235,8 @@ def _read_converted(folder: Path) -> Model:
 def _check_finite(weights: dict[str, torch.Tensor], name: str) -> None:
     wrong = [key for key, value in weights.items() if value.is_floating_point() and not torch.isfinite(value).all()]
     if wrong:
-        more = f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''
         raise ValueError(
-            f'The weights of {name} hold NaN or Inf, in {", ".join(wrong[:3])}{more}: the training diverged. Give '
-            'another run.')
+            f'The weights of {name} hold NaN or Inf, in {first_of(wrong, 3)}: the training diverged. Give another run.')
 
 
 def _checked(model: Model, name: str) -> Model:

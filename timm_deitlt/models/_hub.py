@@ -43,11 +43,9 @@ class HubFailure:
         kind: 'offline', 'network', 'no_token', 'bad_token', 'forbidden', 'gated', 'missing', 'stale', 'quota', 'rate',
             'server', 'refused', or 'other' for an error that is not the Hub's.
         words: One sentence for the user, without the full stop.
-        status: HTTP status, or None if there was no answer.
     """
     kind: str
     words: str
-    status: int | None = None
 
 
 def split_id(name: str) -> tuple[str, str | None]:
@@ -159,26 +157,26 @@ def _explain_answer(error: HfHubHTTPError) -> HubFailure:
     told = error.server_message or error.response.headers.get('X-Error-Message') or ''
     told = f': {" ".join(told.split())[:300]}' if told else ''
     if isinstance(error, GatedRepoError):
-        return HubFailure('gated', f'first ask for access on its page{told}', status)
+        return HubFailure('gated', f'first ask for access on its page{told}')
     if status == 401 and re.search('Invalid (credentials|user token)', f'{told} {error}'):
-        return HubFailure('bad_token', f'the token is not valid: renew it by `hf auth login` or HF_TOKEN{told}', status)
+        return HubFailure('bad_token', f'the token is not valid: renew it by `hf auth login` or HF_TOKEN{told}')
     if isinstance(error, RepositoryNotFoundError):
         return HubFailure(
-            'missing', 'there is no such repository, or it is private and your token (if any) may not read it', status)
+            'missing', 'there is no such repository, or it is private and your token (if any) may not read it')
     if isinstance(error, RevisionNotFoundError):
-        return HubFailure('missing', 'it has no such revision', status)
+        return HubFailure('missing', 'it has no such revision')
     if isinstance(error, EntryNotFoundError):
-        return HubFailure('missing', f'it lacks the file {error.response.url.path.rpartition("/")[2]}', status)
+        return HubFailure('missing', f'it lacks the file {error.response.url.path.rpartition("/")[2]}')
     if status == 401:
-        return HubFailure('no_token', f'a token is needed: give one by `hf auth login` or HF_TOKEN{told}', status)
+        return HubFailure('no_token', f'a token is needed: give one by `hf auth login` or HF_TOKEN{told}')
     if status in (402, 413) or (status == 403 and any(word in told.lower() for word in _QUOTA_WORDS)):
-        return HubFailure('quota', f'the Hub has no room for it{told}', status)
+        return HubFailure('quota', f'the Hub has no room for it{told}')
     if status == 403:
-        return HubFailure('forbidden', f'the token may not do this{told}', status)
+        return HubFailure('forbidden', f'the token may not do this{told}')
     if status == 412:
-        return HubFailure('stale', f'somebody else has changed the repository in the meantime{told}', status)
+        return HubFailure('stale', f'somebody else has changed the repository in the meantime{told}')
     if status == 429:
-        return HubFailure('rate', f'there were too many requests, try again later{told}', status)
+        return HubFailure('rate', f'there were too many requests, try again later{told}')
     if status >= 500:
-        return HubFailure('server', f'the Hub answers {status}, try again later{told}', status)
-    return HubFailure('refused', f'the Hub answers {status}{told}', status)
+        return HubFailure('server', f'the Hub answers {status}, try again later{told}')
+    return HubFailure('refused', f'the Hub answers {status}{told}')

@@ -15,10 +15,11 @@ import numpy as np
 import timm
 import torch
 
-from ..benchmarks import BENCHMARKS
+from ..benchmarks import BENCHMARKS, TAGS
+from ..utils.words import first_of
 from . import deit_lt, resnet_cifar, resnet_cosine  # noqa: F401  (registers what is created by name)
 
-__all__ = ['CIFAR100_NAMES', 'ROWS', 'Released', 'Row', 'convert', 'count_order', 'recognise', 'recognise_benchmark']
+__all__ = ['CIFAR100_NAMES', 'ROWS', 'Released', 'convert', 'count_order', 'recognise', 'recognise_benchmark']
 
 _ALLOWED = (
     'Allowed are the files of DeiT-LT and its teachers: a distilled ViT-tiny, -small or -base (with dist_token), a '
@@ -44,22 +45,12 @@ CIFAR100_NAMES = tuple(re.findall(r'\w+', '''
 '''))
 
 
-@dataclass(frozen=True)
-class Row:
-    """A row of the paper's tables: our name of the data set, their name in `args`, and the imbalance factor, if any."""
-    dataset: str
-    theirs: str
-    imbalance_factor: int | None = None
-
-
-ROWS = {
-    'cifar10_if100': Row('lt/cifar10', 'CIFAR10LT', 100),
-    'cifar10_if50': Row('lt/cifar10', 'CIFAR10LT', 50),
-    'cifar100_if100': Row('lt/cifar100', 'CIFAR100LT', 100),
-    'cifar100_if50': Row('lt/cifar100', 'CIFAR100LT', 50),
-    'imagenet_lt': Row('lt/imagenet', 'IMAGENETLT'),
-    'inat18': Row('lt/inat18', 'INAT18'),
-}
+# Their names of our data sets, in `args` of a checkpoint
+_THEIRS = {
+    'lt/cifar10': 'CIFAR10LT', 'lt/cifar100': 'CIFAR100LT', 'lt/imagenet': 'IMAGENETLT', 'lt/inat18': 'INAT18'}
+# The rows of the paper's tables
+ROWS = {name: TAGS[name] for name in (
+    'cifar10_if100', 'cifar10_if50', 'cifar100_if100', 'cifar100_if50', 'imagenet_lt', 'inat18')}
 
 
 @dataclass(frozen=True)
@@ -153,7 +144,7 @@ def recognise_benchmark(released: Released, settings: Mapping[str, Any], asked: 
     possible = [
         name for name, row in ROWS.items()
         if BENCHMARKS[row.dataset].num_classes == released.num_classes
-        and settings.get('data_set', row.theirs) == row.theirs
+        and settings.get('data_set', theirs := _THEIRS[row.dataset]) == theirs
         and (released.kind == 'student' or (released.image_size == 32) == (row.imbalance_factor is not None))
     ]
     if 'imb_factor' in settings:  # theirs is n_min / n_max
@@ -215,9 +206,8 @@ def convert(state_dict: Mapping[str, torch.Tensor], released: Released) -> dict[
             weights[ours] = value.detach().to(wanted.dtype, copy=True).contiguous()
     wrong += [f'{key} is left over' for key in source]
     if wrong:
-        more = f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''
         raise ValueError(
-            f'This is not a complete {released.architecture} ({released.kind}): {"; ".join(wrong[:3])}{more}. Use the '
+            f'This is not a complete {released.architecture} ({released.kind}): {first_of(wrong, 3, "; ")}. Use the '
             'file as it was released, and download it again if it may be damaged.')
     return weights
 

@@ -4,7 +4,6 @@ Its parameters have the names of those of timm's resnet50, except that the class
 """
 from typing import Any
 
-import torch
 from timm.models import generate_default_cfgs, register_model
 from timm.models.resnet import Bottleneck, ResNet
 
@@ -25,14 +24,8 @@ class ResNetCosine(ResNet):
         torch.Size([2, 10])
     """
 
-    def __init__(
-            self,
-            *args: Any,
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
-            **kwargs: Any,
-    ) -> None:
-        super().__init__(*args, **dict(kwargs, device=device, dtype=dtype))
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self._set_cosine()
 
     def _set_cosine(self) -> None:

@@ -10,6 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from timm.models._hub import load_model_config_from_path
 
+from ..utils.words import first_of
+
 # Files of a model in timm's form for the Hub
 WEIGHTS, CONFIG = 'model.safetensors', 'config.json'
 _AS_IN_TRAINING = (
@@ -54,10 +56,9 @@ def load_weights(
         ),
     ]
     if differing:
-        more = f' and {len(differing) - 3} more' if len(differing) > 3 else ''
         raise ValueError(
             f'The weights of {source} do not fit the architecture {type(model).__name__}: '
-            f'{"; ".join(differing[:3])}{more}. {mend}')
+            f'{first_of(differing, 3, "; ")}. {mend}')
     model.load_state_dict(state_dict)
 
 

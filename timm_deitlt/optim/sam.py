@@ -52,7 +52,7 @@ class SAM(Optimizer):
         >>> loss = optimizer.step(closure)
     """
 
-    _perturbed = False
+    perturbed = False  # whether the second pass is running: then no state may change
 
     def __init__(
             self,
@@ -89,11 +89,6 @@ class SAM(Optimizer):
         self.__setstate__({'defaults': base.defaults, 'state': base.state, 'param_groups': base.param_groups})
 
     @property
-    def perturbed(self) -> bool:
-        """Whether the second pass is running. The weights are then perturbed, and no state may change."""
-        return self._perturbed
-
-    @property
     def single_pass(self) -> bool:
         """Whether rho is 0 in every group, so that the next step is that of the base optimizer."""
         return all(group['rho'] == 0 for group in self.param_groups)
@@ -124,13 +119,13 @@ class SAM(Optimizer):
         params, ascent, norm = self._ascent()
         weights = [p.detach().clone() for p in params]
         try:
-            self._perturbed = True
+            self.perturbed = True
             if params:
                 torch._foreach_add_(params, ascent)
             del ascent  # it is as large as the weights, and the second pass needs the memory
             closure()
         finally:
-            self._perturbed = False
+            self.perturbed = False
             if params:
                 # copied, not subtracted, because (w + e) - e is not exactly w
                 torch._foreach_copy_(params, weights)
@@ -230,7 +225,7 @@ class SAMSGD(SAM):
         >>> optimizer = SAMSGD(torch.nn.Linear(3, 1).parameters(), rho=0.1, lr=0.1, momentum=0.9)
     """
 
-    # all arguments are written out, because timm reads from the signature what an optimizer takes
+    # all arguments are written out, because timm's own tests read from the signature what an optimizer takes
     def __init__(
             self,
             params: Iterable[Any],

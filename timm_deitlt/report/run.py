@@ -176,7 +176,7 @@ def counted(count: int, word: str) -> str:
 
 def numbers(values: list[float | None] | None) -> np.ndarray:
     """Floats with NaN for None."""
-    return np.array([math.nan if value is None else value for value in values or ()], dtype=float)
+    return np.array(values or (), dtype=float)
 
 
 def page_values(run: Run) -> dict[str, Any]:
@@ -204,7 +204,6 @@ def _data_name(run: Run) -> str:
 
 def _about(run: Run) -> list[str]:
     metrics, parts = run.metrics, [f'Run {run.folder.name}']
-    parts += [str(date) for date in [run.versions.get('date') or metrics.get('date')] if date]
     seed = metrics.get('seed', run.args.get('seed'))
     if seed is not None:
         parts.append(f'seed {seed}')
@@ -293,8 +292,7 @@ def _versions(run: Run) -> dict[str, Any]:
         'data fingerprint': run.data.get('fingerprint'), 'split seed': run.data.get('split_seed'),
         'weights sha256': run.metrics.get('weights_sha256'),
         'images per second': run.metrics.get('train_images_per_second')}
-    return {**{name: value for name, value in run.versions.items() if name != 'date'},
-            **{name: value for name, value in measured.items() if value is not None}}
+    return {**run.versions, **{name: value for name, value in measured.items() if value is not None}}
 
 
 def _files(run: Run) -> dict[str, str]:

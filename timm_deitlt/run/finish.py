@@ -1,15 +1,13 @@
 """After the last epoch: measure the mechanisms, look for known failures, and write the report."""
-import csv
 import json
 import logging
 import shutil
 from pathlib import Path
-from typing import Any
 
 from ..evaluation.signatures import failure_signatures
 from ..report import write_report
 from ..settings.layers import model_kind
-from ..utils.files import write_text
+from ..utils.files import read_json, read_rows, write_text
 from .mechanisms import analyze
 
 _logger = logging.getLogger(__name__)
@@ -28,7 +26,7 @@ def discard_findings(folder: Path) -> None:
 
 def has_mechanisms(folder: Path) -> bool:
     """Whether the mechanisms of a run can be measured: it trained a ViT and evaluated it."""
-    metrics = _read_json(folder / 'metrics.json')
+    metrics = read_json(folder / 'metrics.json')
     return bool(metrics.get('mean')) and model_kind(metrics['model']) == 'student'
 
 
@@ -52,8 +50,8 @@ def check_run(folder: Path) -> None:
     """Look for known failures, log them, and save them as signatures.json."""
     try:
         signatures = failure_signatures(
-            _read_json(folder / 'metrics.json'), _read_rows(folder / 'summary.csv'),
-            _read_json(folder / 'analysis.json'))
+            read_json(folder / 'metrics.json'), read_rows(folder / 'summary.csv'),
+            read_json(folder / 'analysis.json'))
         for found in signatures:
             _logger.warning(f'{found["name"].replace("_", " ")}: {found["message"]}\n    {found["suggestion"]}')
         write_text(folder / 'signatures.json', json.dumps(signatures, indent=2) + '\n')
@@ -71,14 +69,3 @@ def describe_run(folder: Path) -> None:
 
 def _warn(what: str, error: Exception) -> None:
     _logger.warning(f'{what} ({type(error).__name__}: {" ".join(str(error).split())}): analyze.py RUN tries it again.')
-
-
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def _read_rows(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        return []
-    with open(path, newline='') as file:
-        return list(csv.DictReader(file))

@@ -20,6 +20,7 @@ from ..settings.checks import validate_args
 from ..settings.layers import args_to_yaml
 from ..utils.files import write_text
 from ..utils.tables import text_table
+from ..utils.words import first_of
 from .results import EXPERTS
 from .settings import say_what_folds_leave_out
 from .start import NOT_OF_THE_RUN
@@ -184,8 +185,7 @@ def folds_table(summary: Mapping[str, Any]) -> str:
         f'{summary["images"]:,} images together',
         f'groups: {summary["rule"]}']
     if missing := summary['not_evaluated']:
-        more = f' and {len(missing) - 10} more' if len(missing) > 10 else ''
-        lines.append(f'never evaluated, because the class has only one image: {", ".join(missing[:10])}{more}')
+        lines.append(f'never evaluated, because the class has only one image: {first_of(missing)}')
     return '\n'.join(lines)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.image import as_opened, image_mode, open_image
-from ..engine.checkpoint import LAST, load_checkpoint
+from ..engine.checkpoint import LAST, load_run
 from ..engine.device import choose_device
 from ..engine.trainer import expert_logits
 from ..evaluation.fusion import choose_fusions, fuse
@@ -28,9 +28,6 @@ from .settings import model_settings
 from .teacher_cache import RECORD
 from .teacher_file import HUB
 from .teacher_settings import NO_WEIGHTS
-
-# What a transform makes of an image, and what shows an image to it
-_IMAGES = ('input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')
 
 
 @dataclass(frozen=True)
@@ -179,7 +176,7 @@ class TrainedModel:
 
     def _pixels(self) -> Callable[[Image.Image], Tensor]:
         """The transform as far as uint8: a quarter of the bytes go from the processes to the device."""
-        return create_transform(**_of_images(self.data_config), is_training=False, use_prefetcher=True)
+        return create_transform(**self.data_config, is_training=False, use_prefetcher=True)
 
 
 def load_model(path: str | os.PathLike, device: str | None = None) -> TrainedModel:
@@ -212,9 +209,7 @@ def load_model(path: str | os.PathLike, device: str | None = None) -> TrainedMod
 
 
 def _load_run(file: Path, device: str) -> TrainedModel:
-    checkpoint = load_checkpoint(file)
-    if not {'args', 'experts', 'data'} <= checkpoint.keys():
-        raise ValueError(f'{file} was not written by this train.py: it names no settings and no classes.')
+    checkpoint = load_run(file)
     asked = argparse.Namespace(**{**vars(with_defaults(checkpoint['args'])), **NO_WEIGHTS})
     names = checkpoint['data']['class_names']
     model = build_model(model_settings(asked), len(names))
@@ -252,13 +247,9 @@ def _trained(
     config = resolve_data_config(pretrained_cfg=model.pretrained_cfg)
     mode = image_mode(config['input_size'][0], mode)
     return TrainedModel(
-        model.to(device).eval(), create_transform(**_of_images(config), is_training=False), tuple(names),
+        model.to(device).eval(), create_transform(**config, is_training=False), tuple(names),
         tuple(experts), tuple(class_counts) if class_counts else None, config, mode,
         1. if 'dist' in experts else logit_scale, fusion)
-
-
-def _of_images(config: dict[str, Any]) -> dict[str, Any]:
-    return {name: config[name] for name in _IMAGES}
 
 
 class _Files(Dataset):

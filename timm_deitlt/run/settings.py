@@ -6,7 +6,6 @@ import os
 from types import MappingProxyType
 
 import torch
-from timm.utils.distributed import world_info_from_env
 
 from ..benchmarks import BENCHMARKS
 from ..data.image import image_mode
@@ -91,12 +90,6 @@ def resolve_settings(
 def model_settings(args: argparse.Namespace) -> ModelSettings:
     """Settings of the network that was asked for."""
     return part(ModelSettings, args, name=args.model, channels=input_channels(args))
-
-
-def settings_of_this_process(args: argparse.Namespace) -> Settings:
-    """Settings of this process, which may be one of several that a launcher such as torchrun started."""
-    _, rank, world_size = world_info_from_env()
-    return resolve_settings(args, world_size, rank)
 
 
 def choose_precision(args: argparse.Namespace, device: torch.device | None) -> Precision:

@@ -8,12 +8,12 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from timm.utils.distributed import init_distributed_device_so
+from timm.utils.distributed import init_distributed_device_so, world_info_from_env
 
 from ..engine.checkpoint import check_checkpoint
 from ..engine.fit import fit, restore
 from ..engine.progress import doing
-from ..engine.run_folder import RunFolder, tensorboard_tracker, trackio_tracker, wandb_tracker
+from ..engine.run_folder import RunFolder, service_tracker, tensorboard_tracker
 from ..engine.speed import choose_speed, speed_before
 from ..engine.trainer import Trainer
 from ..models.weights import load_weights
@@ -30,7 +30,7 @@ from .dry_run import dry_run
 from .finish import check_run, discard_findings, finish_run
 from .look_ahead import look_ahead
 from .results import final_table, run_record, run_result
-from .settings import settings_of_this_process
+from .settings import resolve_settings
 from .start import Start, claim, find_start, report_changes
 from .train_teacher import evaluate_teacher, resolve_teacher
 
@@ -53,7 +53,8 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     _import_modules(args)
     if args.dry_run:
         return dry_run(args)
-    settings = settings_of_this_process(args)
+    _, rank, world_size = world_info_from_env()
+    settings = resolve_settings(args, world_size, rank)
     primary = settings.machine.rank == 0
     _logger.info(describe_defaults(settings.flags, settings.sources))
     if settings.loader.processes < args.workers:
@@ -150,12 +151,13 @@ def _add_trackers(folder: RunFolder, settings: Settings) -> None:
     output = settings.output
     if output.log_tensorboard:
         folder.trackers.append(tensorboard_tracker(folder.path))
+    common: dict[str, Any] = dict(name=folder.path.name, config=dict(settings.flags))
     if output.log_trackio:
-        folder.trackers.append(trackio_tracker(folder.path.name, dict(settings.flags)))
+        folder.trackers.append(service_tracker('trackio', project='timm_deitlt', resume='allow', **common))
     if output.log_wandb:
-        folder.trackers.append(wandb_tracker(
-            output.wandb_project, folder.path.name, dict(settings.flags), list(output.wandb_tags),
-            output.wandb_resume_id))
+        resume = dict(resume='must', id=output.wandb_resume_id) if output.wandb_resume_id else {}
+        folder.trackers.append(service_tracker(
+            'wandb', project=output.wandb_project, tags=list(output.wandb_tags), **resume, **common))
 
 
 def distribute(trainer: Trainer, settings: Settings, device: torch.device) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..engine.checkpoint import check_checkpoint, load_checkpoint
+from ..engine.checkpoint import check_checkpoint, load_run
 from ..engine.trainer import evaluate
 from ..evaluation import ShotEvaluator
 from ..evaluation.confusion import describe_confusion
@@ -20,7 +20,7 @@ from ..models.cosine import has_cosine_classifier
 from ..models.weights import CONFIG, exported_settings, load_config, load_safetensors, load_weights, weights_sha256
 from ..settings.layers import model_kind, recipes_for, resolve, with_defaults
 from ..settings.resolved import Settings
-from ..utils.files import write_text
+from ..utils.files import read_json, write_text
 from ..utils.versions import plain_json, versions
 from .build.data import Data, build_data
 from .build.loaders import build_eval_loader
@@ -89,11 +89,7 @@ def open_run(file: Path, overrides: dict[str, Any]) -> tuple[dict[str, Any], Set
     """
     if not file.is_file():
         refuse_folds(file.parent)
-    checkpoint = load_checkpoint(file)
-    if 'args' not in checkpoint or 'experts' not in checkpoint:
-        raise ValueError(
-            f'{file} was not written by this train.py, because it names no settings and no experts: give a '
-            'last.pth.tar or milestone-*.pth.tar of a run.')
+    checkpoint = load_run(file)
     settings = run_settings(checkpoint, overrides)
     data = build_data(settings, evaluate_split=overrides.get('val_split'))
     check_checkpoint(checkpoint, str(file), settings.model.name, data.train.fingerprint)
@@ -103,8 +99,7 @@ def open_run(file: Path, overrides: dict[str, Any]) -> tuple[dict[str, Any], Set
 def _validate_run(file: Path, overrides: dict[str, Any], fusion: str) -> dict[str, Any]:
     checkpoint, settings, data, model = open_run(file, overrides)
     weights = {'experts': checkpoint['state_dict'], 'ema': checkpoint.get('state_dict_ema')}
-    trained = file.parent / 'metrics.json'
-    trained = json.loads(trained.read_text()) if trained.is_file() else {}
+    trained = read_json(file.parent / 'metrics.json')
     names = checkpoint['data']['class_names']
     return _evaluate(settings, data, model, weights, names, tuple(checkpoint['experts']), fusion, file, {
         'teacher': trained.get('teacher'),

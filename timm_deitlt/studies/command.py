@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..report import write_study_report
-from ..utils.files import write_text
+from ..utils.files import read_json, write_text
 from .cells import Cell, plan, read_results
 from .study import Study, load_study
 from .table import format_study, verdicts
@@ -97,8 +97,7 @@ def _write_page(study: Study, folder: Path, found: Mapping[Cell, Any], judged: l
 
 def add_verdicts(path: Path, study: str, judged: list[dict[str, Any]]) -> None:
     """Put the verdicts of a study into verdicts.json, beside those of the others."""
-    known = json.loads(path.read_text()) if path.is_file() else {}
-    write_text(path, json.dumps({**known, study: judged}, indent=1, sort_keys=True) + '\n')
+    write_text(path, json.dumps({**read_json(path), study: judged}, indent=1, sort_keys=True) + '\n')
 
 
 def with_table(readme: str, study: str, table: str) -> str:

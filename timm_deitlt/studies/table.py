@@ -6,7 +6,7 @@ from typing import Any
 
 from ..utils.tables import markdown_table
 from .cells import Cell, cell_path
-from .study import GROUPS, Claim, Side, Study
+from .study import GROUPS, Claim, Study
 
 HOLDS, FAILS, OPEN = 'holds', 'does not hold', 'not shown at this scale'
 FEW = 'too few runs'
@@ -106,12 +106,8 @@ def _pair(claim: Claim, cell: Cell, results: Mapping[Cell, Mapping[str, Any]]) -
     other = results.get(Cell(cell.subset, cell.seed, claim.b.arm))
     if other is None:
         return None
-    a, b = _of(results[cell], claim.a), _of(other, claim.b)
+    a, b = (value(result, side.of, side.measure) for result, side in ((results[cell], claim.a), (other, claim.b)))
     return None if a is None or b is None else (cell, a, b)
-
-
-def _of(result: Mapping[str, Any], side: Side) -> float | None:
-    return value(result, side.of, side.measure)
 
 
 def _rounded(values: Sequence[float]) -> float | None:

@@ -1,5 +1,4 @@
 """Train the cells of a study, several at a time. Every finished cell writes its file of results."""
-import csv
 import json
 import logging
 import multiprocessing
@@ -27,7 +26,7 @@ from ..run.train import train
 from ..run.validate import validate
 from ..settings.checks import validate_args
 from ..settings.layers import with_defaults
-from ..utils.files import write_text
+from ..utils.files import read_rows, write_text
 from .cells import Cell, cell_args, cell_path, cell_settings, resolved_settings
 from .study import Study
 
@@ -207,8 +206,8 @@ def _teacher_settings(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _seconds(folder: Path) -> float:
     """Seconds of training and evaluation of all epochs, however often the run was stopped."""
-    with open(folder / 'summary.csv', newline='') as file:
-        return round(sum(float(row['train_seconds']) + float(row['eval_seconds']) for row in csv.DictReader(file)), 1)
+    rows = read_rows(folder / 'summary.csv')
+    return round(sum(float(row['train_seconds']) + float(row['eval_seconds']) for row in rows), 1)
 
 
 def _args(study: Study, cell: Cell, work: Path, places: Mapping[str, Any]) -> Any:

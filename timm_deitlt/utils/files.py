@@ -1,9 +1,12 @@
-"""Writing files completely or not at all, and errors of a full disk."""
+"""Reading and writing small files, completely or not at all, and errors of a full disk."""
+import csv
 import errno
+import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 MAKE_ROOM = 'Make room and start again; a run continues with --resume auto and its --experiment name.'
 # a full disk, a quota that is used up, and a file larger than the file system or `ulimit -f` allows
@@ -62,6 +65,19 @@ def atomic_write(path: Path, write: Callable[[Path], object], size: int | None =
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     atomic_write(path, lambda temporary: temporary.write_text(text), len(text.encode()))
+
+
+def read_json(path: Path) -> Any:
+    """Content of a JSON file, or an empty dict if there is none."""
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file by the names of its columns, or none if there is no file."""
+    if not path.is_file():
+        return []
+    with open(path, newline='') as file:
+        return list(csv.DictReader(file))
 
 
 def free_bytes(folder: Path) -> int:

@@ -1,5 +1,5 @@
 """Versions, commit and machine of a result, and values that are valid JSON."""
-import math
+import json
 import os
 import platform
 import subprocess
@@ -17,11 +17,7 @@ from ..version import __version__
 
 def plain_json(value: Any) -> Any:
     """The same value with None in place of numbers that JSON does not allow (NaN and infinity)."""
-    if isinstance(value, dict):
-        return {key: plain_json(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain_json(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.loads(json.dumps(value), parse_constant=lambda name: None)
 
 
 def versions() -> dict[str, str]:

@@ -1,4 +1,11 @@
-"""Numbers in words."""
+"""Numbers and lists in words."""
+from collections.abc import Sequence
+
+
+def first_of(items: Sequence[str], most: int = 10, separator: str = ', ') -> str:
+    """The first items, and how many more there are."""
+    more = f' and {len(items) - most} more' if len(items) > most else ''
+    return separator.join(items[:most]) + more
 
 
 def duration_in_words(seconds: float) -> str:

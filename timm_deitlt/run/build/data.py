@@ -17,6 +17,7 @@ from ...data.look import look_at
 from ...evaluation import Shots
 from ...settings.images import DataSettings
 from ...settings.resolved import Settings
+from ...utils.words import first_of
 
 _logger = logging.getLogger(__name__)
 
@@ -185,8 +186,7 @@ def _warn_of_classes_without_images(evaluation: Any, evaluated_on: str) -> None:
 
 
 def _names(dataset: Any, labels: Sequence[int]) -> str:
-    more = f' and {len(labels) - 10} more' if len(labels) > 10 else ''
-    return ', '.join(dataset.class_names[label] for label in labels[:10]) + more
+    return first_of([dataset.class_names[label] for label in labels])
 
 
 def _evaluated_on(benchmark: Benchmark | None, split: str) -> str:

@@ -1,6 +1,5 @@
 """Everything a run trains with, from its settings."""
 import logging
-import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -11,6 +10,7 @@ import torch
 from timm.data import resolve_data_config
 from timm.layers import convert_sync_batchnorm, set_fast_norm
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
+from timm.utils.distributed import world_info_from_env
 from torch import nn
 from torch.utils.data import IterableDataset
 
@@ -47,7 +47,7 @@ def warn_of_slow_bfloat16(precision: Precision, device: torch.device) -> None:
 
 @cache
 def _warn_once(text: str) -> None:
-    if not int(os.environ.get('RANK', 0)):
+    if world_info_from_env()[1] == 0:
         _logger.warning(text)
 
 

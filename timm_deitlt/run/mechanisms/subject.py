@@ -1,6 +1,4 @@
 """What is measured: a trained model, its data and where its teacher is."""
-import csv
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from ...models._hub import model_folder
 from ...models._timm import TimmModel
 from ...models.weights import CONFIG, load_config, load_safetensors, load_weights
 from ...settings.resolved import Settings
+from ...utils.files import read_json, read_rows
 from ..build.data import Data, build_data
 from ..build.loaders import build_eval_loader
 from ..build.model import build_model
@@ -91,8 +90,7 @@ def _open_run(file: Path, overrides: dict[str, Any]) -> Subject:
     checkpoint, settings, data, model = open_run(file, overrides)
     load_weights(model, checkpoint['state_dict'], str(file))
     reorder_classes(model, checkpoint['data']['class_names'], data.train.class_names, str(file))
-    metrics = file.parent / 'metrics.json'
-    teacher = (json.loads(metrics.read_text()).get('teacher') or {}) if metrics.is_file() else {}
+    teacher = read_json(file.parent / 'metrics.json').get('teacher') or {}
     suffix = '' if file.name == LAST else '-' + file.name.removesuffix('.pth.tar')
     return Subject(
         settings, data, model, checkpoint['experts'], teacher.get('path'), _history(file.parent, checkpoint['epoch']),
@@ -100,11 +98,7 @@ def _open_run(file: Path, overrides: dict[str, Any]) -> Subject:
 
 
 def _history(folder: Path, last_epoch: int) -> list[tuple[int, float]]:
-    summary = folder / 'summary.csv'
-    if not summary.is_file():
-        return []
-    with open(summary, newline='') as file:
-        rows = [(int(row['epoch']), row.get('train_cosine')) for row in csv.DictReader(file)]
+    rows = [(int(row['epoch']), row.get('train_cosine')) for row in read_rows(folder / 'summary.csv')]
     return [(epoch, float(cosine)) for epoch, cosine in rows if cosine and epoch <= last_epoch]
 
 

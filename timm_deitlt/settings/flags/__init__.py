@@ -7,7 +7,6 @@ from ._flag import number_or_auto as number_or_auto
 from .own import OWN_FLAGS
 from .refused import REFUSED as REFUSED
 from .refused import REFUSED_VALUES as REFUSED_VALUES
-from .timms import SCHEDULES as SCHEDULES
 from .timms import TIMM_FLAGS
 
 # Title of the group: names, help text and options of add_argument.
