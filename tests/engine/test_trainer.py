@@ -326,6 +326,22 @@ def test_fit_keeps_milestones_evaluates_at_intervals_and_stops_early(tmp_path):
     assert len(rows) == 2 and metrics['experts']['cls']['top1'] == float(rows[-1]['eval_cls_top1'])
 
 
+def test_fit_saves_at_intervals_with_every_milestone_and_at_the_end(tmp_path, monkeypatch):
+    saved, save = [], RunFolder.save
+    monkeypatch.setattr(RunFolder, 'save', lambda folder, state, *args: (
+        saved.append(state['epoch'] + 1), save(folder, state, *args)))
+    *_, rows = fitted(tmp_path / 'run', settings(save_interval=2, save_epochs=[1]))
+    assert saved == [1, 2, 3, 4] and len(rows) == 4
+    saved.clear()
+    fitted(tmp_path / 'seldom', settings(save_interval=9))
+    assert saved == [3, 4], 'at the start of stage two and at the end'
+    # as if it had been killed in its last epoch
+    again, _, rows = fitted(
+        tmp_path / 'seldom', settings(save_interval=9),
+        checkpoint=load_checkpoint(tmp_path / 'seldom/milestone-3.pth.tar'))
+    assert [row['epoch'] for row in rows] == ['0', '1', '2', '3']
+
+
 def test_resumed_fit_rewinds_the_rows_that_it_trains_again_and_ends_the_same(tmp_path):
     whole, metrics, rows = fitted(tmp_path, settings(save_epochs=[2]))
     checkpoint = load_checkpoint(tmp_path / 'milestone-2.pth.tar')

@@ -121,7 +121,7 @@ def curve(device, *flags):
     # nothing is drawn on the device, and labels are soft: rounding would change hard ones of an untrained teacher
     trainer = made(
         device, '--teacher', 'resnet20', '--mixup', '.8', '--mixup-prob', '1', '--reprob', '0', '--drop-path', '0',
-        '--kd-token-distill-type', 'soft', *flags)
+        '--kd-token-distill-type', 'soft', '--warmup-epochs', '0', *flags)
     meter = Meter(trainer.task.device)
     for number in range(20):
         epoch, index = divmod(number, trainer.loader.updates_per_epoch)
@@ -133,8 +133,9 @@ def curve(device, *flags):
 @devices()
 def test_twenty_updates_have_the_losses_of_the_cpu_but_for_rounding(device, exact):
     ours, on_cpu = curve(device, '--auto-speed', 'off'), curve('cpu')
-    torch.testing.assert_close(ours, on_cpu, rtol=2e-4, atol=0)
-    assert on_cpu[-1] < on_cpu[0]
+    # AdamW makes whole steps of gradients that are rounding alone
+    torch.testing.assert_close(ours, on_cpu, rtol=1e-3 if device == 'cuda' else 1e-6, atol=0)
+    assert on_cpu[10:].mean() < .95 * on_cpu[:10].mean(), 'it trains'
 
 
 @devices()

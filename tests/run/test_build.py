@@ -1,6 +1,7 @@
 """From arguments to parts: a flag that did not arrive would be ignored without a word."""
 import math
 import multiprocessing
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from timm_deitlt.data.erasing import BatchErasing
 from timm_deitlt.engine.speed import noise
 from timm_deitlt.run.build import loaders
 from timm_deitlt.run.build.data import build_data
-from timm_deitlt.run.build.model import build_model
+from timm_deitlt.run.build.model import build_model, check_student
 from timm_deitlt.run.build.trainer import build_trainer
 from timm_deitlt.task.paco import PaCoTask
 
@@ -117,3 +118,12 @@ def test_decoded_images_are_kept_where_workers_do_not_copy_them(monkeypatch, tmp
     monkeypatch.setattr(multiprocessing, 'get_start_method', lambda: method)
     data.hold(1., workers)
     assert [part.held is not None for part in (data.train, data.evaluation)] == [kept, kept]
+
+
+def test_a_mode_of_compile_that_records_graphs_is_refused_where_gradients_add_up():
+    settings = settings_of('--torchcompile', 'inductor', '--torchcompile-mode', 'reduce-overhead')
+    settings = replace(settings, machine=replace(settings.machine, device='cuda'))
+    check_student(settings, 10, [2] * 10)
+    settings = replace(settings, loader=replace(settings.loader, micro_batches=4))
+    with pytest.raises(ValueError, match='reduce-overhead .* the 4 micro-batches .*use max-autotune-no-cudagraphs'):
+        check_student(settings, 10, [2] * 10)

@@ -106,7 +106,7 @@ OURS = names('''
 --imbalance-factor --imbalance-profile --n-max --split-seed --val-fraction --class-counts --skip-bad-images
 --branch-from --log-tensorboard --log-trackio --global-batch-size --cls-loss --logit-adjust-tau --rho-milestones
 --rho-values --cutout --force-color-jitter --list-dir --dry-run --world-size --report --no-report --auto-speed
---sam-every --augment-backend --cache-images --folds --fold --fusion
+--sam-every --augment-backend --cache-images --folds --fold --fusion --save-interval
 ''')
 OURS_OF_PACO = names('''
 --paco-alpha --paco-beta --paco-gamma --paco-temperature --paco-queue --paco-dim --paco-momentum --key-scale

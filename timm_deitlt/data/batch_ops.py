@@ -66,7 +66,7 @@ def _auto_contrast(images, _):
 
 
 def _posterize(images, bits):
-    return images & (256 - torch.exp2(8 - bits.clamp(0, 8))).to(torch.uint8)
+    return images & (256 - torch.exp2(8 - bits.clamp(0, 8)).round()).to(torch.uint8)
 
 
 def _solarize(images, threshold):

@@ -94,9 +94,9 @@ def fit(
 ) -> dict[str, Any] | None:
     """Train from `start_epoch` to the end of the schedule, or to `--stop-epoch`.
 
-    After each epoch a row is added to summary.csv, and last.pth.tar is saved. The evaluation runs every
-    `--val-interval` epochs and after the last. The state at the DRW start and after each of `--save-epochs` is kept as
-    a milestone.
+    After each epoch a row is added to summary.csv. Every `--save-interval` epochs and after the last, last.pth.tar is
+    saved. The evaluation runs every `--val-interval` epochs and after the last. The state at the DRW start and after
+    each of `--save-epochs` is kept as a milestone.
 
     Returns:
         Metrics of the last epoch under 'experts' and, with an EMA, 'ema'; None without evaluation images.
@@ -123,7 +123,9 @@ def fit(
                 if trainer.eval_loader is not None and ((epoch + 1) % schedule.val_interval == 0 or final):
                     metrics = _evaluate(trainer, with_ema)
                 folder.add_row(summary_row(epoch, trained, time.perf_counter() - began, metrics))
-                folder.save(checkpoint_state(trainer, epoch, settings, record), milestone=epoch + 1 in milestones)
+                milestone = epoch + 1 in milestones
+                if (epoch + 1) % schedule.save_interval == 0 or final or milestone:
+                    folder.save(checkpoint_state(trainer, epoch, settings, record), milestone)
                 progress.line(epoch_report(trainer, title, epoch, trained, metrics))
     finally:
         trainer.graph = None  # which refers to the trainer: freed later, it could end another run's recording

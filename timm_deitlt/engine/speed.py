@@ -129,7 +129,13 @@ def speed_before(checkpoint: dict[str, Any] | None, machine: MachineSettings) ->
     same = all(then.get(name) == getattr(machine, name) for name in (
         'auto_speed', 'channels_last', 'torchcompile', 'torchcompile_mode'))
     same_device = str(then.get('device')).split(':')[0] == machine.device.split(':')[0]
-    return checkpoint['speed'] if same and same_device else None
+    if same and same_device:
+        return checkpoint['speed']
+    if checkpoint['speed'].get('on_device'):
+        _logger.warning(
+            'The run has augmented its images on the device, which was chosen on that device with those flags for '
+            'speed; with others, the augmentation may draw other random numbers. --augment-backend device keeps them.')
+    return None
 
 
 def _fastest(
@@ -289,7 +295,10 @@ def _apply(trainer: Trainer, machine: MachineSettings, speed: Speed) -> None:
         vars(trainer).update(trainer.on_device(), on_device=None)
     if speed.compile:
         torch._inductor.config.fallback_random = True  # the same random numbers as without compiling
-        task.compile(backend=speed.compile, mode=machine.torchcompile_mode)
+        # without `dynamic`, torch would compile for any batch size once an epoch ends with a smaller micro-batch
+        sizes = trainer.loader.sizes
+        dynamic = None if sizes is not None and len(set(sizes.drawn)) > 1 else False
+        task.compile(backend=speed.compile, mode=machine.torchcompile_mode, dynamic=dynamic)
     trainer.graph = StepGraph(trainer) if speed.graph else None
 
 

@@ -18,7 +18,8 @@ _logger = logging.getLogger(__name__)
 Tensors = tuple[Any, ...]  # images, targets, and weak views or None
 Step = Callable[[], tuple[dict[str, Tensor], Tensor]]
 
-_OWN_GRAPHS = ('reduce-overhead', 'max-autotune')
+# Modes of torch.compile that record graphs themselves
+OWN_GRAPHS = ('reduce-overhead', 'max-autotune')
 # Runs before a recording, in which libraries set up what they keep
 _WARM_UP = 3
 # The recording is wrong if loss and gradients, as one vector, are off by more than this share. Rounding is far below
@@ -35,7 +36,7 @@ def recordable(trainer: 'Trainer', compile_mode: str | None = None) -> bool:
     checkpoints = any(getattr(module, 'grad_checkpointing', False) for module in trainer.task.modules())
     return (
         trainer.task.device.type == 'cuda' and trainer.world_size == 1 and trainer.scaler is None
-        and trainer.task.stage() is not None and not checkpoints and compile_mode not in _OWN_GRAPHS)
+        and trainer.task.stage() is not None and not checkpoints and compile_mode not in OWN_GRAPHS)
 
 
 class StepGraph:
@@ -192,14 +193,16 @@ def _warmed_up(step: Step, task: nn.Module, device: torch.device, stream: torch.
     """
     if stream is not None:
         stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        for number in range(_WARM_UP):
-            _clear_gradients(task)
-            last = number + 1 == _WARM_UP
-            with _same_draws(device), _waiting_refused() if last and stream is not None else nullcontext():
-                _, loss = step()
-    if stream is not None:
-        torch.cuda.current_stream(device).wait_stream(stream)
+    try:
+        with torch.cuda.stream(stream):
+            for number in range(_WARM_UP):
+                _clear_gradients(task)
+                last = number + 1 == _WARM_UP
+                with _same_draws(device), _waiting_refused() if last and stream is not None else nullcontext():
+                    _, loss = step()
+    finally:
+        if stream is not None:
+            torch.cuda.current_stream(device).wait_stream(stream)
     return loss
 
 

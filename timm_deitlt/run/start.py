@@ -18,7 +18,7 @@ _logger = logging.getLogger(__name__)
 NOT_OF_THE_RUN = {
     'experiment', 'branch_from', 'output', 'resume', 'device', 'workers', 'teacher_cache', 'data_dir', 'stop_epoch',
     'log_interval', 'validation_batch_size', 'log_tensorboard', 'log_wandb', 'log_trackio', 'save_images', 'pin_mem',
-    'report', 'auto_speed', 'cache_images',
+    'report', 'auto_speed', 'cache_images', 'save_interval',
 }
 
 

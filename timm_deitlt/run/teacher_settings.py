@@ -55,7 +55,7 @@ NO_WEIGHTS = dict(pretrained=False, pretrained_path=None, initial_checkpoint='')
 IRRELEVANT_SETTINGS = {
     'output', 'experiment', 'resume', 'no_resume_opt', 'branch_from', 'log_interval', 'log_wandb', 'log_trackio',
     'log_tensorboard', 'wandb_project', 'wandb_tags', 'wandb_resume_id', 'val_interval', 'validation_batch_size',
-    'workers', 'pin_mem', 'save_images', 'save_epochs', 'stop_epoch', 'teacher', 'teacher_checkpoint',
+    'workers', 'pin_mem', 'save_images', 'save_epochs', 'save_interval', 'stop_epoch', 'teacher', 'teacher_checkpoint',
     'teacher_cache', 'teacher_epochs', 'teacher_rho', 'teacher_view', 'teacher_normalize', 'teacher_antialias',
     'kd_temperature', 'kd_token_distill_type', 'teacher_source', 'task_loss_weight', 'distill_loss_weight', 'data_dir',
     'dataset_download', 'device', 'device_modules', 'amp', 'amp_dtype', 'val_split', 'val_num_samples', 'sources',

@@ -11,8 +11,8 @@ from .layers import flag_of
 # Names of settings, the condition that each of their values must meet, and its words.
 _BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ('epochs stop_epoch save_epochs teacher_epochs batch_size validation_batch_size grad_accum_steps global_batch_size '
-     'dry_run_world_size imbalance_factor n_max val_interval log_interval img_size in_chans num_classes '
-     'sam_every rho_milestones paco_queue paco_dim train_img_sizes', lambda x: x >= 1, 'at least 1'),
+     'dry_run_world_size imbalance_factor n_max val_interval save_interval log_interval img_size in_chans '
+     'num_classes sam_every rho_milestones paco_queue paco_dim train_img_sizes', lambda x: x >= 1, 'at least 1'),
     ('folds', lambda x: x >= 2, 'at least 2'),
     ('rho rho_values teacher_rho train_size_probs', lambda x: 0 <= x < math.inf, 'at least 0 and finite'),
     ('mixup cutmix cutout workers drw_start_epoch warmup_epochs weight_decay task_loss_weight '

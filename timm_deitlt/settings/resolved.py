@@ -149,6 +149,7 @@ class ScheduleSettings:
     stop_epoch: int | None
     save_epochs: tuple[int, ...] | None
     val_interval: int
+    save_interval: int
     lr_noise: tuple[float, ...] | None
     lr_noise_pct: float
     lr_noise_std: float

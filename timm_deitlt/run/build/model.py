@@ -16,6 +16,7 @@ from torch import nn
 
 from ...benchmarks import CATALOGUE
 from ...engine.device import has_bfloat16
+from ...engine.step_graph import OWN_GRAPHS
 from ...loss import LabelLoss, create_distillation_loss
 from ...models._initial import load_initial, say_new_heads
 from ...models._timm import TimmModel
@@ -109,6 +110,10 @@ def check_student(settings: Settings, num_classes: int, class_counts: Sequence[i
             torch.compile(model, backend=backend, mode=mode)  # only checks the names; nothing is compiled yet
         except RuntimeError as error:
             raise ValueError(f'--torchcompile {backend} --torchcompile-mode {mode}: {error}') from error
+    if str(settings.machine.device).startswith('cuda') and mode in OWN_GRAPHS and settings.loader.micro_batches > 1:
+        raise ValueError(
+            f'--torchcompile-mode {mode} replays CUDA graphs, which overwrite the gradients that the '
+            f'{settings.loader.micro_batches} micro-batches of an update add up: use max-autotune-no-cudagraphs.')
     return model
 
 

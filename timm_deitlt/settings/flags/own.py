@@ -78,6 +78,8 @@ OWN_FLAGS = {
              action='store_true'),
         flag('--world-size', 'number of devices that --dry-run plans for (default: 1)', dest='dry_run_world_size',
              type=int),
+        flag('--save-interval', 'epochs between checkpoints; a run that is killed repeats those after the last one',
+             type=int, default=1),
         flag('--branch-from', 'start a new run from this milestone of another (default: none)', metavar='FILE'),
         flag('--log-tensorboard', 'log to TensorBoard', action='store_true'),
         flag('--log-trackio', 'log to Trackio on this machine', action='store_true'),
