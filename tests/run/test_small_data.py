@@ -117,6 +117,12 @@ def test_the_fusion_of_a_run_is_its_answer_wherever_it_is_asked(tmp_path, shared
             {}, {'fusion': 'mean_adjusted'}, {'fusion': 'mean'}))
         assert default == adjusted != mean
 
+    again, checkpoint = run_here(
+        tmp_path, '--fusion', 'mean', '--no-amp', '--resume', 'auto', '--teacher-cache', shared_teachers)
+    assert 'answer' not in again and checkpoint['args'].fusion == 'mean', 'a finished run may change its answer'
+    assert again['mean'] == result['mean'] and again['weights_sha256'] == result['weights_sha256']
+    assert 'answer' not in validate(str(tmp_path / 'run'), {'amp': False})
+
 
 @pytest.mark.parametrize(('flags', 'message'), [
     (['--fusion', 'count_mix', '--teacher', 'none'], 'without a teacher there is no DIST'),

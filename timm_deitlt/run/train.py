@@ -139,6 +139,12 @@ def _open_folder(settings: Settings, start: Start) -> RunFolder:
     if start.checkpoint is not None:
         folder.rewind(start.epoch if start.resumes else 0)
         _logger.info(f'Going on with epoch {start.epoch} from {start.source}')
+        args = vars(start.checkpoint['args'])
+        finished = start.resumes and start.epoch >= settings.schedule.epochs
+        if finished and args.get('fusion', 'mean') != settings.output.fusion:
+            # it is only evaluated again; what is made of it later gives the new answer too
+            asked = argparse.Namespace(**{**args, 'fusion': settings.output.fusion})
+            folder.save({**start.checkpoint, 'args': asked})
     if primary:
         discard_findings(folder.path)
         _add_trackers(folder, settings)
