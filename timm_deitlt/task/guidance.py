@@ -25,7 +25,7 @@ class Guidance:
             whose mean square is near 10 for our teachers with a cosine classifier.
         blocks: Blocks of the student that are guided, from 0. None: one for each stage, spread evenly from the first to
             the last.
-        stages: Features of the teacher that guide them, by timm's numbers. None: all its stages.
+        stages: Features of the teacher that guide them, by timm's numbers. None: all but the stem.
         end_epoch: First epoch, from 0, without guidance. None: guidance never ends.
         dense: Weight of dense distillation. The paper has 1; 0 is off.
         epochs: Epochs over which the labels of dense distillation turn from those of places into those of images.

@@ -31,9 +31,10 @@ OWN_FLAGS = {
         flag('--keep-mixup-drw', 'keep mixup, cutmix and label smoothing in stage two', action='store_true'),
         flag('--cls-loss', 'loss of CLS on the labels in stage two',
              default='ce', choices=('ce', 'balanced_softmax', 'logit_adjust')),
-        flag('--fusion', 'how CLS and DIST are joined into the answer of the run, in evaluation and prediction: the '
-             'mean of their logits, or of their probabilities, or after the class prior was subtracted from CLS, or '
-             'weighted by class', default='mean', choices=('mean', *FUSIONS)),
+        flag('--fusion', 'what the run answers, in evaluation and prediction: the mean of the logits of CLS and DIST '
+             '(mean) or of their probabilities (mean_probs), CLS without the class prior (cls_adjusted), the mean with '
+             'that CLS (mean_adjusted), or a mean weighted by the images of each class (count_mix)', default='mean',
+             choices=('mean', *FUSIONS)),
         flag('--logit-adjust-tau', 'weight of the class prior in --cls-loss logit_adjust', type=float, default=1.0),
         flag('--loss', 'loss on the labels; for BCE see --bce-loss',
              type=allowed('--loss'), default='ce', choices=('ce', 'ldam', 'paco')),
@@ -89,19 +90,21 @@ OWN_FLAGS = {
              **SWITCH, default=True),
     ),
     'Small data': (
-        flag('--guidance', "weight of locality guidance by the teacher's feature maps; 0 turns it off, its paper uses "
-             '2.5', type=float, default=0.),
+        flag('--guidance', 'weight of locality guidance: blocks of a distilled ViT imitate the feature maps of a CNN '
+             'teacher; 0 turns it off, its paper uses 2.5', type=float, default=0.),
         flag('--guidance-blocks', 'student blocks that are guided, counted from 0, one for each of --guidance-stages '
              '(default: spread evenly from the first to the last)', type=int, nargs='+'),
         flag('--guidance-stages', "teacher stages that guide, by timm's numbers; 0 is the stem of a resnet32 "
-             '(default: all stages)', type=int, nargs='+'),
+             '(default: all but the stem)', type=int, nargs='+'),
         flag('--guidance-end', 'share of the epochs after which guidance is off', type=float, default=1.),
         flag('--dense-distill', "weight of DIST's loss on every patch, with the teacher's prediction for that place as "
-             'its label; 0 turns it off', type=float, default=0.),
-        flag('--logit-standardize', "standardise each image's logits of student and teacher in soft distillation; not "
-             'for DRW on DIST, whose class weights outweigh such logits', action='store_true'),
-        flag('--init', "initialisation of a ViT's attention; both choices also set sine-cosine positions (default: "
-             "timm's)", choices=('mimetic', 'conditioned')),
+             'its label, which over the epochs becomes its prediction for the image; 0 turns it off', type=float,
+             default=0.),
+        flag('--logit-standardize', "standardise each image's logits of student and teacher in soft distillation; "
+             'best with --drw-on cls or none, as class weights on DIST outweigh such logits', action='store_true'),
+        flag('--init', "initialisation of a ViT's attention: mimetic, like that of trained ViTs, or conditioned, with "
+             "orthogonal queries and keys; both set sine-cosine positions too (default: timm's)",
+             choices=('mimetic', 'conditioned')),
         flag('--muon-hidden-only', 'let Muon train hidden layers only; its AdamW trains classifiers, embeddings and '
              'tokens', action='store_true'),
         flag('--aug-ramp', 'number of first epochs in which RandAugment, erasing and mixing rise from nothing to full '
