@@ -40,7 +40,8 @@ def test_a_benchmark_is_consistent(benchmark):
     assert benchmark.num_classes < benchmark.train_images < benchmark.num_classes * benchmark.n_max
     if benchmark.imbalance_factor is not None:
         counts = class_counts(benchmark.num_classes, benchmark.n_max, benchmark.imbalance_factor)
-        assert (counts[0], sum(counts)) == (benchmark.n_max, benchmark.train_images)
+        assert (counts[0], counts[-1]) == (benchmark.n_max, int(benchmark.n_max / benchmark.imbalance_factor))
+        assert sum(counts) == benchmark.train_images
     assert bool(benchmark.files) == bool(benchmark.files_folder) == bool(benchmark.files_source)
     hash(benchmark)
     with pytest.raises(dataclasses.FrozenInstanceError):

@@ -125,5 +125,6 @@ def test_a_mode_of_compile_that_records_graphs_is_refused_where_gradients_add_up
     settings = replace(settings, machine=replace(settings.machine, device='cuda'))
     check_student(settings, 10, [2] * 10)
     settings = replace(settings, loader=replace(settings.loader, micro_batches=4))
-    with pytest.raises(ValueError, match='reduce-overhead .* the 4 micro-batches .*use max-autotune-no-cudagraphs'):
+    message = 'reduce-overhead .* the 4 micro-batches .*give --torchcompile-mode max-autotune-no-cudagraphs'
+    with pytest.raises(ValueError, match=message):
         check_student(settings, 10, [2] * 10)

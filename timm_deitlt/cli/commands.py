@@ -71,7 +71,7 @@ def _message(error: Exception) -> str | None:
 
 
 _GO_ON = (
-    'if an epoch was finished, its checkpoint is undamaged: continue with --resume auto and the --experiment name of '
+    'the last checkpoint, if there is one, is undamaged: continue with --resume auto and the --experiment name of '
     'the run.')
 
 

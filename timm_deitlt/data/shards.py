@@ -61,7 +61,7 @@ def count_shards(
             cache.parent.mkdir(parents=True, exist_ok=True)
             write_text(cache, json.dumps(counted))
         except (OSError, ValueError) as error:  # `write_text` says in a ValueError that the disk is full
-            _logger.warning(f'The count of {name} cannot be kept for the next run: {error}')
+            _logger.warning(f'The count of {name} cannot be kept for the next run: {error.__cause__ or error}')
     if not counted['num_samples']:
         raise ValueError(
             f'{split} in {root} holds no image with a label: each image N.jpg (or .png, .webp) needs a label N.cls. '

@@ -140,8 +140,10 @@ def _find_idx(folders: list[Path], files: list[str]) -> list[Path] | None:
 def _read_idx(path: Path, read: Callable) -> np.ndarray:
     # torchvision checks the content by assertions, and cannot read .gz files
     try:
+        if path.suffix != '.gz':
+            return read(str(path)).numpy()
         with tempfile.TemporaryDirectory() as folder:
-            return read(str(extract_archive(path, folder) if path.suffix == '.gz' else path)).numpy()
+            return read(extract_archive(str(path), folder)).numpy()
     except (OSError, EOFError, zlib.error, ValueError, TypeError, RuntimeError, AssertionError, KeyError) as error:
         raise ValueError(f'{path} is damaged or not the expected idx file ({error}): download it again.') from error
 

@@ -54,16 +54,17 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
 
 
 def load_run(path: Path | str) -> dict[str, Any]:
-    """Read a checkpoint of train.py, which names its settings, experts and data, as `load_checkpoint`.
+    """Read a checkpoint of train.py, which names settings, experts and data.
 
     Raises:
-        ValueError: If it does not name them.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged, or another program wrote it.
     """
     checkpoint = load_checkpoint(path)
     if not {'args', 'experts', 'data'} <= checkpoint.keys():
         raise ValueError(
-            f'{path} was not written by this train.py: it does not name settings, experts and data. Give a '
-            'last.pth.tar or milestone-*.pth.tar of a run.')
+            f'{path} was not written by this train.py: it does not name settings, experts and data. Give '
+            'another run.')
     return checkpoint
 
 

@@ -7,7 +7,7 @@ from timm.utils import unwrap_model
 
 from ..models.weights import load_weights
 from ..optim.layout import match_layout
-from ..settings.resolved import Settings
+from ..settings.resolved import ScheduleSettings, Settings
 from .progress import Progress
 from .run_folder import RunFolder
 from .summary import epoch_report, summary_row
@@ -84,6 +84,11 @@ def restore(trainer: Trainer, checkpoint: dict[str, Any], source: str, with_opti
     return start_epoch
 
 
+def end_epoch(trainer: Trainer, schedule: ScheduleSettings) -> int:
+    """First 0-based epoch that is not trained, by the schedule or `--stop-epoch`."""
+    return min(trainer.epochs, schedule.stop_epoch or trainer.epochs)
+
+
 def fit(
         trainer: Trainer,
         folder: RunFolder,
@@ -102,7 +107,7 @@ def fit(
         Metrics of the last epoch under 'experts' and, with an EMA, 'ema'; None without evaluation images.
     """
     schedule, loader = settings.schedule, trainer.loader
-    end = min(trainer.epochs, schedule.stop_epoch or trainer.epochs)
+    end = end_epoch(trainer, schedule)
     with_ema = trainer.task.has_ema() and not settings.machine.model_ema_force_cpu
     progress = Progress(
         title, end, start_epoch, loader.updates_per_epoch, loader.images_per_epoch / loader.updates_per_epoch,

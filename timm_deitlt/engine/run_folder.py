@@ -40,9 +40,7 @@ class RunFolder:
 
     def rewind(self, start_epoch: int) -> None:
         """Read back summary.csv and drop the rows of epochs that will be trained again."""
-        summary = self.path / 'summary.csv'
-        if summary.is_file():
-            self.rows = [row for row in read_rows(summary) if int(row['epoch']) < start_epoch]
+        self.rows = [row for row in read_rows(self.path / 'summary.csv') if int(row['epoch']) < start_epoch]
 
     def write(self, name: str, text: str) -> None:
         """Write a text file."""

@@ -129,13 +129,7 @@ def speed_before(checkpoint: dict[str, Any] | None, machine: MachineSettings) ->
     same = all(then.get(name) == getattr(machine, name) for name in (
         'auto_speed', 'channels_last', 'torchcompile', 'torchcompile_mode'))
     same_device = str(then.get('device')).split(':')[0] == machine.device.split(':')[0]
-    if same and same_device:
-        return checkpoint['speed']
-    if checkpoint['speed'].get('on_device'):
-        _logger.warning(
-            'The run has augmented its images on the device, which was chosen on that device with those flags for '
-            'speed; with others, the augmentation may draw other random numbers. --augment-backend device keeps them.')
-    return None
+    return checkpoint['speed'] if same and same_device else None
 
 
 def _fastest(

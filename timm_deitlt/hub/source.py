@@ -41,7 +41,7 @@ _NOT_THE_TRAINING = {
     'output', 'experiment', 'teacher_cache', 'device', 'workers', 'pin_mem', 'resume', 'log_interval', 'stop_epoch',
     'log_wandb', 'log_tensorboard', 'log_trackio', 'wandb_project', 'wandb_tags', 'wandb_resume_id', 'save_images',
     'data_dir', 'list_dir', 'distributed', 'local_rank', 'rank', 'world_size', 'validation_batch_size', 'branch_from',
-    'auto_speed', 'cache_images', 'fusion',
+    'auto_speed', 'cache_images', 'fusion', 'save_interval',
 }
 _OF_A_TEACHER = ('name', 'source', 'path', 'top1', 'head', 'mid', 'tail')
 # What runs of other seeds must have in common besides their settings, and settings in which they may differ

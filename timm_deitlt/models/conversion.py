@@ -144,7 +144,7 @@ def recognise_benchmark(released: Released, settings: Mapping[str, Any], asked: 
     possible = [
         name for name, row in ROWS.items()
         if BENCHMARKS[row.dataset].num_classes == released.num_classes
-        and settings.get('data_set', theirs := _THEIRS[row.dataset]) == theirs
+        and settings.get('data_set') in (None, _THEIRS[row.dataset])
         and (released.kind == 'student' or (released.image_size == 32) == (row.imbalance_factor is not None))
     ]
     if 'imb_factor' in settings:  # theirs is n_min / n_max

@@ -39,7 +39,7 @@ DATA_SETTINGS = (
     'target_key', 'dataset_trust_remote_code', 'train_num_samples', 'val_num_samples', 'imbalance_factor',
     'imbalance_profile', 'n_max', 'split_seed', 'val_fraction', 'class_counts', 'list_dir', 'skip_bad_images',
     'in_chans', 'seed', 'device', 'amp', 'amp_dtype', 'pin_mem', 'workers', 'log_interval', 'val_interval',
-    'validation_batch_size', 'auto_speed',
+    'save_interval', 'validation_batch_size', 'auto_speed',
 )
 # An in-distribution teacher also takes over the augmentation
 AUGMENTATION_SETTINGS = (

@@ -4,14 +4,13 @@ import importlib
 import json
 import logging
 import time
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from timm.utils.distributed import init_distributed_device_so, world_info_from_env
 
 from ..engine.checkpoint import check_checkpoint
-from ..engine.fit import fit, restore
+from ..engine.fit import end_epoch, fit, restore
 from ..engine.progress import doing
 from ..engine.run_folder import RunFolder, service_tracker, tensorboard_tracker
 from ..engine.speed import choose_speed, speed_before
@@ -81,6 +80,8 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     trainer.image_folder = folder.path if settings.output.save_images and primary else None
     distribute(trainer, settings, device)
     metrics = fit(trainer, folder, settings, run_record(trainer, settings, data, speed), start.epoch)
+    if start.resumes and start.epoch >= end_epoch(trainer, settings.schedule):
+        _keep_answer(folder, settings, start)
     result = plain_json(run_result(
         settings, data, trainer, folder, metrics, teacher, teacher_metrics, time.perf_counter() - began))
     folder.save_metrics(result)
@@ -107,8 +108,11 @@ def _import_modules(args: argparse.Namespace) -> None:
     for wanted, module, package in (
             (args.log_tensorboard, 'tensorboard', "'timm_deitlt[report]'"), (args.log_wandb, 'wandb', 'wandb'),
             (args.log_trackio, 'trackio', 'trackio')):
-        if wanted and not find_spec(module):
-            raise ValueError(f'--log-{module} needs {module}: pip install {package}.')
+        try:
+            if wanted:
+                importlib.import_module(module)
+        except ImportError as error:
+            raise ValueError(f'--log-{module} needs {module}: pip install {package} ({error}).') from error
 
 
 def _check(settings: Settings, start: Start, data: Data) -> None:
@@ -128,6 +132,11 @@ def _go_on(trainer: Trainer, settings: Settings, start: Start) -> dict[str, Any]
     if start.checkpoint is not None:
         restore(trainer, start.checkpoint, start.source, with_optimizer=not settings.output.no_resume_opt)
     before = speed_before(start.checkpoint, settings.machine) if start.resumes else None
+    chosen = (start.checkpoint or {}).get('speed', {})
+    if start.resumes and before is None and chosen.get('on_device') and trainer.on_device is not None:
+        _logger.warning(
+            'The images of this run have been augmented on the device, as --auto-speed had chosen. The flags or the '
+            'device are others now, so the random numbers may be others too; --augment-backend device keeps them.')
     with doing('trying what is fastest'):
         return choose_speed(trainer, settings, start.epoch, before)
 
@@ -139,18 +148,22 @@ def _open_folder(settings: Settings, start: Start) -> RunFolder:
     if start.checkpoint is not None:
         folder.rewind(start.epoch if start.resumes else 0)
         _logger.info(f'Going on with epoch {start.epoch} from {start.source}')
-        args = vars(start.checkpoint['args'])
-        finished = start.resumes and start.epoch >= settings.schedule.epochs
-        if finished and args.get('fusion', 'mean') != settings.output.fusion:
-            # it is only evaluated again; what is made of it later gives the new answer too
-            asked = argparse.Namespace(**{**args, 'fusion': settings.output.fusion})
-            folder.save({**start.checkpoint, 'args': asked})
     if primary:
         discard_findings(folder.path)
         _add_trackers(folder, settings)
     folder.write('args.yaml', args_to_yaml(settings.namespace()))
     folder.write('versions.json', json.dumps(versions(), indent=2) + '\n')
     return folder
+
+
+def _keep_answer(folder: RunFolder, settings: Settings, start: Start) -> None:
+    """Let the checkpoint of a run that was only evaluated again name the answer that the run has now."""
+    checkpoint: Any = start.checkpoint
+    args = {**vars(checkpoint['args']), 'fusion': settings.output.fusion}
+    sources = {name: source for name, source in checkpoint.get('sources', {}).items() if name != 'fusion'}
+    if 'fusion' in settings.sources:
+        sources['fusion'] = settings.sources['fusion']
+    folder.save({**checkpoint, 'args': argparse.Namespace(**args), 'sources': sources})
 
 
 def _add_trackers(folder: RunFolder, settings: Settings) -> None:

@@ -110,10 +110,13 @@ def check_student(settings: Settings, num_classes: int, class_counts: Sequence[i
             torch.compile(model, backend=backend, mode=mode)  # only checks the names; nothing is compiled yet
         except RuntimeError as error:
             raise ValueError(f'--torchcompile {backend} --torchcompile-mode {mode}: {error}') from error
-    if str(settings.machine.device).startswith('cuda') and mode in OWN_GRAPHS and settings.loader.micro_batches > 1:
+    on_gpu = str(settings.machine.device).startswith('cuda')
+    if on_gpu and (backend or settings.machine.auto_speed != 'off') and (
+            mode in OWN_GRAPHS and settings.loader.micro_batches > 1):
         raise ValueError(
             f'--torchcompile-mode {mode} replays CUDA graphs, which overwrite the gradients that the '
-            f'{settings.loader.micro_batches} micro-batches of an update add up: use max-autotune-no-cudagraphs.')
+            f'{settings.loader.micro_batches} micro-batches of an update add up: give --torchcompile-mode '
+            'max-autotune-no-cudagraphs, or leave it out.')
     return model
 
 
