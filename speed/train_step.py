@@ -5,10 +5,12 @@ r"""Images/s of a training step: student, teacher, Mixup, loss, clipping and opt
     python speed/train_step.py --variants "ours, --auto-speed off" "ours, --auto-speed off, both" ours
     python speed/train_step.py --model deit_lt_tiny --variants "ours, --auto-speed off" \
         "ours, --auto-speed off, guided" "ours, --auto-speed off, guided and dense"
+    python speed/train_step.py --model deit_lt_tiny --img-size 32 --batch-size 64 --variants \
+        "small data, not guided" "small data"
     python speed/train_step.py --model deit_lt_base --batch-size 16 --profile "ours, --auto-speed off, both"
 
-The guided variants show what --guidance and --dense-distill cost in time and memory; the aim is at most 1.15 times. If
-other people use the machine too, give more --rounds.
+The guided variants, and those of small data, show what --guidance and --dense-distill cost in time and memory; the aim
+is at most 1.15 times. If other people use the machine too, give more --rounds.
 
 All variants are in memory at once, about 3 GiB each. timm's TokenDistillationTask is measured too, in a plain loop:
 once as it is (its teacher gets the student's images without resizing), and once with a teacher that gets them at its
@@ -117,6 +119,12 @@ def ours(asked: argparse.Namespace, *flags: str, **kwargs: bool) -> Step:
         '--opt', 'adamw', '--lr', '1e-4', '--epochs', '300', *flags), **kwargs)
 
 
+def small_data(asked: argparse.Namespace, *flags: str) -> Step:
+    """An update of the recipe for small data on the digits; give deit_lt_tiny, 32 px and batches of 64."""
+    teacher = timm.create_model(asked.teacher, num_classes=CLASSES)
+    return our_update(asked, teacher, ('-c', 'digits/small_data', '--auto-speed', 'off', *flags))
+
+
 def with_choices(asked: argparse.Namespace, keep_memory: bool = False, matmul: bool = False) -> Step:
     """Ours with --auto-speed off, but for these choices of it."""
     if keep_memory:
@@ -185,6 +193,8 @@ VARIANTS = {
     'ours, --auto-speed off, guided': lambda asked: ours(asked, '--auto-speed', 'off', '--guidance', '2.5'),
     'ours, --auto-speed off, guided and dense': lambda asked: ours(
         asked, '--auto-speed', 'off', '--guidance', '2.5', '--dense-distill', '1'),
+    'small data, not guided': lambda asked: small_data(asked, '--guidance', '0'),
+    'small data': small_data,
     'ours, compiled': lambda asked: ours(asked, '--torchcompile'),
 }
 BFLOAT16 = has_bfloat16(torch.device('cuda' if torch.cuda.is_available() else 'cpu'))

@@ -17,7 +17,7 @@ import gpu_measure  # noqa: E402
 import gpu_parts  # noqa: E402
 
 SMALL = ['--img-size', '32', '--batch-size', '4', '--rounds', '1', '--device', 'cpu']
-STUDENTS = ["timm's task, fp32, teacher at its own size", 'ours, --auto-speed off']
+STUDENTS = ["timm's task, fp32, teacher at its own size", 'ours, --auto-speed off', 'small data']
 TEACHERS = ['plain PyTorch, SGD, fp32', 'ours, SAM, --auto-speed off']
 
 
