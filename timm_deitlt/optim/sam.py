@@ -52,7 +52,7 @@ class SAM(Optimizer):
         >>> loss = optimizer.step(closure)
     """
 
-    perturbed = False  # whether the second pass is running: then no state may change
+    _perturbed = False  # private: a deep copy must have all public attributes
 
     def __init__(
             self,
@@ -89,6 +89,11 @@ class SAM(Optimizer):
         self.__setstate__({'defaults': base.defaults, 'state': base.state, 'param_groups': base.param_groups})
 
     @property
+    def perturbed(self) -> bool:
+        """Whether the second pass is running. The weights are then perturbed, and no state may change."""
+        return self._perturbed
+
+    @property
     def single_pass(self) -> bool:
         """Whether rho is 0 in every group, so that the next step is that of the base optimizer."""
         return all(group['rho'] == 0 for group in self.param_groups)
@@ -119,13 +124,13 @@ class SAM(Optimizer):
         params, ascent, norm = self._ascent()
         weights = [p.detach().clone() for p in params]
         try:
-            self.perturbed = True
+            self._perturbed = True
             if params:
                 torch._foreach_add_(params, ascent)
             del ascent  # it is as large as the weights, and the second pass needs the memory
             closure()
         finally:
-            self.perturbed = False
+            self._perturbed = False
             if params:
                 # copied, not subtracted, because (w + e) - e is not exactly w
                 torch._foreach_copy_(params, weights)
