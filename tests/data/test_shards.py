@@ -1,7 +1,9 @@
 """WebDataset shards without a description."""
+import errno
 import io
 import json
 import logging
+import os
 import tarfile
 
 import pytest
@@ -48,6 +50,17 @@ def test_images_and_classes_are_counted_once_and_the_count_is_kept(two, caplog):
     assert len(evaluation) == 4
     shard(two / 'train-0001.tar', [1])  # another file of that name is counted anew
     assert create_dataset('wds/x', two, 'train-{0000..0001}.tar', is_training=True).class_counts == [2, 1, 1]
+
+
+def test_a_full_disk_only_means_that_the_count_is_not_kept(two, caplog, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, 'replace', full)
+    train = create_dataset('wds/x', two, 'train-{0000..0001}.tar', is_training=True)
+    assert train.class_counts == [3, 2, 2]
+    message, = (line for line in caplog.messages if 'cannot be kept' in line)
+    assert 'No space left' in message and 'start again' not in message
 
 
 def test_a_count_that_is_given_is_believed(two, tmp_path):

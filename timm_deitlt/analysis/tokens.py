@@ -66,7 +66,8 @@ def energy_rank(features: Tensor, energy: float = 0.99) -> Tensor:
 
     Args:
         features: `[..., n, D]`, one row per image. The rank is at most min(n, D). They are not centred, so what all
-            images have in common counts as one dimension, and may hold most of the energy.
+            images have in common counts as one dimension, and may hold most of the energy. (The source subtracts from
+            each image the mean over its dimensions.)
         energy: The share of the squares, above 0 and at most 1.
 
     Returns:
