@@ -5,12 +5,14 @@ import re
 import resource
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import TINY, TINY_TEACHER, run_script
+from helpers import settings_of
 from PIL import Image
 from torch.utils.data import IterableDataset
 
@@ -300,6 +302,13 @@ def test_split_that_is_not_there_is_refused(refused, tmp_path):
     assert "no folder for the split 'train', only for val" in refused('--data-dir', tmp_path / 'data', base=MODEL)
 
 
+class Stream(IterableDataset):
+    class_names, class_counts, num_classes = ('ant', 'bee'), [5, 4], 2
+
+    def __iter__(self):
+        return iter(())
+
+
 @pytest.mark.parametrize('flags, words', [
     (['--val-fraction', '.1'], '--val-fraction needs images that can be indexed.*and give a --val-split'),
     (['--aug-repeats', '3'], '--aug-repeats needs images that can be indexed'),
@@ -307,13 +316,19 @@ def test_split_that_is_not_there_is_refused(refused, tmp_path):
     (['--augment-backend', 'device'], '--augment-backend device needs images that can be indexed'),
 ])
 def test_stream_refuses_what_needs_an_index(refused, monkeypatch, flags, words):
-    class Stream(IterableDataset):
-        class_names, class_counts = ('ant', 'bee'), [5, 4]
-
-        def __iter__(self):
-            return iter(())
     monkeypatch.setattr(build_data, 'create_dataset', lambda *args, **kwargs: Stream())
     assert re.search(words, refused('--dataset', 'wds/images', '--data-dir', '.', *flags))
+
+
+def test_a_stream_is_not_evaluated_by_several_processes(monkeypatch):
+    monkeypatch.setattr(build_data, 'create_dataset', lambda *args, **kwargs: Stream())
+    command = [*MODEL, '--dataset', 'wds/images', '--data-dir', '.', '--teacher', 'none']
+    one = settings_of(*command)
+    two, silent = (replace(each, machine=replace(each.machine, world_size=2)) for each in (
+        one, settings_of(*command, '--val-split', '')))
+    assert build_data.build_data(one).evaluation is not None and build_data.build_data(silent).evaluation is None
+    with pytest.raises(ValueError, match="which 2 processes cannot share exactly: give --val-split ''"):
+        build_data.build_data(two)
 
 
 # Checkpoints

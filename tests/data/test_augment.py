@@ -259,6 +259,18 @@ def test_cifar10_policy_takes_grey_images_and_refuses_four_channels():
         train_transform((4, 28, 28), auto_augment='cifar10')
 
 
+def test_four_channels_are_augmented_without_what_pillow_has_for_colours_only():
+    seed_everything(0)
+    transform = train_transform(
+        (4, 28, 28), auto_augment='rand-m9-mstd0.5-inc1', grayscale_prob=1., mean=(.5,) * 4)
+    jittered = train_transform((4, 28, 28), color_jitter=(.4, .4, .4, .1))
+    image = photo(28).convert('RGBA')
+    image.putalpha(77)
+    for _ in range(50):
+        assert transform(image).shape == (4, 28, 28)
+        assert (jittered(image)[3] == 77).all(), 'alpha is no colour'
+
+
 @pytest.mark.parametrize('mode', ['batch', 'pair', 'elem'])
 @pytest.mark.parametrize('kind', ['mixup', 'cutmix'])
 def test_both_views_are_mixed_with_the_same_lambda_box_and_partner(mode, kind):

@@ -150,6 +150,14 @@ def test_a_class_map_names_first_folders(tmp_path, caplog):
 def test_endings_may_be_chosen(tmp_path):
     put(tmp_path, 'a/0.png', 'a/1.bmp', 'b/0.PNG')
     assert create_dataset('', tmp_path, input_key='.png').class_counts == [1, 1]
+    with pytest.raises(ValueError, match=r"Class 'b' has no image in .*: add images \(--input-key .bmp\)"):
+        create_dataset('', tmp_path, input_key='.bmp')
+
+
+def test_the_name_of_a_class_must_be_utf8(tmp_path):
+    put(tmp_path, 'a/0.png', os.fsdecode(b'caf\xe9/0.png'))
+    with pytest.raises(ValueError, match='is not UTF-8.*rename the folder'):
+        create_dataset('', tmp_path)
 
 
 def test_links_are_followed_but_not_in_a_circle(tmp_path):

@@ -89,6 +89,8 @@ def test_impossible_subsets_name_what_is_possible():
     assert min(long_tailed_subset(dataset, largest).class_counts) >= 1
     with pytest.raises(ValueError, match='the largest allowed is 5'):
         long_tailed_subset(dataset, 6, n_max=5)
+    with pytest.raises(ValueError, match='at least 2 classes, got 1'):
+        long_tailed_subset(memory_set([0] * 5, names='a'), 2)
 
 
 @pytest.mark.parametrize('fraction', [0, 1, -0.1, 1.5, float('nan')])
@@ -188,6 +190,11 @@ def test_labels_follow_their_names_into_another_order():
     assert dataset.class_names == ('c', 'x', 'a', 'b') and dataset.class_counts == [1, 0, 1, 1]
     with pytest.raises(ValueError, match="training set does not have, such as 'b'"):
         memory_set([0, 1]).with_classes(['a', 'c'])
+
+
+def test_an_accent_may_be_one_character_or_two():
+    dataset = memory_set([0, 1], names=['b', 'cafe\u0301']).with_classes(['caf\xe9', 'b'])
+    assert dataset.targets.tolist() == [1, 0] and dataset.class_names == ('caf\xe9', 'b')
 
 
 def test_repeated_names_are_only_matched_where_they_stand():

@@ -10,6 +10,7 @@ from timm.optim import create_optimizer_v2
 from timm_deitlt.optim import muon as muon_module
 from timm_deitlt.optim.muon import left_to_adamw
 from timm_deitlt.task.guidance import GuidedStudent
+from timm_deitlt.task.paco_network import PaCoNet
 
 OUTSIDE = {'head.weight', 'head_dist.weight', 'patch_embed.proj.weight'}
 
@@ -38,6 +39,12 @@ def test_what_guides_a_student_is_left_to_adamw_too():
     student = GuidedStudent(vit(), channels=[16, 32, 64])
     hidden = matrices_of_muon(student, fallback_list=left_to_adamw(student), fallback_no_weight_decay=True)
     assert hidden == {f'model.{name}' for name in plain}
+
+
+def test_the_projection_of_paco_is_left_to_adamw_too():
+    model = PaCoNet(timm.create_model('resnet20_cifar', num_classes=5), 8)
+    hidden = matrices_of_muon(model, fallback_list=left_to_adamw(model), fallback_no_weight_decay=True)
+    assert hidden and all(name.startswith('model.layer') for name in hidden)
 
 
 @pytest.mark.parametrize('name', ['resnet50', 'efficientnet_b0', 'convnext_atto'])

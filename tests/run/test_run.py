@@ -226,6 +226,12 @@ def test_save_images_and_tensorboard_leave_files(tmp_path):
     run_here(tmp_path, '--epochs', '1', '--teacher', 'none', '--save-images', '--log-tensorboard')
     assert list((tmp_path / 'run').glob('train-batch-0-*.jpg'))
     assert list((tmp_path / 'run').glob('events.out.tfevents.*'))
+    for channels in (2, 4):
+        mean = ['.5'] * channels
+        run_here(
+            tmp_path / f'{channels}', '--epochs', '1', '--teacher', 'none', '--save-images', '--in-chans', channels,
+            '--input-img-mode', {2: 'LA', 4: 'RGBA'}[channels], '--mean', *mean, '--std', *mean)
+        assert list((tmp_path / f'{channels}' / 'run').glob('train-batch-0-*.jpg'))
 
 
 def test_trackio_gets_the_rows_of_the_summary(tmp_path, monkeypatch):

@@ -149,6 +149,8 @@ def test_strong_teacher_is_trained_with_the_augmentation_and_mixing_of_the_stude
     # a crop that the student leaves to timm is not the padded one of the weak recipe
     assert settings.train_crop_mode is None and load_recipe('default/teacher').values['train_crop_mode'] == 'pad'
     assert (settings.loss, settings.drw_on, settings.keep_mixup_drw) == ('ce', 'none', True)
+    ramp = ('--aug-ramp', '12', '--epochs', '18', '--teacher-epochs', '30')
+    assert teacher_args(asked(*flags, *ramp, teacher='resnet20_strong'), 568).aug_ramp == 20, 'two thirds of its epochs'
     weak = teacher_args(asked(*flags), 568)
     assert (weak.aa, weak.mixup, weak.cutmix, weak.smoothing, weak.train_crop_mode) == (None, 0, 0, 0, 'pad')
 

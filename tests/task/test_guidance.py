@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 import torch.distributed as dist
+from conftest import TINY
 from helpers import (
     CLASSES,
     COUNTS,
@@ -14,6 +15,7 @@ from helpers import (
     SIZE,
     assert_close,
     on_two_ranks,
+    settings_of,
     sgd,
     teacher,
     train_loader,
@@ -27,6 +29,7 @@ from torch import nn
 from timm_deitlt import DeiTLTTask, Shots, create_distillation_loss
 from timm_deitlt.loss.guidance import dense_distillation, locality_guidance
 from timm_deitlt.optim import SAMSGD
+from timm_deitlt.run.build.model import guidance_of
 from timm_deitlt.task import guidance as guidance_module
 from timm_deitlt.task.guidance import Guidance, GuidedStudent, GuidingTeacher, spread_blocks
 
@@ -157,6 +160,14 @@ def test_convolutions_come_to_rest_when_guidance_ends():
     ours(x, target)['loss'].backward()
     for parameter in ours.trainable_module.projections.parameters():
         assert parameter.grad is not None and not parameter.grad.any()
+
+
+def test_cool_down_epochs_are_guided_and_learn_the_label_of_the_image():
+    args = settings_of(
+        *TINY, '--teacher', 'resnet20_sam', '--epochs', '4', '--cooldown-epochs', '2', '--guidance', '1',
+        '--dense-distill', '1')
+    guidance = guidance_of(args)
+    assert guidance.guides(5) and guidance.share_of_places(2) == .5 and guidance.share_of_places(5) == 0
 
 
 def test_accumulated_guidance_equals_one_batch():

@@ -13,6 +13,7 @@ from torch import nn
 from timm_deitlt import ClassifierTask, DeiTLTTask, Shots, create_distillation_loss
 from timm_deitlt.engine.trainer import expert_logits
 from timm_deitlt.loss import LabelLoss
+from timm_deitlt.models.weights import load_weights
 from timm_deitlt.task.common import frozen_statistics
 
 COUNTS = [40, 20, 8, 4, 2]
@@ -194,6 +195,10 @@ def test_one_expert_leaves_dist_untrained_and_timms_evaluation_ranks_as_cls():
         logits = expert_logits(vit, images, ('mean', 'cls'))
         assert set(logits) == {'cls', 'mean'} and logits['mean'] is logits['cls']
         assert torch.equal(vit(images).argsort(-1), logits['cls'].argsort(-1))
+    load_weights(vit, student().state_dict(), 'a distilled run')
+    assert vit.head_dist.weight.any()
+    ours.load_task_state(None)
+    assert not vit.head_dist.weight.any() and not vit.head_dist.bias.any(), 'silent again'
 
 
 def test_labels_train_both_tokens():

@@ -166,6 +166,9 @@ def train_transform(
     if arrays:
         auto_augment, color_jitter, kwargs['grayscale_prob'] = None, None, 0.
         check_tensor_filter(interpolation)
+    elif input_size[0] not in (1, 3) and auto_augment != 'cifar10':  # such as RGBA: Pillow has no such operations
+        auto_augment, kwargs['grayscale_prob'] = None, 0.
+        color_jitter = color_jitter[:3] if isinstance(color_jitter, tuple) else color_jitter
     padded = train_crop_mode == 'pad'
     extra: list[Any] = []
     if auto_augment and force_color_jitter and color_jitter is not None:

@@ -1,14 +1,16 @@
 """Classes of two sets, matched by name."""
+import unicodedata
 
 
 def label_table(own: tuple[str, ...], wanted: tuple[str, ...], name: str) -> list[int]:
-    """Label in `wanted` of every class of `own`, by name.
+    """Label in `wanted` of every class of `own`, by name; an accent may be written as one character or as two.
 
     Raises:
         ValueError: If a class of `own` is not in `wanted`, or if names repeat and the two lists differ.
     """
     if own == wanted:
         return list(range(len(own)))
+    own, wanted = (tuple(unicodedata.normalize('NFC', each) for each in names) for names in (own, wanted))
     labels = {class_name: label for label, class_name in enumerate(wanted)}
     unknown = [class_name for class_name in own if class_name not in labels]
     if unknown:

@@ -163,12 +163,14 @@ class ReaderFolder(Reader):
         super().__init__()
         self.root = os.fspath(root)
         suffixes = frozenset(input_key.lower().split(';')) if input_key else image_suffixes(mode)
+        self.wanted = f'--input-key {input_key}' if input_key else 'any format that Pillow reads'
         listing = list_images(self.root, suffixes)
         if listing.words():
             _logger.info(f'Skipped in {self.root}: {listing.words()}.')
         classes = [path.partition(os.sep)[0] if os.sep in path else '' for path, _ in listing.files]
+        _check_encoding(set(classes))
         if not class_map:
-            self._check(listing, set(classes), complete and not input_key)
+            self._check(listing, set(classes), complete)
         names = set(classes)
         self.class_to_idx = read_class_map(class_map, self.root) if class_map else {
             name: label for label, name in enumerate(sorted(names, key=_order))}
@@ -191,8 +193,8 @@ class ReaderFolder(Reader):
         empty = [name for name in listing.folders if name not in names]
         if names and empty and complete:
             raise ValueError(
-                f'Class {empty[0]!r} has no image in {os.path.join(self.root, empty[0])}: add images (any format that '
-                f'Pillow reads{_arrays(listing)}), remove the folder, or name the classes by --class-map.')
+                f'Class {empty[0]!r} has no image in {os.path.join(self.root, empty[0])}: add images ({self.wanted}'
+                f'{_arrays(listing)}), remove the folder, or name the classes by --class-map.')
 
     def _nothing(self, listing: Listing, names: set[str]) -> str:
         if names:
@@ -212,6 +214,16 @@ class ReaderFolder(Reader):
     def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
         path = self.paths[index]
         return os.path.join(self.root, path) if absolute else os.path.basename(path) if basename else path
+
+
+def _check_encoding(names: set[str]) -> None:
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f'The name of the folder {os.fsencode(name)!r} is not UTF-8, so it could not be written into the files '
+                'of a run: rename the folder.') from error
 
 
 def read_class_map(class_map: str | Mapping[str, int], root: str = '') -> Mapping[str, int]:

@@ -114,7 +114,7 @@ class MicroBatchSampler(Sampler):
             images = order[start:start + self.per_update]
             size_index = self.sizes.choice(self.epoch, update) if self.sizes else 0
             count = math.ceil(len(images) / self.batch_size)
-            if self.repeat_sampler:  # put the views of an image into different micro-batches
+            if self.repeat_sampler:  # put the views of an image into different micro-batches of a full update
                 images = [image for first in range(count) for image in images[first::count]]
             cuts = [tuple(images[i * self.batch_size:(i + 1) * self.batch_size]) for i in range(count)]
             steps = math.ceil(count / self.world_size)

@@ -20,6 +20,7 @@ from .folders import ReaderFolder
 from .held import HeldImages
 from .sampling import (
     Integers,
+    check_classes,
     check_imbalance,
     class_counts,
     largest_imbalance_factor,
@@ -305,6 +306,7 @@ def long_tailed_subset(
     available = np.asarray(dataset.class_counts)
     order = np.argsort(-available, kind='stable') if by_frequency else np.arange(len(available))
     available = available[order].tolist()
+    check_classes(len(available))
     largest = largest_n_max(available, imbalance_factor, profile)
     if n_max is None and min(profile_counts(len(available), largest, imbalance_factor, profile)) == 0:
         raise ValueError(

@@ -2,7 +2,7 @@
 
 The distribution is the same, the draws are others: they come from one seed for a micro-batch, not from one for an
 image. Pixels differ from those of Pillow by rounding. What is rotated, sheared or shifted differs a little more,
-because torch's bicubic kernel is another one (a = -0.75 instead of -0.5).
+because torch's bicubic kernel is another one (a = -0.75 instead of -1).
 """
 import copy
 import math

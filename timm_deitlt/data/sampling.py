@@ -24,6 +24,12 @@ def check_imbalance(imbalance_factor: float, profile: str = 'exp') -> None:
         )
 
 
+def check_classes(num_classes: int) -> None:
+    """Raise ValueError if there are too few classes for a long-tailed set."""
+    if num_classes < 2:
+        raise ValueError(f'A long-tailed set needs at least 2 classes, got {num_classes}.')
+
+
 def profile_counts(num_classes: int, n_max: int, imbalance_factor: float, profile: str) -> list[int]:
     """Class counts without any check, so that the smallest may be 0."""
     if profile.endswith(_REVERSED):
@@ -51,8 +57,7 @@ def class_counts(num_classes: int, n_max: int, imbalance_factor: float, profile:
     Source: Cao et al., LDAM-DRW (https://arxiv.org/abs/1906.07413), IMBALANCECIFAR.
     """
     check_imbalance(imbalance_factor, profile)
-    if num_classes < 2:
-        raise ValueError(f'A long-tailed set needs at least 2 classes, got {num_classes}.')
+    check_classes(num_classes)
     if n_max < 1:
         raise ValueError(f'n_max, the images of the most frequent class, must be at least 1, got {n_max}.')
     counts = profile_counts(num_classes, n_max, imbalance_factor, profile)

@@ -61,9 +61,9 @@ def load_run(path: Path | str) -> dict[str, Any]:
         ValueError: If the file is damaged, or another program wrote it.
     """
     checkpoint = load_checkpoint(path)
-    if not {'args', 'experts', 'data'} <= checkpoint.keys():
+    if not {'args', 'experts', 'data', 'epoch'} <= checkpoint.keys():
         raise ValueError(
-            f'{path} was not written by this train.py: it does not name settings, experts and data. Give '
+            f'{path} was not written by this train.py: it does not name settings, experts, data and epoch. Give '
             'another run.')
     return checkpoint
 

@@ -208,7 +208,8 @@ class Trainer:
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         if picture is not None:
-            save_image(images, picture, padding=0, normalize=True)
+            # of more channels than a picture has, the first ones
+            save_image(images[:, :3 if images.shape[1] > 2 else 1], picture, padding=0, normalize=True)
         # DDP averages gradients over the ranks, but an update is the sum of the shares of its micro-batches
         compute = self.graph or self.compute
         return compute(batch.weight * self.world_size, second_pass, images, target, weak)

@@ -5,6 +5,7 @@ images were cut into batches or spread over processes.
 """
 import textwrap
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -72,14 +73,14 @@ class ShotEvaluator:
         self.num_samples = 0
         self.test_counts: list[int] = []
         num_experts, num_classes = len(self.experts), len(self.shots.order)
-        # A row for each expert counts its right predictions by class, and in the last column its top-5 hits. The last
-        # row counts the images by class, and in the last column those of unknown classes. As this is one tensor, one
-        # all-reduce adds up everything.
-        self.counts = torch.zeros(num_experts + 1, num_classes + 1, dtype=torch.int64, device=self.device)
-        loss_dtype = torch.float32 if self.device.type == 'mps' else torch.float64
         counted = num_classes if num_classes <= _MOST_CLASSES_COUNTED else 0
-        self.confused = torch.zeros(counted, counted, dtype=torch.int64, device=self.device)
+        counter = partial(torch.zeros, dtype=torch.int64, device=self.device)
+        self.images = counter(num_classes + 1)  # by class; the last are of unknown classes
+        self.right = counter(num_experts, num_classes)
+        self.top5 = counter(num_experts)
+        self.confused = counter(counted, counted)
         self.confusion: list[list[int]] | None = None
+        loss_dtype = torch.float32 if self.device.type == 'mps' else torch.float64
         self.loss_sum = torch.zeros(num_experts, dtype=loss_dtype, device=self.device)
 
     @torch.no_grad()
@@ -101,7 +102,7 @@ class ShotEvaluator:
         target = target[:limit].long()
         self.num_samples += len(target)
         known = (target >= 0) & (target < num_classes)
-        self.counts[-1].index_add_(0, torch.where(known, target, num_classes), torch.ones_like(target))
+        self.images.index_add_(0, torch.where(known, target, num_classes), torch.ones_like(target))
         # An unknown class is an error. `compute` raises it, because a check here would wait for the device.
         target = target.clamp(0, num_classes - 1)
         for row, expert in enumerate(self.experts):
@@ -113,8 +114,8 @@ class ShotEvaluator:
         # topk ranks NaN above every number, so a NaN would count as a prediction of its class
         numbers = ~logits.isnan().any(dim=-1, keepdim=True)
         hits = (ranked == target[:, None]) & numbers
-        self.counts[row].index_add_(0, target, hits[:, 0].long())
-        self.counts[row, -1] += hits.sum()
+        self.right[row].index_add_(0, target, hits[:, 0].long())
+        self.top5[row] += hits.sum()
         if not row and len(self.confused):
             cells = target * len(self.confused) + ranked[:, 0]
             self.confused.view(-1).index_add_(0, cells, (numbers[:, 0] & known).long())
@@ -134,11 +135,11 @@ class ShotEvaluator:
         Raises:
             ValueError: If there was no image, or an image of a class that the training set does not have.
         """
-        counts, loss_sum, confused = self.counts.clone(), self.loss_sum.clone(), self.confused.clone()
+        sums = [part.clone() for part in (self.images, self.right, self.top5, self.loss_sum, self.confused)]
         if distributed:
-            for part in (counts, loss_sum, confused):
+            for part in sums:
                 dist.all_reduce(part)
-        *experts, (*test_counts, num_unknown) = counts.tolist()
+        (*test_counts, num_unknown), right, top5, losses, confused = (part.tolist() for part in sums)
         num_images = sum(test_counts)
         if num_unknown:
             raise ValueError(
@@ -147,14 +148,14 @@ class ShotEvaluator:
         if not num_images:
             raise ValueError('There is no test image to evaluate: give an evaluation set that is not empty.')
         self.test_counts = test_counts
-        self.confusion = confused.tolist() or None
+        self.confusion = confused or None
         metrics = {}
-        for expert, (*correct, top5), loss in zip(self.experts, experts, loss_sum.tolist(), strict=True):
+        for expert, correct, hits, loss in zip(self.experts, right, top5, losses, strict=True):
             per_class = _class_accuracies(correct, test_counts)
             metrics[expert] = {
                 'loss': loss / num_images,
                 'top1': 100 * sum(correct) / num_images,
-                **({'top5': 100 * top5 / num_images} if len(test_counts) > 5 else {}),
+                **({'top5': 100 * hits / num_images} if len(test_counts) > 5 else {}),
                 'balanced': _mean(per_class),
                 **{group: _mean([per_class[label] for label in labels]) for group, labels in self.shots.groups.items()},
                 'per_class': per_class,

@@ -34,7 +34,7 @@ def left_to_adamw(model: nn.Module) -> list[str]:
     its factory exempts them from weight decay.
 
     Args:
-        model: A model of timm, or a module for training that holds one as `model`, next to `projections`.
+        model: A model of timm, or a module for training that holds one as `model`, next to its projections.
 
     Example:
         >>> left_to_adamw(timm.create_model('resnet32_cifar'))
@@ -46,4 +46,4 @@ def left_to_adamw(model: nn.Module) -> list[str]:
     names: list[str] = []
     for name in (config['classifier'], config['first_conv']):
         names += [name] if isinstance(name, str) else name or ()
-    return [f'{prefix}{name}.*' for name in names] + ['projections.*'] * bool(prefix)
+    return [f'{prefix}{name}.*' for name in names] + ['projection*'] * bool(prefix)

@@ -103,8 +103,8 @@ class SAM(Optimizer):
         """Make one update from two passes of the closure.
 
         Returns:
-            The loss at the unperturbed weights. If the gradient of one of the passes is not finite, weights and state
-            stay as they were, and the loss that is returned is not finite.
+            The loss at the unperturbed weights. If the gradient of one of two passes is not finite, weights and state
+            stay as they were, and the loss that is returned is not finite. With a rho of 0 the base optimizer decides.
 
         Raises:
             ValueError: If there is no closure, unless rho is 0.

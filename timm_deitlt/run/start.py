@@ -8,7 +8,7 @@ from typing import Any
 
 from timm.models import safe_model_name
 
-from ..engine.checkpoint import LAST, load_checkpoint
+from ..engine.checkpoint import LAST, load_run
 from ..settings.resolved import Settings
 from .settings import drw_start, update_size
 
@@ -65,13 +65,13 @@ def find_start(settings: Settings) -> Start:
     if output.resume:
         return _going_on(path, output.resume)
     if output.branch_from:
-        checkpoint = load_checkpoint(output.branch_from)
+        checkpoint = load_run(output.branch_from)
         return Start(path, checkpoint, output.branch_from, checkpoint['epoch'] + 1)
     return Start(path)
 
 
 def _going_on(path: Path, source: Path | str) -> Start:
-    checkpoint = load_checkpoint(source)
+    checkpoint = load_run(source)
     return Start(path, checkpoint, str(source), checkpoint['epoch'] + 1, resumes=True)
 
 

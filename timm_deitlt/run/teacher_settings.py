@@ -166,6 +166,8 @@ def teacher_args(args: argparse.Namespace, num_images: int) -> argparse.Namespac
     if args.teacher_rho is not None:
         overrides.update(rho=args.teacher_rho, rho_milestones=[], rho_values=[])
     settings = resolve(overrides, recipes_for(args.dataset, 'teacher', kind), prog='--teacher')
+    if kind.startswith('strong') and args.aug_ramp:
+        settings.aug_ramp = max(1, round(args.aug_ramp * settings.epochs / args.epochs))
     if settings.opt.startswith('sam'):
         settings.sam_every = args.sam_every
     elif args.sam_every > 1 and not args.opt.startswith('sam'):

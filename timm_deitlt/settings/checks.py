@@ -94,6 +94,11 @@ def _conflicts_of_small_data(args: argparse.Namespace) -> Conflicts:
          f'--fusion {args.fusion} joins CLS and DIST, but without a teacher there is no DIST; give --fusion mean'),
         (args.fusion != 'mean' and (args.classifier == 'cosine' or args.loss == 'ldam'),
          f'--fusion {args.fusion} needs logits, but LDAM and cosine classifiers scale them later; give --fusion mean'),
+        (args.fusion != 'mean' and args.bce_loss,
+         f'--fusion {args.fusion} needs the logits of a softmax, but --bce-loss trains each class by itself; give '
+         '--fusion mean'),
+        (args.logit_standardize and args.teacher == 'none',
+         '--logit-standardize needs a teacher, got --teacher none; leave it out'),
         (args.logit_standardize and args.kd_token_distill_type != 'soft',
          '--logit-standardize has no effect on hard distillation, which uses only the largest logit; give '
          '--kd-token-distill-type soft'),
@@ -101,6 +106,9 @@ def _conflicts_of_small_data(args: argparse.Namespace) -> Conflicts:
          f'--init {args.init} would overwrite attention weights that were read from a file; leave one of them out'),
         (args.muon_hidden_only and 'muon' not in args.opt.lower(),
          f'--muon-hidden-only belongs to the muon optimizers, not to --opt {args.opt}; leave it out'),
+        (args.aug_ramp and not (args.aa or args.reprob or args.mixup or args.cutmix or args.cutmix_minmax),
+         '--aug-ramp raises RandAugment, erasing and mixing over the epochs, but all of them are off; leave it out, or '
+         'give --aa rand-m9-mstd0.5-inc1, --reprob, --mixup or --cutmix'),
         (args.aug_ramp and args.aa and not args.aa.startswith('rand'),
          f'--aug-ramp raises the magnitude of RandAugment, but --aa {args.aa} is another policy; use one such as '
          'rand-m9-mstd0.5-inc1, or none'),

@@ -102,12 +102,19 @@ def check_settings(study: Study, cell: Cell, result: Mapping[str, Any], path: Pa
     wanted = cell_settings(study, cell)
     wrong = {name for name in wanted.keys() - _NOT_TRAINED if result['settings'].get(name) != wanted[name]}
     if not wrong:
-        ours, theirs = resolved_settings(cell_args(study, cell)), result['resolved']
+        ours, theirs = _on_one_device(resolved_settings(cell_args(study, cell))), _on_one_device(result['resolved'])
         wrong = {name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name]}
     if wrong:
         raise ValueError(
             f'{path} was run with other settings than the study has ({", ".join(sorted(wrong))}): delete it and its '
             'run in --work to run it again, or give the study another name.')
+
+
+def _on_one_device(resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings in which only the number of images of an update counts, not by which flags it came about."""
+    settings = dict(resolved)
+    size, steps = settings.pop('global_batch_size', None), settings.pop('grad_accum_steps', 1)
+    return {**settings, 'images of an update': size or settings['batch_size'] * steps}
 
 
 def cell_args(study: Study, cell: Cell, more: Mapping[str, Any] | None = None) -> argparse.Namespace:

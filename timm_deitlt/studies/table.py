@@ -117,14 +117,14 @@ def _rounded(values: Sequence[float]) -> float | None:
 def format_study(study: Study, results: Mapping[Cell, Mapping[str, Any]]) -> str:
     """The tables of a study in Markdown: the arms with mean and standard deviation for each subset, then the claims.
 
-    If some claims are main claims, they come first, and the rest is folded.
+    If some claims are main claims, they come first, and the rest is folded. Arms and claims that have not run have no
+    row; a sentence below the table names them.
     """
     lines = []
-    for subset in sorted({cell.subset for cell in results} | {0}):
+    for subset in sorted({cell.subset for cell in results}):
         if subset:
             lines += ['', f'Other images of the same classes and counts (`--subsets {subset}`):', '']
-        lines.append(
-            _arm_table(study, {cell: result for cell, result in results.items() if cell.subset == subset}, subset))
+        lines.append(_arm_table(study, {cell: result for cell, result in results.items() if cell.subset == subset}))
     if missing := _missing(study, results):
         lines += ['', missing]
     judged = list(zip(study.claims, verdicts(study, results), strict=True))
@@ -140,6 +140,11 @@ def format_study(study: Study, results: Mapping[Cell, Mapping[str, Any]]) -> str
 
 
 def _claim_table(judged: Sequence[Mapping[str, Any]]) -> str:
+    open_claims = '; '.join(found['claim'] for found in judged if not found['n'])
+    sentence = f'Not measured yet: {open_claims}.' if open_claims else ''
+    judged = [found for found in judged if found['n']]
+    if not judged:
+        return sentence
     rows = []
     for found in judged:
         figures = found['figures']
@@ -150,10 +155,11 @@ def _claim_table(judged: Sequence[Mapping[str, Any]]) -> str:
         rows.append([
             found['claim'], str(found['n']), *('' if mean is None else written.format(mean) for mean in sides),
             difference, f"*{found['verdict']}*"])
-    return markdown_table(['claim', 'n', 'first', 'second', 'difference (95 %)', 'verdict'], rows, words=(0, 5))
+    table = markdown_table(['claim', 'n', 'first', 'second', 'difference (95 %)', 'verdict'], rows, words=(0, 5))
+    return f'{table}\n\n{sentence}' if sentence else table
 
 
-def _arm_table(study: Study, results: Mapping[Cell, Mapping[str, Any]], subset: int) -> str:
+def _arm_table(study: Study, results: Mapping[Cell, Mapping[str, Any]]) -> str:
     fused = any('answer' in result['metrics'] for result in results.values())
     columns = [
         *(('answer' if fused else 'mean', group) for group in GROUPS), *([('mean', 'overall')] if fused else []),
@@ -161,8 +167,8 @@ def _arm_table(study: Study, results: Mapping[Cell, Mapping[str, Any]], subset: 
     rows = []
     for name, arm in study.arms.items():
         runs = [result for cell, result in sorted(results.items()) if cell.arm == name]
-        if subset and not runs:
-            continue  # on the other subsets only the core arms are run
+        if not runs:
+            continue
         label = f'&nbsp;&nbsp;{arm.label}' if arm.parent else arm.label
         figures = (_cell([value(run, *column) for run in runs]) for column in columns)
         rows.append([label, str(len(runs)), *figures])
@@ -170,10 +176,11 @@ def _arm_table(study: Study, results: Mapping[Cell, Mapping[str, Any]], subset: 
 
 
 def _missing(study: Study, results: Mapping[Cell, Mapping[str, Any]]) -> str:
-    """A sentence that says which arms lack which seeds of the study on subset 0."""
+    """A sentence that says which arms lack which seeds of the study on the first subset that was run."""
     lacking: dict[str, list[str]] = {}
+    first = min((cell.subset for cell in results), default=0)
     for name in study.arms:
-        seeds = [seed for seed in study.seeds if Cell(0, seed, name) not in results]
+        seeds = [seed for seed in study.seeds if Cell(first, seed, name) not in results]
         if seeds:
             lacking.setdefault(', '.join(map(str, seeds)), []).append(f'`{name}`')
     if not lacking:

@@ -43,7 +43,7 @@ class Guidance:
 
     def share_of_places(self, epoch: int) -> float:
         """Weight of the place in the labels of dense distillation in a 0-based epoch; the image has the rest."""
-        return 1. - epoch / self.epochs
+        return max(0., 1. - epoch / self.epochs)
 
 
 class GuidingTeacher(nn.Module):

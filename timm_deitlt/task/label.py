@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from timm.models.deit import VisionTransformerDistilled
 from timm.task import ClassificationTask
+from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from ..evaluation import Shots
@@ -50,6 +51,19 @@ class ClassifierTask(ShotEvaluation, ClassificationTask):
         """Tell the losses the 0-based epoch."""
         set_epochs([self.criterion], epoch)
         self._epoch = epoch
+
+    def load_task_state(
+            self,
+            state: dict[str, Any] | None,
+            strict: bool = True,
+            module: nn.Module | None = None,
+            ema: bool = False,
+    ) -> None:
+        """As in timm. A DIST head that came with the weights of a distilled run is silenced again."""
+        super().load_task_state(state, strict, module, ema)
+        model: Any = unwrap_model(self.get_eval_model(module, ema))
+        if isinstance(model, VisionTransformerDistilled) and 'dist' not in self.experts:
+            freeze_dist(model)
 
     def stage(self) -> Hashable:
         """See `ShotEvaluation.stage`."""

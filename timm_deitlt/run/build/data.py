@@ -119,6 +119,10 @@ def build_data(settings: Settings, evaluate_split: str | None = None) -> Data:
             **common,
         )
         _warn_of_classes_without_images(evaluation, evaluated_on)
+    if isinstance(evaluation, IterableDataset) and settings.machine.world_size > 1:
+        raise ValueError(
+            f'The evaluation set {chosen.dataset!r} is a stream, which {settings.machine.world_size} processes cannot '
+            "share exactly: give --val-split '', and evaluate the run afterwards by validate.py on one device.")
     look_at(train, evaluation)
     if chosen.num_classes not in (None, train.num_classes):
         raise ValueError(
@@ -218,3 +222,7 @@ def _check_channels(data: DataSettings) -> None:
         raise ValueError(
             f'Images of mode {data.image_mode} do not have {data.channels} channels (--in-chans): give '
             '--input-img-mode, such as L for 1, RGB for 3, RGBA for 4, array for any.')
+    elif data.channels not in (1, 3):
+        _logger.info(
+            f'Images have {data.channels} channels: policies of --aa, --grayscale-prob and the hue of --color-jitter '
+            'do not work on them and are left out.')

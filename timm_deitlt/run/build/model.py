@@ -286,9 +286,10 @@ def guidance_of(settings: Settings) -> Guidance | None:
     loss, epochs = settings.loss, settings.schedule.epochs
     if not loss.guidance and not loss.dense_distill:
         return None
+    # a guidance that does not end lasts through cool-down epochs, which come after `epochs`
+    end_epoch = round(loss.guidance_end * epochs) if loss.guidance_end < 1 else None
     return Guidance(
-        loss.guidance, loss.guidance_blocks, loss.guidance_stages, round(loss.guidance_end * epochs),
-        loss.dense_distill, epochs)
+        loss.guidance, loss.guidance_blocks, loss.guidance_stages, end_epoch, loss.dense_distill, epochs)
 
 
 def fuses(settings: Settings) -> bool:
