@@ -21,8 +21,9 @@ ROOT = Path(__file__).parents[1]
 
 # Files that take longest, to be begun first so that two workers end together
 LONGEST = (
-    'test_run', 'test_publish', 'test_distributed', 'test_teachers', 'test_hub_models', 'test_benchmark_runs',
-    'test_speed', 'test_report', 'test_finish', 'test_ablation_runs')
+    'test_quick_start', 'test_speed_scripts', 'test_browser', 'test_runs', 'test_run', 'test_publish',
+    'test_distributed', 'test_teachers', 'test_step_graph', 'test_hub', 'test_benchmark_runs', 'test_speed',
+    'test_run_page', 'test_study_page', 'test_study_runs', 'test_finish')
 
 # A student and a teacher that train in seconds, by the real train.py on the real digits
 TINY = [

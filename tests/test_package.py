@@ -95,13 +95,13 @@ def test_wheel_alone_trains_predicts_and_exports_by_its_command(unpacked, tmp_pa
         return done
 
     done = command(
-        'train', '--model', 'deit_lt_small', '--teacher', 'resnet32_sam', '--teacher-epochs', '1', '--epochs', '2',
+        'train', '--model', 'deit_lt_tiny', '--teacher', 'test_resnet_sam', '--teacher-epochs', '1', '--epochs', '2',
         '--stop-epoch', '2', '--experiment', 'quick', '--teacher-cache', 'cache', '--no-report')
     assert str(ROOT) not in done.stderr and last_json(done)['epochs_trained'] == 2
     assert len(last_json(command('predict', 'output/train/quick', 'new.png', '--experts', '-o', 'out.csv'))) > 3
     assert (tmp_path / 'out.csv').read_text().splitlines()[1].startswith('new.png,')
     exported = last_json(command('export', 'output/train/quick', 'exported'))
-    assert exported['timm_architecture'] == 'deit_small_distilled_patch16_224'
+    assert exported['timm_architecture'] == 'deit_tiny_distilled_patch16_224'
     assert last_json(command('predict', 'exported', 'new.png'))['images'] == 1
     assert command('recipes').stdout.split() == recipe_names()
 

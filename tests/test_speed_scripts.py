@@ -57,7 +57,7 @@ def test_loss_curves_are_drawn_and_start_up_is_timed(tmp_path):
         'plain, fp32')
     assert done.returncode == 0, done.stderr
     assert '| plain, fp32 |' in done.stdout and picture.stat().st_size
-    done = run('start.py', '--rounds', '1')
+    done = run('start.py', '--rounds', '0')
     assert done.returncode == 0, done.stderr
     assert '| quick start, to the end of its first update |' in done.stdout
 
@@ -68,7 +68,7 @@ def lines_of(file):
 
 @pytest.mark.slow
 def test_every_part_of_the_gpu_script_runs_on_the_cpu_in_small(tmp_path):
-    done = run('gpu.py', '--smoke', '--output', tmp_path / 'new' / 'gpu.jsonl')
+    done = run('gpu.py', '--smoke', '--minutes', '30', '--output', tmp_path / 'new' / 'gpu.jsonl')
     assert done.returncode == 0, done.stderr
     lines = lines_of(tmp_path / 'new' / 'gpu.jsonl')
     assert lines[0]['part'] == 'machine' and {'git', 'torch', 'timm'} <= set(lines[0])

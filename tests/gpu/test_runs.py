@@ -4,10 +4,11 @@ import signal
 import subprocess
 import sys
 import time
+from functools import cache
 
 import pytest
 import torch
-from conftest import ROOT, TINIEST_TEACHER, TINY, TINY_TEACHER, devices
+from conftest import ROOT, TINIEST_TEACHER, TINY, devices
 from PIL import Image
 
 import timm_deitlt
@@ -21,9 +22,14 @@ from timm_deitlt.settings.layers import parse_args
 QUICK = {
     'cuda': ['--model', 'deit_lt_small', '--no-report'],
     'cpu': [flag for flag in TINY if flag != '--no-amp']}
+TEACHER = {'cuda': 'resnet32', 'cpu': 'test_resnet'}
 EPOCHS = ['--epochs', '2', '--drw-start-epoch', '1', '--teacher-epochs', '1']
 # in full precision, and nothing is drawn on the device
 PLAIN = [*TINY, *EPOCHS, '--reprob', '0', '--auto-speed', 'off']
+# and without what belongs to the micro-batch: augmentation, mixing and class weights
+WHOLE_BATCHES = [
+    *PLAIN, *TINIEST_TEACHER, '--kd-token-distill-type', 'soft', '--no-aug', '--mixup', '0', '--cutmix', '0',
+    '--drw-on', 'none']
 slow_devices = devices(pytest.mark.slow)
 
 
@@ -46,8 +52,9 @@ def checkpoint(tmp_path, name='run'):
 
 
 @slow_devices
-@pytest.mark.parametrize(('teacher', 'dtype'), [('resnet32_sam', 'bfloat16'), ('resnet32', 'float16')])
-def test_quick_start_trains_teacher_and_student_for_two_epochs(tmp_path, device, teacher, dtype):
+@pytest.mark.parametrize(('kind', 'dtype'), [('_sam', 'bfloat16'), ('', 'float16')])
+def test_quick_start_trains_teacher_and_student_for_two_epochs(tmp_path, device, kind, dtype):
+    teacher = TEACHER[device] + kind
     result = run(tmp_path, device, *QUICK[device], *EPOCHS, '--teacher', teacher, '--amp', '--amp-dtype', dtype)
     first, second = losses(tmp_path)
     assert 0 < second < first
@@ -58,8 +65,22 @@ def test_quick_start_trains_teacher_and_student_for_two_epochs(tmp_path, device,
 @slow_devices
 def test_float16_is_refused_where_the_teacher_is_trained_with_sam(tmp_path, device):
     with pytest.raises(ValueError, match='samsgd cannot scale float16 gradients over its two passes; use --amp-dtype'):
-        run(tmp_path, device, *QUICK[device], *EPOCHS, '--teacher', 'resnet32_sam', '--amp-dtype', 'float16')
+        run(tmp_path, device, *QUICK[device], *EPOCHS, '--teacher', f'{TEACHER[device]}_sam', '--amp-dtype', 'float16')
     assert not (tmp_path / 'run').exists()
+
+
+@pytest.fixture(scope='module')
+def plain_losses(tmp_path_factory):
+    """Losses of a run without options on a device, which is trained once."""
+    @cache
+    def trained(device):
+        folder = tmp_path_factory.mktemp('plain')
+        run(folder, device, *WHOLE_BATCHES)
+        return losses(folder)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.backends.cudnn, 'allow_tf32', False)
+        yield trained
 
 
 @slow_devices
@@ -69,17 +90,12 @@ def test_float16_is_refused_where_the_teacher_is_trained_with_sam(tmp_path, devi
     ['--batch-size', '8', '--grad-accum-steps', '2'],
     ['--torchcompile'],
 ], ids=lambda flags: ' '.join(flags[:2]))
-def test_options_change_the_losses_by_rounding_only(tmp_path, device, flags, monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', False)
-    # augmentation, mixing and class weights belong to the micro-batch
-    plain = [
-        *PLAIN, *TINIEST_TEACHER, '--kd-token-distill-type', 'soft', '--no-aug', '--mixup', '0', '--cutmix', '0',
-        '--drw-on', 'none']
-    run(tmp_path, device, *plain, name='plain')
+def test_options_change_the_losses_by_rounding_only(tmp_path, device, flags, plain_losses):
     if flags == ['--torchcompile'] and device == 'cpu':
         flags = [*flags, 'eager']  # the compiler takes minutes
-    run(tmp_path, device, *plain, *flags, name='other')
-    assert losses(tmp_path, 'other') == pytest.approx(losses(tmp_path, 'plain'), rel=1e-3)
+    expected = plain_losses(device)
+    run(tmp_path, device, *WHOLE_BATCHES, *flags)
+    assert losses(tmp_path) == pytest.approx(expected, rel=1e-3)
 
 
 @slow_devices
@@ -104,7 +120,7 @@ train_main()
 @slow_devices
 def test_killed_and_resumed_run_is_bit_identical_to_one_that_was_not(tmp_path, device):
     command = [
-        sys.executable, '-c', EXACT, *QUICK[device], *EPOCHS, *TINY_TEACHER, '--epochs', '4', '--drop-path', '.1',
+        sys.executable, '-c', EXACT, *QUICK[device], *EPOCHS, *TINIEST_TEACHER, '--epochs', '4', '--drop-path', '.1',
         '--reprob', '.5', '--mixup-prob', '1', '--amp', '--workers', '2', '--device', device, '--output', tmp_path,
         '--teacher-cache', tmp_path / 'cache', '--experiment']
     command = list(map(str, command))

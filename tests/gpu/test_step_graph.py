@@ -1,13 +1,15 @@
 """A recorded step makes the updates that it would make without a graph; on the CPU it runs on the same tensors."""
 import math
 from contextlib import nullcontext
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
+import test_updates
 import torch
 from conftest import TINY, devices
 from helpers import SILENT, same, state
-from test_updates import CNN, HARD, PACO, STUDENT, made, waits_of
+from test_updates import HARD, waits_of
 
 from timm_deitlt.engine import step_graph
 from timm_deitlt.engine.meter import Meter
@@ -16,6 +18,11 @@ from timm_deitlt.engine.step_graph import RecordingError, StepGraph, recordable
 from timm_deitlt.run.settings import resolve_settings
 from timm_deitlt.settings.layers import parse_args
 
+# few updates of small networks, whose images the teacher still sees at another size
+FEW = ['--n-max', '16', '--imbalance-factor', '4']
+STUDENT = [*test_updates.STUDENT, *FEW]
+CNN, PACO = ([*flags, *FEW, '--model-kwargs', 'num_blocks=1'] for flags in (test_updates.CNN, test_updates.PACO))
+made = partial(test_updates.made, num_blocks=1, pretrained_cfg_overlay={'input_size': (3, 24, 24)})
 GUIDED = [*STUDENT, '--guidance', '2.5', '--guidance-end', '.5']
 
 

@@ -60,12 +60,12 @@ def waits_of(trainer):
         torch.cuda.set_sync_debug_mode('default')
 
 
-def made(device, *flags):
+def made(device, *flags, **teacher_kwargs):
     args = parse_args([*TINY, '--device', device, *flags])
     settings = resolve_settings(args)
     torch.manual_seed(0)
-    teacher = timm.create_model('resnet20_cifar', num_classes=10) if settings.teacher.is_network else None
-    trainer = build_trainer(settings, build_data(settings), teacher, torch.device(device))
+    teacher = settings.teacher.is_network and timm.create_model('resnet20_cifar', num_classes=10, **teacher_kwargs)
+    trainer = build_trainer(settings, build_data(settings), teacher or None, torch.device(device))
     trainer.task.train()
     trainer.task.set_epoch(0)
     return trainer

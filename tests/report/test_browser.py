@@ -5,6 +5,8 @@ Needs playwright, and Chromium: playwright's own (`playwright install chromium`)
 """
 import os
 import shutil
+from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from test_run_page import ALL, ANALYSED, MAPS, MISTAKES, inaturalist_counts, mak
 from test_study_page import FIGURES as OF_A_STUDY
 from test_study_page import make_study
 
-from timm_deitlt.report import write_report, write_study_report
+from timm_deitlt.report import look, write_report, write_study_report
 
 pytestmark = pytest.mark.browser
 
@@ -84,8 +86,10 @@ def browser():
 @pytest.fixture(scope='module')
 def pages(tmp_path_factory):
     folder = tmp_path_factory.mktemp('runs')
-    runs = {name: write_report(make_run(folder / name, **options)) for name, options in RUNS.items()}
-    return {**runs, **{name: write_study_report(folder / name, **study_of(name)) for name in STUDIES}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(look, '_DPI', 40)  # of the PNG files, which the pages do not show
+        runs = {name: write_report(make_run(folder / name, **options)) for name, options in RUNS.items()}
+        return {**runs, **{name: write_study_report(folder / name, **study_of(name)) for name in STUDIES}}
 
 
 def study_of(name):
@@ -109,10 +113,17 @@ def shots(tmp_path_factory):
     return tmp_path_factory.mktemp('screenshots')
 
 
-def opened(browser, path, screen='desktop', scheme='light', **options):
-    """The page by its file:// address, and the requests that it made."""
+@pytest.fixture
+def opened(browser):
+    """Open a page by its file:// address until the test ends, and list the requests that it makes."""
+    with ExitStack() as contexts:
+        yield partial(_open, browser, contexts)
+
+
+def _open(browser, contexts, path, screen='desktop', scheme='light', **options):
     width, height = SCREENS[screen]
-    context = browser.new_context(viewport={'width': width, 'height': height}, color_scheme=scheme, **options)
+    context = contexts.enter_context(closing(
+        browser.new_context(viewport={'width': width, 'height': height}, color_scheme=scheme, **options)))
     page, requests = context.new_page(), []
     page.on('request', lambda request: requests.append(request.url))
     page.on('console', lambda message: requests.append(f'console: {message.text}'))
@@ -121,14 +132,18 @@ def opened(browser, path, screen='desktop', scheme='light', **options):
     return page, requests
 
 
-@pytest.mark.parametrize('scheme', ['light', 'dark'])
 @pytest.mark.parametrize('screen', SCREENS)
 @pytest.mark.parametrize('run', [*RUNS, *STUDIES])
-def test_page_is_whole_and_legible(browser, pages, shots, run, screen, scheme):
-    page, requests = opened(browser, pages[run], screen, scheme)
-    page.screenshot(path=shots / f'{run}_{screen}_{scheme}.png', full_page=True)
-    assert requests == [pages[run].as_uri()], 'only the file itself is asked for'
-    width = SCREENS[screen][0]
+def test_page_is_whole_and_legible(opened, pages, shots, run, screen):
+    page, requests = opened(pages[run], screen)
+    for scheme in ('light', 'dark'):
+        page.emulate_media(color_scheme=scheme)
+        page.screenshot(path=shots / f'{run}_{screen}_{scheme}.png', full_page=True)
+        assert requests == [pages[run].as_uri()], 'only the file itself is asked for'
+        check_page(page, run, SCREENS[screen][0])
+
+
+def check_page(page, run, width):
     assert page.evaluate('document.documentElement.scrollWidth') <= width, 'the page scrolls sideways'
     figures = page.evaluate(_MEASURE)
     assert {figure['name'] for figure in figures} == FIGURES.get(run, ALL)
@@ -163,10 +178,10 @@ def check_texts(figure, run):
 
 
 @pytest.mark.parametrize('run', ['student', 'study'])
-def test_text_and_ground_change_with_the_colour_scheme_in_figures_too(browser, pages, run):
+def test_text_and_ground_change_with_the_colour_scheme_in_figures_too(opened, pages, run):
     seen = {}
     for scheme in ('light', 'dark'):
-        page, _ = opened(browser, pages[run], scheme=scheme)
+        page, _ = opened(pages[run], scheme=scheme)
         ground = page.evaluate('getComputedStyle(document.body).backgroundColor')
         letters = {text['color'] for figure in page.evaluate(_MEASURE) for text in figure['texts']}
         seen[scheme] = ground, letters
@@ -175,8 +190,8 @@ def test_text_and_ground_change_with_the_colour_scheme_in_figures_too(browser, p
 
 
 @pytest.mark.parametrize(('run', 'sections', 'head'), [('student', 8, 'class'), ('study', 8, 'in files')])
-def test_links_lead_to_sections_and_details_open_without_a_script(browser, pages, run, sections, head):
-    page, _ = opened(browser, pages[run], java_script_enabled=False)
+def test_links_lead_to_sections_and_details_open_without_a_script(opened, pages, run, sections, head):
+    page, _ = opened(pages[run], java_script_enabled=False)
     targets = [link.get_attribute('href') for link in page.locator('nav a').all()]
     assert len(targets) == sections
     for target in targets:
@@ -187,8 +202,8 @@ def test_links_lead_to_sections_and_details_open_without_a_script(browser, pages
     assert row.is_visible()
 
 
-def test_wide_tables_scroll_inside_their_box_by_keyboard_too(browser, pages):
-    page, _ = opened(browser, pages['inaturalist'], 'phone')
+def test_wide_tables_scroll_inside_their_box_by_keyboard_too(opened, pages):
+    page, _ = opened(pages['inaturalist'], 'phone')
     box = page.locator('.scroll').first
     assert box.evaluate('box => box.scrollWidth > box.clientWidth')
     box.focus()
@@ -203,16 +218,16 @@ def test_wide_tables_scroll_inside_their_box_by_keyboard_too(browser, pages):
 
 @pytest.mark.parametrize(('run', 'columns'), [
     ('student', ('tail', "student's view")), ('study', ('verdict', 'difference', 'mean overall'))])
-def test_phone_shows_the_figures_that_matter_without_scrolling_a_table(browser, pages, run, columns):
-    page, _ = opened(browser, pages[run], 'phone')
+def test_phone_shows_the_figures_that_matter_without_scrolling_a_table(opened, pages, run, columns):
+    page, _ = opened(pages[run], 'phone')
     for column in columns:
         box = page.get_by_role('columnheader', name=column, exact=True).first.bounding_box()
         assert box['x'] + box['width'] <= 390 - 16 + 1, column
 
 
 @pytest.mark.parametrize('run', ['student', 'study'])
-def test_paper_shows_what_is_folded_and_breaks_no_figure(browser, pages, shots, run):
-    page, _ = opened(browser, pages[run], scheme='dark')
+def test_paper_shows_what_is_folded_and_breaks_no_figure(opened, pages, shots, run):
+    page, _ = opened(pages[run], scheme='dark')
     page.emulate_media(media='print', color_scheme='dark')
     assert page.evaluate('getComputedStyle(document.body).backgroundColor') == 'rgb(255, 255, 255)'
     assert page.locator('details dl').last.evaluate('dl => dl.getBoundingClientRect().height') > 50

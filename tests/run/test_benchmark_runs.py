@@ -17,6 +17,11 @@ SHORT = [
 SMALL_STUDENT = ['--model-kwargs', 'embed_dim=48', 'depth=2', 'num_heads=3']  # its patches stay 16 px
 # torchvision knows the published files by their checksum; nothing else of it is touched
 NO_CHECKSUM = 'from torchvision.datasets import cifar\ncifar.check_integrity = lambda path, md5: True\n'
+THREE_UPDATES = '''
+from itertools import islice
+from timm_deitlt.data.loader import TrainLoader
+TrainLoader.epoch = lambda self, epoch, whole=TrainLoader.epoch: islice(whole(self, epoch), 3)
+'''
 
 
 def cifar_pickles(root, num_classes, train_per_class, test_per_class):
@@ -107,6 +112,12 @@ def inat_tree(root):
     return ['--data-dir', root]
 
 
+def three_updates(root):
+    """Flags and environment with which an epoch ends after three updates, for networks or sets of the real size."""
+    (root / 'three_updates.py').write_text(THREE_UPDATES)
+    return ['--device-modules', 'three_updates'], {'PYTHONPATH': str(root)}
+
+
 def run(recipe, root, *args, env=None):
     """train.py from a recipe, with a cache of its own."""
     return last_json(run_script(
@@ -139,14 +150,16 @@ def test_cifar_pickles_train_teacher_and_student_from_the_recipe(tmp_path, recip
 def test_imagenet_tree_with_lists_trains_teacher_and_student_from_the_recipes(tmp_path, teacher_model):
     data = imagenet_tree(tmp_path)
     sizes = [*SHORT, '--batch-size', '64', '--global-batch-size', '128']
-    teacher = run('imagenet_lt/teacher_ldam_sam', tmp_path, *data, *teacher_model, *sizes)
+    short, env = ([], None) if teacher_model else three_updates(tmp_path)
+    sizes += short
+    teacher = run('imagenet_lt/teacher_ldam_sam', tmp_path, *data, *teacher_model, *sizes, env=env)
     assert teacher['data']['train_counts'][:2] == [3, 1] and sum(teacher['data']['test_counts']) == 1000
     assert stages(tmp_path, 'imagenet_lt/teacher_ldam_sam') == (2, True)
     checkpoint = tmp_path / 'output' / 'imagenet_lt-teacher_ldam_sam' / 'last.pth.tar'
     name = [] if not teacher_model else ['--teacher', f'{teacher_model[1]}_sam']
     result = run(
         'imagenet_lt/deit_lt_base_ldam', tmp_path, *data, *sizes, *SMALL_STUDENT, *name,
-        '--teacher-checkpoint', checkpoint)
+        '--teacher-checkpoint', checkpoint, env=env)
     assert result['teacher']['source'] == 'file' and result['teacher']['per_class'] == teacher['cls']['per_class']
     assert stages(tmp_path, 'imagenet_lt/deit_lt_base_ldam') == (2, True)
     assert result['shots']['head']['classes'] == 390 and result['data']['class_names'][0] == 'n01440764'
@@ -154,14 +167,14 @@ def test_imagenet_tree_with_lists_trains_teacher_and_student_from_the_recipes(tm
 
 @pytest.mark.slow
 def test_inat_tree_with_json_trains_teacher_and_student_from_the_recipes(tmp_path):
-    data = inat_tree(tmp_path)
-    sizes = [*SHORT, '--batch-size', '64', '--global-batch-size', '256']
-    teacher = run('inat18/teacher_paco_sam', tmp_path, *data, '--model', 'test_resnet', *sizes)
+    data, (short, env) = inat_tree(tmp_path), three_updates(tmp_path)
+    sizes = [*SHORT, '--batch-size', '64', '--global-batch-size', '256', *short]
+    teacher = run('inat18/teacher_paco_sam', tmp_path, *data, '--model', 'test_resnet', *sizes, env=env)
     assert len(teacher['data']['train_counts']) == 8142 and sum(teacher['data']['test_counts']) == 408
     checkpoint = tmp_path / 'output' / 'inat18-teacher_paco_sam' / 'last.pth.tar'
     result = run(
         'inat18/deit_lt_base', tmp_path, *data, *sizes, *SMALL_STUDENT, '--teacher', 'test_resnet_paco_sam',
-        '--teacher-checkpoint', checkpoint)
+        '--teacher-checkpoint', checkpoint, env=env)
     assert result['teacher']['per_class'] == teacher['cls']['per_class']
     assert stages(tmp_path, 'inat18/deit_lt_base') == (2, True)
     assert (result['shots']['head']['classes'], result['shots']['tail']['classes']) == (842, 3599)
