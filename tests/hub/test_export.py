@@ -14,6 +14,7 @@ from sklearn.datasets import load_digits
 
 import timm_deitlt
 from timm_deitlt.engine.checkpoint import load_checkpoint, save_checkpoint
+from timm_deitlt.evaluation.fusion import mean_adjusted
 from timm_deitlt.hub.export import export
 from timm_deitlt.hub.publish import Options, build_folder
 from timm_deitlt.hub.source import read_model
@@ -164,9 +165,56 @@ def test_program_of_torch_export_takes_any_batch(place, tmp_path):
 
 
 def test_onnx_without_its_packages_is_refused_before_any_work(place, tmp_path, monkeypatch):
-    monkeypatch.setattr('timm_deitlt.hub.export.find_spec', lambda name: None)
+    monkeypatch.setattr('timm_deitlt.hub.programs.find_spec', lambda name: None)
     with pytest.raises(ValueError, match=r"needs onnx, onnxscript, onnxruntime: pip install 'timm_deitlt\[export\]'"):
         export(tmp_path / 'nowhere', tmp_path / 'out', onnx=True)
+
+
+def adjusted(place, tmp_path):
+    """The run of the student with another prediction."""
+    (tmp_path / 'run').mkdir()
+    state = load_checkpoint(place / 'student' / 'last.pth.tar')
+    state['args'].fusion = 'mean_adjusted'
+    save_checkpoint(tmp_path / 'run' / 'last.pth.tar', state)
+    return tmp_path / 'run'
+
+
+def test_without_the_prior_the_mean_that_timm_answers_is_the_fusion_of_the_run(place, tmp_path, caplog):
+    run = adjusted(place, tmp_path)
+    export(run, tmp_path / 'plain')
+    assert 'prediction of this run is mean_adjusted' in caplog.text and '--fold-prior' in caplog.text
+    done = run_script('export', run, tmp_path / 'folded', '--fold-prior', script=COMMAND)
+    assert 'timm_architecture' in last_json(done) and 'The class prior is taken out' in done.stderr
+    images = torch.randn(4, 3, 16, 16)
+    model = timm.create_model(f'local-dir:{tmp_path / "folded"}', pretrained=True).eval()
+    with torch.no_grad():
+        found = model(images).softmax(-1)
+        cls, dist = timm_deitlt.load_model(run).model.forward_experts(images)
+    counts = torch.tensor(timm_deitlt.load_model(run).class_counts)
+    assert torch.allclose(found, mean_adjusted(cls, dist, counts).exp(), atol=1e-6)
+    assert (found - ((cls + dist) / 2).softmax(-1)).abs().max() > .02
+    images = place / 'digit.png'
+    row, other = (timm_deitlt.load_model(folder).predict(images)[0] for folder in (tmp_path / 'folded', run))
+    assert row['labels'] == other['labels'] and row['probabilities'] == pytest.approx(other['probabilities'], abs=1e-6)
+    with pytest.raises(ValueError, match='needs a student with two experts'):
+        export(place / 'vit', tmp_path / 'vit', fold_prior=True)
+    assert not (tmp_path / 'vit').exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not find_spec('onnxruntime'), reason="needs 'timm_deitlt[export]'")
+def test_programs_give_the_fusion_of_the_run_too(place, tmp_path):
+    import onnxruntime
+    run = adjusted(place, tmp_path)
+    export(run, tmp_path / 'out', onnx=True, program=True)
+    session = onnxruntime.InferenceSession(tmp_path / 'out' / 'model.onnx')
+    assert [output.name for output in session.get_outputs()] == ['mean', 'cls', 'dist', 'mean_adjusted']
+    images, trained = torch.randn(3, 3, 16, 16), timm_deitlt.load_model(run)
+    with torch.no_grad():
+        wanted = mean_adjusted(*trained.model.forward_experts(images), torch.tensor(trained.class_counts))
+        program = torch.export.load(tmp_path / 'out' / 'model.pt2').module()
+        assert torch.allclose(program(images)[-1], wanted, atol=1e-4)
+    assert torch.allclose(torch.from_numpy(session.run(None, {'images': images.numpy()})[-1]), wanted, atol=1e-4)
 
 
 def test_vit_whose_dist_token_learned_nothing_is_exported_with_a_warning(place, tmp_path, caplog):

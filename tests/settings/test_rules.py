@@ -7,7 +7,7 @@ import yaml
 from conftest import ROOT, last_json, run_script
 from PIL import Image
 
-from timm_deitlt.cli.commands import survey_of
+from timm_deitlt.cli.commands import survey_of, warn_without_recipe
 from timm_deitlt.data.survey import survey
 from timm_deitlt.run.advice import too_few_updates
 from timm_deitlt.settings.checks import validate_args
@@ -108,6 +108,18 @@ def test_data_that_the_rules_do_not_look_at_are_told_what_to_give(caplog, tmp_pa
     images_of(tmp_path / 'a', [(30, 20)] * 3)
     parse_args(['-c', 'own_data', '--data-dir', str(tmp_path)], survey=survey_of)
     assert 'look at folders' not in caplog.text
+
+
+def test_a_folder_without_a_recipe_is_told_of_own_data(caplog, tmp_path):
+    (tmp_path / 'mine.yaml').write_text('epochs: 3')
+    folder = ['--data-dir', str(tmp_path)]
+    for argv, warned in (
+            (folder, True), ([*folder, '--model', 'deit_lt_small', '--epochs', '9'], True), ([], False),
+            ([*folder, '-c', 'own_data'], False), ([*folder, '-c', str(tmp_path / 'mine.yaml')], False),
+            ([*folder, '--model', 'resnet32_cifar'], False), ([*folder, '--dataset', 'lt/cifar10'], False)):
+        caplog.clear()
+        warn_without_recipe(parse_args(argv))
+        assert ('-c own_data' in caplog.text) == warned, argv
 
 
 def test_the_reason_is_said_of_what_was_taken_alone(caplog):

@@ -105,15 +105,26 @@ def survey_of(args: argparse.Namespace) -> dict[str, float]:
         _logger.info(
             f'The rules of the recipe look at folders of images, not at {args.dataset or args.data_dir}, so they '
             'choose as for many large images. For fewer than 1,000 images give --global-batch-size 32 --batch-size 32 '
-            '--epochs 600, for images of 32 px --img-size 32, for other sets see the lines of the recipe.')
+            '--epochs 600, for images of 32 px --img-size 32. What the recipe adds for fewer than 5,000 (weak '
+            'augmentation, guidance, Muon and more) stands under `augmentation` and `small_data` at its end.')
         return {}
     return survey(args.data_dir, args.train_split, image_mode(input_channels(args), args.input_img_mode))
+
+
+def warn_without_recipe(args: argparse.Namespace) -> None:
+    """Warn if a student is trained on a folder of images by settings that no file has fitted to it."""
+    unfitted = set(args.sources.values()) <= {'default', 'default/student', 'command line'}
+    if unfitted and args.dataset in FOLDER_DATASETS and args.data_dir:
+        _logger.warning(
+            'These settings are not fitted to your images: -c own_data chooses image size, model, epochs, optimizer '
+            'and augmentation by their number and size.')
 
 
 def train_main(argv: list[str] | None = None, prog: str = 'train.py') -> None:
     """Entry of train.py."""
     def run() -> dict[str, Any]:
         args = parse_args(argv, prog, survey_of)
+        warn_without_recipe(args)
         return train_folds(args) if args.folds else train(args)
 
     guarded(prog, run)

@@ -127,6 +127,9 @@ def export_parser(prog: str = 'timm-deitlt export') -> argparse.ArgumentParser:
     parser.add_argument('out', type=Path, metavar='OUT', help='folder to write; an earlier export in it is replaced')
     parser.add_argument('--onnx', action='store_true', help='add model.onnx, compared with PyTorch')
     parser.add_argument('--torch-export', action='store_true', help='add model.pt2, a program of torch.export')
+    parser.add_argument(
+        '--fold-prior', action='store_true',
+        help="take the class prior out of the CLS head, so that timm's mean of the experts is --fusion mean_adjusted")
     return parser
 
 

@@ -31,4 +31,5 @@ def predict_main(argv: list[str] | None = None, prog: str = 'timm-deitlt predict
 def export_main(argv: list[str] | None = None, prog: str = 'timm-deitlt export') -> None:
     """Entry of `export`."""
     args = export_parser(prog).parse_args(argv)
-    guarded(prog, lambda: export(args.run, args.out, args.onnx, args.torch_export), 'nothing was written.')
+    options = (args.onnx, args.torch_export, args.fold_prior)
+    guarded(prog, lambda: export(args.run, args.out, *options), 'nothing was written.')

@@ -80,8 +80,13 @@ def choose_fusions(name: str, experts: Iterable[str], scaled: bool = False) -> t
     return (name,)
 
 
+def class_tensor(class_counts: Sequence[int]) -> Tensor:
+    """Training images per class as the fusions take them, `[C]`: none counts as one, whose log is known."""
+    return torch.tensor(class_counts, dtype=torch.float32).clamp_min(1)
+
+
 def fuse(logits: Mapping[str, Tensor], names: Sequence[str], class_counts: Sequence[int]) -> dict[str, Tensor]:
     """The logits `[B, C]` of the experts, and under its name the log-probabilities `[B, C]` of each fusion."""
-    counts = torch.tensor(class_counts, dtype=torch.float32, device=logits['cls'].device).clamp_min(1)
+    counts = class_tensor(class_counts).to(logits['cls'].device)
     dist_logits = logits['dist'].float() if 'dist' in logits else None
     return {**logits, **{name: FUSIONS[name](logits['cls'].float(), dist_logits, counts) for name in names}}

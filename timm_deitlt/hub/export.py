@@ -1,14 +1,10 @@
-"""Writes a model as files that timm loads; publishing sends the same files. On request ONNX, or torch.export."""
+"""Writes a model as files that timm loads; publishing sends the same files."""
 import hashlib
 import json
 import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
-from importlib.util import find_spec
-from io import StringIO
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,13 +14,14 @@ from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
 from ..benchmarks import CATALOGUE
-from ..engine.trainer import expert_logits
+from ..evaluation.fusion import class_tensor
 from ..models._timm import TimmModel
 from ..models.cosine import has_cosine_classifier
 from ..models.resnet_cifar import ResNetCifar
 from ..models.weights import CONFIG, WEIGHTS, weights_file
 from ..run.settings import NO_NETWORK
 from .figures import METRICS
+from .programs import Answers, check_onnx, noise, write_onnx, write_program
 from .source import SETTINGS, Model, public_metrics, public_settings, read_model
 
 _logger = logging.getLogger(__name__)
@@ -38,18 +35,18 @@ _TIMMS = {f'deit_lt_{size}': f'deit_{size}_distilled_patch16_224' for size in ('
 # Kinds of `benchmarks.Entry` in words
 _KINDS = {
     'student': 'student of a teacher', 'sam': 'teacher by LDAM and SAM', 'paco_sam': 'teacher by PaCo and SAM'}
-# Largest difference of a logit between PyTorch and another runtime
-_TOLERANCE = 1e-4
 
 
-def export(run: Path, out: Path, onnx: bool = False, program: bool = False) -> dict[str, Any]:
+def export(
+        run: Path, out: Path, onnx: bool = False, program: bool = False, fold_prior: bool = False) -> dict[str, Any]:
     """Export a model as a folder that needs no training code: weights, config.json, its figures and settings.
 
     Args:
         run: Folder of a run, of a cached teacher, or of a converted model.
         out: Folder to write. It appears when it is complete. An earlier export in it is replaced.
-        onnx: Whether to add model.onnx, see `write_onnx`.
-        program: Whether to add model.pt2, see `write_program`.
+        onnx: Whether to add model.onnx, with the outputs of `programs.Answers`.
+        program: Whether to add model.pt2, a program of torch.export with the same outputs.
+        fold_prior: Whether to take the class prior out of the CLS head, see `without_prior`.
 
     Returns:
         'output', 'architecture', 'timm_architecture' (its name in timm, or None if timm alone cannot load it),
@@ -63,6 +60,12 @@ def export(run: Path, out: Path, onnx: bool = False, program: bool = False) -> d
     if onnx:
         check_onnx()
     model = read_model(run, finished=False)
+    if fold_prior:
+        without_prior(model, str(run))
+    elif model.config.get('fusion') == 'mean_adjusted':
+        _logger.warning(
+            'The prediction of this run is mean_adjusted. timm and transformers, which know only the mean of the '
+            'experts, will answer a little differently; --fold-prior makes them give this prediction.')
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         # in the same folder, so that it can be moved in one step
@@ -72,10 +75,13 @@ def export(run: Path, out: Path, onnx: bool = False, program: bool = False) -> d
     with temporary as made:
         folder = Path(made) / 'model'
         sha256 = write_model(model, folder)
+        answers = Answers(
+            model.network, model.config['experts'], model.config.get('fusion') or 'mean',
+            model.config.get('class_counts') or ()).eval()
         if onnx:
-            write_onnx(model.network, model.config['experts'], folder / ONNX)
+            write_onnx(answers, folder / ONNX)
         if program:
-            write_program(model.network, model.config['experts'], folder / PROGRAM)
+            write_program(answers, folder / PROGRAM)
         if out.exists():
             shutil.rmtree(out)
         folder.rename(out)
@@ -85,6 +91,31 @@ def export(run: Path, out: Path, onnx: bool = False, program: bool = False) -> d
         'output': str(out), 'architecture': config['timm_deitlt']['architecture'],
         'timm_architecture': config['architecture'] if in_timm(config['architecture']) else None,
         'experts': model.config['experts'], 'num_classes': config['num_classes'], 'sha256': sha256, 'files': files}
+
+
+def without_prior(model: Model, source: str) -> None:
+    """Take the class prior out of the CLS head, in place: the mean of the experts is then the fusion 'mean_adjusted'.
+
+    The bias of the head loses the log of each class's share of the training images. The figures of the run no longer
+    belong to these weights, so they are left out.
+
+    Raises:
+        ValueError: If there is no CLS beside DIST, or the training images of each class are not known.
+    """
+    counts, head = model.config.get('class_counts'), getattr(model.network, 'head', None)
+    if 'dist' not in model.config['experts'] or not counts or not isinstance(head, nn.Linear):
+        raise ValueError(
+            f'--fold-prior needs a student with two experts, and the training images of each class; {source} lacks one '
+            'of them. Leave the flag out.')
+    images = class_tensor(counts)
+    with torch.no_grad():
+        head.bias.sub_((images / images.sum()).log())
+    model.config['fusion'] = 'mean'
+    model.config['prior_folded'] = True
+    model.metrics = None
+    _logger.info(
+        'The class prior is taken out of the CLS head. The figures of the run are left out; validate.py measures the '
+        'exported model.')
 
 
 def check_free(out: Path) -> None:
@@ -232,95 +263,9 @@ def load_back(folder: Path) -> TimmModel:
     return cast(TimmModel, timm.create_model(f'local-dir:{folder}', pretrained=True).eval())
 
 
-def noise(network: TimmModel, batch: int = 2) -> Tensor:
-    """Images of noise, always the same, `[batch, C, H, W]`."""
-    size = network.pretrained_cfg['input_size']
-    return torch.randn(batch, *size, generator=torch.Generator().manual_seed(batch))
-
-
 @torch.no_grad()
 def logits(network: TimmModel, images: Tensor) -> Tensor:
     """Logits of every expert, `[E, B, num_classes]`."""
     if hasattr(network, 'forward_experts'):
         return torch.stack(network.forward_experts(images))
     return network(images)[None]
-
-
-class Answers(nn.Module):
-    """Images `[B, C, H, W]` in, logits of the experts out, `[B, classes]` each: mean, CLS and DIST.
-
-    Args:
-        network: A classifier.
-        experts: The experts that were trained. A network with a single expert has only the mean.
-    """
-
-    def __init__(self, network: TimmModel, experts: Sequence[str]):
-        super().__init__()
-        self.network = network
-        self.experts = tuple(experts)
-        self.names = ('mean', 'cls', 'dist') if 'dist' in experts else ('mean',)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        logits = expert_logits(self.network, images, self.experts)
-        return tuple(logits[name] for name in self.names)
-
-
-def check_onnx() -> None:
-    """Refuse, before any work, if a package is missing.
-
-    Raises:
-        ValueError: Naming the packages.
-    """
-    missing = [name for name in ('onnx', 'onnxscript', 'onnxruntime') if not find_spec(name)]
-    if missing:
-        raise ValueError(f"--onnx needs {', '.join(missing)}: pip install 'timm_deitlt[export]'.")
-
-
-def write_onnx(network: TimmModel, experts: Sequence[str], path: Path) -> None:
-    """Write an ONNX file for any batch size with the outputs of `Answers`, and compare it with PyTorch.
-
-    Raises:
-        ValueError: If onnxruntime gives logits that differ by more than 1e-4.
-    """
-    import onnxruntime
-    answers = Answers(network, experts).eval()
-    # with an example of one image, the batch size would become a constant
-    with torch.no_grad(), redirect_stdout(StringIO()):
-        program: Any = torch.onnx.export(
-            answers, (noise(network),), dynamo=True, input_names=['images'], output_names=list(answers.names),
-            dynamic_shapes={'images': {0: torch.export.Dim('batch')}}, verbose=False)
-    graph = program.model.graph
-    for value in (value for node in graph for value in node.outputs):
-        if value.name in answers.names and value not in graph.outputs:
-            value.name = f'inner_{value.name}'  # such as a pooling, which is called mean too
-    program.save(path, external_data=False)
-    session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
-    _compare(answers, lambda images: session.run(list(answers.names), {'images': images.numpy()}), path)
-
-
-def write_program(network: TimmModel, experts: Sequence[str], path: Path) -> None:
-    """Write a program of torch.export for any batch size with the outputs of `Answers`, and compare it with PyTorch.
-
-    Raises:
-        ValueError: If the loaded program gives logits that differ by more than 1e-4.
-    """
-    answers = Answers(network, experts).eval()
-    with torch.no_grad():
-        program = torch.export.export(
-            answers, (noise(network),), dynamic_shapes={'images': {0: torch.export.Dim('batch')}})
-    torch.export.save(program, path)
-    module = torch.export.load(path).module()
-    _compare(answers, module, path)
-
-
-@torch.no_grad()
-def _compare(answers: Answers, other: Callable[[Tensor], Sequence[Any]], path: Path) -> None:
-    for batch in (1, 2, 5):
-        images = noise(answers.network, batch)
-        for name, ours, theirs in zip(answers.names, answers(images), other(images), strict=True):
-            difference = (ours - torch.as_tensor(theirs)).abs().max().item()
-            if not difference <= _TOLERANCE:
-                raise ValueError(
-                    f'{path.name} and PyTorch give logits of {name} that differ by up to {difference:.2g}; at most '
-                    f'{_TOLERANCE:g} is allowed. Nothing was exported.')
-    _logger.info(f'{path.name} gives the same logits as PyTorch, to {_TOLERANCE:g}.')

@@ -18,8 +18,9 @@ from ..models._hub import HUB_ERRORS, explain, file_sha256, split_id
 from ..models.weights import CONFIG, WEIGHTS
 from ..version import __version__
 from .card import Card, model_card
-from .export import load_back, logits, noise, registered_name, write_model
+from .export import load_back, logits, registered_name, write_model
 from .figures import METRICS, check_sample
+from .programs import noise
 from .repository import Exit, LocalFile, Plan, Published, PublishError, Remote, Repository, local_files
 from .source import Model, other_figures, read_model, training_command
 
