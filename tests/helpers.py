@@ -1,6 +1,7 @@
 """What tests of several files share: tiny tasks on noise, runs on the digits, and two ranks."""
 import copy
 import csv
+import multiprocessing
 import os
 import re
 import socket
@@ -179,8 +180,8 @@ def environment_of(rank, port):
         'MASTER_PORT': str(port)}
 
 
-def _rank(rank, port, function, args):
-    os.environ.update(environment_of(rank, port))
+def _rank(rank, env, port, function, args):
+    os.environ.update({**env, **environment_of(rank, port)})
     torch.set_num_threads(1)
     function(rank, *args)
 
@@ -188,9 +189,12 @@ def _rank(rank, port, function, args):
 def on_two_ranks(function, *args):
     """Call `function(rank, *args)` in two processes that have what a launcher gives them.
 
-    They are forked, so that they need not import anything anew.
+    They are forked from a server that has imported everything. This process could not be forked if a test before has
+    let autograd start threads.
     """
-    torch.multiprocessing.start_processes(_rank, (free_port(), function, args), nprocs=2, start_method='fork')
+    multiprocessing.set_forkserver_preload(['timm_deitlt.run.train', 'torch.distributed', 'scipy.special', 'sklearn'])
+    torch.multiprocessing.start_processes(
+        _rank, ({**os.environ}, free_port(), function, args), nprocs=2, start_method='forkserver')
 
 
 def unpadded(table):

@@ -263,11 +263,12 @@ def test_four_channels_are_augmented_without_what_pillow_has_for_colours_only():
     seed_everything(0)
     transform = train_transform(
         (4, 28, 28), auto_augment='rand-m9-mstd0.5-inc1', grayscale_prob=1., mean=(.5,) * 4)
+    colour = torch.tensor([200., 30, 120, 77])[:, None, None]
     jittered = train_transform((4, 28, 28), color_jitter=(.4, .4, .4, .1))
-    image = photo(28).convert('RGBA')
-    image.putalpha(77)
+    image = Image.new('RGBA', (28, 28), (200, 30, 120, 77))
     for _ in range(50):
-        assert transform(image).shape == (4, 28, 28)
+        pixels = transform(image)
+        assert pixels.shape == (4, 28, 28) and (pixels - colour).abs().max() <= 2, 'it has changed by rounding only'
         assert (jittered(image)[3] == 77).all(), 'alpha is no colour'
 
 

@@ -56,7 +56,8 @@ def test_a_head_far_below_teacher_or_cls_is_a_sign():
     assert names(metrics, rows, analysis) == []
     metrics['mean']['head'] = 89.9
     (found,) = failure_signatures(metrics, rows, analysis)
-    assert found['message'] == 'The mean reaches 89.9 % on the head, against 100.0 % of its teacher and 100.0 % of CLS.'
+    assert found['message'] == (
+        'The mean of both experts reaches 89.9 % on the head, against 100.0 % of its teacher and 100.0 % of CLS.')
     assert '--drw-start-epoch' in found['suggestion']
     metrics['mean']['tail'], metrics['dist']['head'] = 2., 0.
     (found,) = failure_signatures(metrics, rows, analysis)
@@ -104,7 +105,20 @@ def test_a_mean_that_cls_drags_down_is_a_sign():
     metrics['dist']['balanced'] = 98.2
     assert names(metrics, rows, analysis) == []
     metrics['dist']['balanced'] = 98.3
-    assert names(metrics, rows, analysis) == ['mean_below_dist']
+    assert names(metrics, rows, analysis) == ['prediction_below_dist']
+
+
+def test_the_prediction_of_a_run_with_a_fusion_is_judged_and_not_the_mean():
+    metrics, rows, analysis = healthy()
+    metrics['mean'] = dict(metrics['mean'], balanced=1.)
+    fused = {**metrics, 'answer': 'mean_adjusted', 'fusion': {'mean_adjusted': dict(head=99., tail=90., balanced=96.)}}
+    assert names(metrics, rows, analysis) == ['prediction_below_dist'] and names(fused, rows, analysis) == []
+    fused['fusion']['mean_adjusted'].update(head=89.9, balanced=90.)
+    head, below = failure_signatures(fused, rows, analysis)
+    assert head['message'].startswith('The prediction (mean_adjusted) reaches 89.9 % on the head, against 100.0 %')
+    assert 'The mean of the logits keeps the head' in head['suggestion']
+    assert below['message'] == (
+        'The prediction (mean_adjusted) has a balanced accuracy of 90.0 %, DIST alone has 93.5 %.')
 
 
 def test_every_check_can_be_named_in_a_page():

@@ -70,17 +70,15 @@ def test_float16_is_refused_where_the_teacher_is_trained_with_sam(tmp_path, devi
 
 
 @pytest.fixture(scope='module')
-def plain_losses(tmp_path_factory):
-    """Losses of a run without options on a device, which is trained once."""
+def plain(tmp_path_factory):
+    """Folder of a run without options on a device, which is trained once, and of its teacher."""
     @cache
     def trained(device):
         folder = tmp_path_factory.mktemp('plain')
         run(folder, device, *WHOLE_BATCHES)
-        return losses(folder)
+        return folder
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.backends.cudnn, 'allow_tf32', False)
-        yield trained
+    return trained
 
 
 @slow_devices
@@ -90,12 +88,13 @@ def plain_losses(tmp_path_factory):
     ['--batch-size', '8', '--grad-accum-steps', '2'],
     ['--torchcompile'],
 ], ids=lambda flags: ' '.join(flags[:2]))
-def test_options_change_the_losses_by_rounding_only(tmp_path, device, flags, plain_losses):
+def test_options_change_the_losses_by_rounding_only(tmp_path, device, flags, plain, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', False)
     if flags == ['--torchcompile'] and device == 'cpu':
         flags = [*flags, 'eager']  # the compiler takes minutes
-    expected = plain_losses(device)
-    run(tmp_path, device, *WHOLE_BATCHES, *flags)
-    assert losses(tmp_path) == pytest.approx(expected, rel=1e-3)
+    name = flags[0].strip('-')
+    run(plain(device), device, *WHOLE_BATCHES, *flags, name=name)  # beside the cache of the same teacher
+    assert losses(plain(device), name) == pytest.approx(losses(plain(device)), rel=1e-3)
 
 
 @slow_devices

@@ -463,11 +463,20 @@ def test_the_template_leaves_no_braces_and_no_double_blank_lines(variant):
 
 
 def test_the_card_says_whose_answer_is_another_than_the_mean():
-    words = 'answer with `mean_adjusted`, as in training'
+    words = 'predict by `mean_adjusted`, as in training'
     config = copy.deepcopy(VARIANTS['student'][0])
     config['timm_deitlt']['fusion'] = 'mean_adjusted'
     text = card(config, *VARIANTS['student'][1:]).text
     assert words in text and '\n\n\n' not in text
+    assert "timm_deitlt.load_model('hf-hub:me/mine').predict(" in text.replace(ABOUT.repo_id, 'me/mine')
+    assert 'prediction (mean_adjusted)' not in text, 'it was not measured'
+    fused = changed(METRICS, fusion={'mean_adjusted': figures(97., 99., 98., 96.1, 97.)})
+    made = card(config, fused)
+    assert row(made, 'Results', 'prediction (mean_adjusted)')[:2] == ['97.0', '99.0']
+    assert 'On the tail the prediction (mean_adjusted) (96.1 %) is better than CLS alone' in made.text
+    assert 'the student is worse overall (97.0 % against 97.9 %) and better on the tail' in made.text
+    results = made.data.eval_results
+    assert results[0].metric_name == 'Top-1 mean_adjusted, all (%)' and results[0].metric_value == 97
     assert 'as in training' not in card_of('student').text
 
 

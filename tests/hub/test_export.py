@@ -196,9 +196,19 @@ def test_without_the_prior_the_mean_that_timm_answers_is_the_fusion_of_the_run(p
     images = place / 'digit.png'
     row, other = (timm_deitlt.load_model(folder).predict(images)[0] for folder in (tmp_path / 'folded', run))
     assert row['labels'] == other['labels'] and row['probabilities'] == pytest.approx(other['probabilities'], abs=1e-6)
+    assert not {'metrics.json', 'plots'} & {path.name for path in (tmp_path / 'folded').iterdir()}
+    run_script(tmp_path / 'folded', '--workers', '0', script='validate.py')
+    with pytest.raises(ValueError, match='is taken out of .* already'):
+        export(tmp_path / 'folded', tmp_path / 'twice', fold_prior=True)
+    export(run, tmp_path / 'folded')  # over what validate.py wrote there
+    state = load_checkpoint(run / 'last.pth.tar')
+    state['args'].bce_loss = True
+    save_checkpoint(run / 'last.pth.tar', state)
+    with pytest.raises(ValueError, match='needs the logits of a softmax'):
+        export(run, tmp_path / 'twice', fold_prior=True)
     with pytest.raises(ValueError, match='needs a student with two experts'):
         export(place / 'vit', tmp_path / 'vit', fold_prior=True)
-    assert not (tmp_path / 'vit').exists()
+    assert not (tmp_path / 'vit').exists() and not (tmp_path / 'twice').exists()
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.browser
 CLOTHES = ['T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt', 'Sneaker', 'Bag', 'Ankle boot']
 RUNS = {
     'student': dict(epochs=22),
+    'fused': dict(fusion='mean_adjusted', counts=(1000,) * 4 + (10,) * 6),
     'clothes': dict(names=CLOTHES, counts=(1000, 599, 359, 215, 129, 77, 46, 27, 16, 10), drw_on='both', epochs=150),
     'hundred': dict(counts=tuple(np.geomspace(500, 5, 100).astype(int).tolist()), epochs=1200),
     'inaturalist': dict(counts=inaturalist_counts(8142), epochs=1000),

@@ -465,7 +465,7 @@ def with_gains(study, gains):
 
 @pytest.mark.parametrize(('gains', 'words', 'grey'), [
     ((4, 2, 3), 'above ViT + DRW at every level, by 2.0 points or more (weak).', []),
-    ((-1, -2, 0), 'At no level is the mean of both above ViT + DRW.', []),
+    ((-1, -2, 0), 'At no level is the student above ViT + DRW.', []),
     ((-1, 2, 3), 'above ViT + DRW at strong (+3.0), weak (+2.0), and not at none (-1.0)', [(72, 99)]),
     ((1, -2, 3), 'above ViT + DRW at strong (+3.0), none (+1.0), and not at weak (-2.0)', [(51, 72), (72, 99)]),
 ])

@@ -96,7 +96,8 @@ def test_the_fusion_of_a_run_is_its_answer_wherever_it_is_asked(tmp_path, shared
         '--teacher-cache', shared_teachers)
     assert result['answer'] == 'mean_adjusted' and set(result['fusion']) == {'mean_adjusted'}
     assert 'mean_adjusted' in result['ema']
-    table = next(message for message in reversed(caplog.messages) if 'mean_adjusted' in message)
+    table = next(message for message in reversed(caplog.messages) if 'test images' in message)
+    assert table.endswith('prediction: mean_adjusted')
     rows = [line.split()[0] for line in table.splitlines() if line]
     assert rows.index('mean_adjusted') < rows.index('mean') < rows.index('cls')
     with open(tmp_path / 'run' / 'summary.csv') as file:
@@ -104,7 +105,7 @@ def test_the_fusion_of_a_run_is_its_answer_wherever_it_is_asked(tmp_path, shared
             result['fusion']['mean_adjusted']['top1'])
 
     page = (tmp_path / 'run' / 'report.html').read_text()
-    assert 'the mean of DIST and adjusted CLS correctly classifies' in page and 'EMA, answer: mean of DIST' in page
+    assert 'the mean of DIST and adjusted CLS correctly classifies' in page and 'EMA, prediction: mean of DIST' in page
     write_model(read_model(tmp_path / 'run'), tmp_path / 'out', 'apache-2.0')
     for place in (tmp_path / 'run', tmp_path / 'out'):
         again = validate(str(place), {'amp': False}, 'all')

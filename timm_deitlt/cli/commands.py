@@ -114,7 +114,7 @@ def survey_of(args: argparse.Namespace) -> dict[str, float]:
 def warn_without_recipe(args: argparse.Namespace) -> None:
     """Warn if a student is trained on a folder of images by settings that no file has fitted to it."""
     unfitted = set(args.sources.values()) <= {'default', 'default/student', 'command line'}
-    if unfitted and args.dataset in FOLDER_DATASETS and args.data_dir:
+    if unfitted and args.dataset in FOLDER_DATASETS and args.data_dir and _is_primary():
         _logger.warning(
             'These settings are not fitted to your images: -c own_data chooses image size, model, epochs, optimizer '
             'and augmentation by their number and size.')

@@ -167,6 +167,8 @@ def train_transform(
         auto_augment, color_jitter, kwargs['grayscale_prob'] = None, None, 0.
         check_tensor_filter(interpolation)
     elif input_size[0] not in (1, 3) and auto_augment != 'cifar10':  # such as RGBA: Pillow has no such operations
+        if auto_augment and not force_color_jitter:
+            color_jitter = None  # as timm leaves it out beside a policy
         auto_augment, kwargs['grayscale_prob'] = None, 0.
         color_jitter = color_jitter[:3] if isinstance(color_jitter, tuple) else color_jitter
     padded = train_crop_mode == 'pad'

@@ -163,12 +163,11 @@ class ReaderFolder(Reader):
         super().__init__()
         self.root = os.fspath(root)
         suffixes = frozenset(input_key.lower().split(';')) if input_key else image_suffixes(mode)
-        self.wanted = f'--input-key {input_key}' if input_key else 'any format that Pillow reads'
         listing = list_images(self.root, suffixes)
+        self.wanted = f'--input-key {input_key}' if input_key else f'any format that Pillow reads{_arrays(listing)}'
         if listing.words():
             _logger.info(f'Skipped in {self.root}: {listing.words()}.')
         classes = [path.partition(os.sep)[0] if os.sep in path else '' for path, _ in listing.files]
-        _check_encoding(set(classes))
         if not class_map:
             self._check(listing, set(classes), complete)
         names = set(classes)
@@ -179,6 +178,7 @@ class ReaderFolder(Reader):
             raise ValueError(self._nothing(listing, names))
         if len(kept) < len(classes):
             _logger.info(f'Skipped in {self.root}: {len(classes) - len(kept):,} images of classes not in --class-map.')
+        _check_encoding({classes[i] for i in kept})
         self.paths = [listing.files[i][0] for i in kept]
         self.targets = [self.class_to_idx[classes[i]] for i in kept]
         self.image_keys = [f'{path}:{size}' for path, size in (listing.files[i] for i in kept)]
@@ -193,8 +193,8 @@ class ReaderFolder(Reader):
         empty = [name for name in listing.folders if name not in names]
         if names and empty and complete:
             raise ValueError(
-                f'Class {empty[0]!r} has no image in {os.path.join(self.root, empty[0])}: add images ({self.wanted}'
-                f'{_arrays(listing)}), remove the folder, or name the classes by --class-map.')
+                f'Class {empty[0]!r} has no image in {os.path.join(self.root, empty[0])}: add images ({self.wanted}), '
+                'remove the folder, or name the classes by --class-map.')
 
     def _nothing(self, listing: Listing, names: set[str]) -> str:
         if names:

@@ -54,7 +54,7 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
 
 
 def load_run(path: Path | str) -> dict[str, Any]:
-    """Read a checkpoint of train.py, which names settings, experts and data.
+    """Read a checkpoint of train.py, which names settings, experts, data and epoch.
 
     Raises:
         FileNotFoundError: If there is no such file.

@@ -1,5 +1,6 @@
 """Ways to make one prediction from the two experts, without training and without test labels."""
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,6 +79,12 @@ def choose_fusions(name: str, experts: Iterable[str], scaled: bool = False) -> t
     if name not in possible:
         raise ValueError(f'--fusion {name} needs two experts, but this model has only CLS: use {", ".join(_OF_CLS)}.')
     return (name,)
+
+
+def figures_of(metrics: Mapping[str, Any], row: str) -> Mapping[str, Any]:
+    """Figures of an expert, of 'teacher', of a fusion or of the 'answer' in metrics.json; empty if there are none."""
+    name = metrics.get('answer', 'mean') if row == 'answer' else row
+    return metrics.get(name) or (metrics.get('fusion') or {}).get(name) or {}
 
 
 def class_tensor(class_counts: Sequence[int]) -> Tensor:

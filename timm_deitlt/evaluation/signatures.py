@@ -2,6 +2,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from .fusion import figures_of
+
 # Points of accuracy that count as a large difference
 _FAR = 10.
 # Points of accuracy that are shown as 100.0 %
@@ -35,9 +37,11 @@ def failure_signatures(
 class _Run:
     def __init__(self, metrics: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], analysis: Mapping[str, Any]):
         self.metrics, self.rows, self.analysis = metrics, rows, analysis
+        self.fusion = metrics.get('answer')
+        self.answer = f'The prediction ({self.fusion})' if self.fusion else 'The mean of both experts'
 
     def accuracy(self, who: str, group: str) -> float | None:
-        return (self.metrics.get(who) or {}).get(group)
+        return figures_of(self.metrics, who).get(group)
 
     def last(self, column: str) -> float | None:
         """The last number of a column of summary.csv."""
@@ -62,17 +66,19 @@ def dist_not_above_cls_on_the_tail(run: _Run) -> tuple[str, str] | None:
 
 def head_far_below(run: _Run) -> tuple[str, str] | None:
     """The model has lost accuracy on the head in favour of the tail."""
-    mean, cls, teacher = (run.accuracy(who, 'head') for who in ('mean', 'cls', 'teacher'))
-    if mean is None or run.accuracy('dist', 'head') is None:
+    answer, cls, teacher = (run.accuracy(who, 'head') for who in ('answer', 'cls', 'teacher'))
+    if answer is None or run.accuracy('dist', 'head') is None:
         return None
     others = {'its teacher': teacher, 'CLS': cls}
-    above = {name: figure for name, figure in others.items() if figure is not None and figure - mean > _FAR}
+    above = {name: figure for name, figure in others.items() if figure is not None and figure - answer > _FAR}
     if not above:
         return None
     figures = ' and '.join(f'{figure:.1f} % of {name}' for name, figure in above.items())
-    message = f'The mean reaches {mean:.1f} % on the head, against {figures}.'
-    if (run.accuracy('mean', 'tail') or 0.) < mean / 2:
+    message = f'{run.answer} reaches {answer:.1f} % on the head, against {figures}.'
+    if (run.accuracy('answer', 'tail') or 0.) < answer / 2:
         return message, 'The tail has not gained from this: train longer.'
+    if run.fusion and (run.accuracy('mean', 'head') or 0.) - answer > _FAR:
+        return message, 'The mean of the logits keeps the head: compare with it (validate.py RUN --fusion all).'
     return message, (
         'Stage two gives the tail too much weight, or for too long: try a later --drw-start-epoch, a smaller '
         '--drw-beta, or --drw-on dist. Mixup in stage two (--keep-mixup-drw) also costs accuracy on the head.')
@@ -132,12 +138,12 @@ def teacher_too_good_or_useless(run: _Run) -> tuple[str, str] | None:
     return None
 
 
-def mean_below_dist(run: _Run) -> tuple[str, str] | None:
-    """CLS makes the mean worse than DIST alone."""
-    mean, dist = run.accuracy('mean', 'balanced'), run.accuracy('dist', 'balanced')
-    if mean is None or dist is None or dist - mean < 3:
+def prediction_below_dist(run: _Run) -> tuple[str, str] | None:
+    """CLS makes the prediction worse than DIST alone."""
+    answer, dist = run.accuracy('answer', 'balanced'), run.accuracy('dist', 'balanced')
+    if answer is None or dist is None or dist - answer < 3:
         return None
-    return f'The mean of both experts has a balanced accuracy of {mean:.1f} %, DIST alone has {dist:.1f} %.', (
+    return f'{run.answer} has a balanced accuracy of {answer:.1f} %, DIST alone has {dist:.1f} %.', (
         'CLS prefers frequent classes, as it does in short runs: train longer, re-weight CLS too in stage two '
         '(--drw-on both, --cls-loss balanced_softmax), or join the experts in another way (validate.py RUN --fusion '
         'all).')
@@ -145,4 +151,4 @@ def mean_below_dist(run: _Run) -> tuple[str, str] | None:
 
 CHECKS: tuple[Callable[[_Run], tuple[str, str] | None], ...] = (
     dist_not_above_cls_on_the_tail, head_far_below, tail_gap_grows, experts_alike, teacher_too_good_or_useless,
-    mean_below_dist)
+    prediction_below_dist)

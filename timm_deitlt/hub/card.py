@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..evaluation import GROUPS, Shots
+from ..evaluation.fusion import figures_of
 from ..utils.words import duration_in_words
 from .markdown import environment
 
@@ -81,8 +82,18 @@ class Card:
 
     @property
     def experts(self) -> dict[str, str]:
-        """Experts with figures of their own, and their names. The mean of a single expert is that expert."""
-        return EXPERTS if self.two_experts else {'mean': 'this model'}
+        """Experts with figures of their own, and their names; before them the prediction, if that is not the mean.
+
+        The mean of a single expert is that expert.
+        """
+        experts = EXPERTS if self.two_experts else {'mean': 'this model'}
+        return experts if self.answer == 'mean' else {self.answer: f'prediction ({self.answer})', **experts}
+
+    @property
+    def answer(self) -> str:
+        """The fusion that gives the prediction, if it was measured; else 'mean'."""
+        name = self.info.get('fusion') or 'mean'
+        return name if self.mean(name, 'top1') is not None else 'mean'
 
     @property
     def two_experts(self) -> bool:
@@ -119,8 +130,8 @@ class Card:
         return [self.metrics, *self.others]
 
     def figures(self, row: str, key: str) -> list[float | None]:
-        """A figure of an expert or the teacher: first of the published run, then of the others."""
-        return [(run.get(row) or {}).get(key) for run in self.runs]
+        """A figure of an expert, a fusion or the teacher: first of the published run, then of the others."""
+        return [figures_of(run, row).get(key) for run in self.runs]
 
     def mean(self, row: str, key: str) -> float | None:
         """Mean of a figure over the runs; None if one of them lacks it."""
@@ -204,7 +215,7 @@ def limits(card: Card) -> list[str]:
     if not card.measured:
         return ['How well the model recognises rare classes is not known.']
     lines = ['The accuracies in this section are means over the seeds.'] if card.others else []
-    head, tail = card.mean('mean', 'head'), card.mean('mean', 'tail')
+    head, tail = card.mean(card.answer, 'head'), card.mean(card.answer, 'tail')
     if head is not None and tail is not None:
         images = card.info['shots']['tail']['test_images']
         one = f', so one image more or less changes this figure by about {100 / images:.1f} points'
@@ -215,12 +226,13 @@ def limits(card: Card) -> list[str]:
     cls, dist = card.mean('cls', 'tail'), card.mean('dist', 'tail')
     if card.two_experts and tail is not None and cls is not None and dist is not None:
         words = ('worse than', 'as good as', 'better than')
+        the_answer = 'the mean of both experts' if card.answer == 'mean' else f'the prediction ({card.answer})'
         lines.append(
-            f'On the tail the mean of both experts ({tail:.1f} %) is {compare(tail, cls, *words)} CLS alone '
+            f'On the tail {the_answer} ({tail:.1f} %) is {compare(tail, cls, *words)} CLS alone '
             f'({cls:.1f} %) and {compare(tail, dist, *words)} DIST alone ({dist:.1f} %).')
     against = []
     for key, where in (('top1', 'overall'), ('tail', 'on the tail')):
-        own, teacher = card.mean('mean', key), card.mean('teacher', key)
+        own, teacher = card.mean(card.answer, key), card.mean('teacher', key)
         if own is not None and teacher is not None:
             order = compare(own, teacher, 'worse', 'as good', 'better')
             against.append(f'{order} {where} ({own:.1f} % against {teacher:.1f} %)')
@@ -291,7 +303,7 @@ def eval_results(card: Card) -> list[EvalResult]:
                 'fingerprint': card.data['fingerprint'],
             },
             metric_type='accuracy',
-            metric_name=f'{names[expert] if card.two_experts else "Top-1"}, {group} (%)',
+            metric_name=f'{names.get(expert, f"Top-1 {expert}") if card.two_experts else "Top-1"}, {group} (%)',
             metric_value=round(value, 4),
             metric_args={
                 'expert': expert if card.two_experts else None,
@@ -306,7 +318,7 @@ def eval_results(card: Card) -> list[EvalResult]:
             },
         )
         for expert in card.experts for group, counts in groups.items()
-        if (value := card.metrics[expert]['top1' if group == 'all' else group]) is not None
+        if (value := figures_of(card.metrics, expert)['top1' if group == 'all' else group]) is not None
     ]
 
 

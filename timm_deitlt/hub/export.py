@@ -20,7 +20,7 @@ from ..models.cosine import has_cosine_classifier
 from ..models.resnet_cifar import ResNetCifar
 from ..models.weights import CONFIG, WEIGHTS, weights_file
 from ..run.settings import NO_NETWORK
-from .figures import METRICS
+from .figures import METRICS, VALIDATION
 from .programs import Answers, check_onnx, noise, write_onnx, write_program
 from .source import SETTINGS, Model, public_metrics, public_settings, read_model
 
@@ -28,7 +28,7 @@ _logger = logging.getLogger(__name__)
 
 ONNX, PROGRAM = 'model.onnx', 'model.pt2'
 # What the folder of an exported model may hold; a published one has a card too
-FILES = {WEIGHTS, CONFIG, METRICS, SETTINGS, 'README.md', 'plots', ONNX, PROGRAM}
+FILES = {WEIGHTS, CONFIG, METRICS, SETTINGS, VALIDATION, 'README.md', 'plots', ONNX, PROGRAM}
 _IMAGES = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')
 # timm's names of our networks; the parameters are the same
 _TIMMS = {f'deit_lt_{size}': f'deit_{size}_distilled_patch16_224' for size in ('tiny', 'small', 'base')}
@@ -96,23 +96,30 @@ def export(
 def without_prior(model: Model, source: str) -> None:
     """Take the class prior out of the CLS head, in place: the mean of the experts is then the fusion 'mean_adjusted'.
 
-    The bias of the head loses the log of each class's share of the training images. The figures of the run no longer
-    belong to these weights, so they are left out.
+    The bias of the head loses the log of each class's share of the training images. Figures and plots of the run
+    do not belong to these weights, so they are left out.
 
     Raises:
-        ValueError: If there is no CLS beside DIST, or the training images of each class are not known.
+        ValueError: If there is no CLS beside DIST, its outputs are no logits of a softmax, the training images of each
+            class are not known, or the prior is taken out already.
     """
-    counts, head = model.config.get('class_counts'), getattr(model.network, 'head', None)
-    if 'dist' not in model.config['experts'] or not counts or not isinstance(head, nn.Linear):
+    config, head = model.config, getattr(model.network, 'head', None)
+    counts = config.get('class_counts')
+    if config.get('prior_folded'):
+        raise ValueError(f'The class prior is taken out of {source} already: leave --fold-prior out.')
+    if 'dist' not in config['experts'] or not counts or not isinstance(head, nn.Linear):
         raise ValueError(
             f'--fold-prior needs a student with two experts, and the training images of each class; {source} lacks one '
             'of them. Leave the flag out.')
+    if config.get('logit_scale', 1.) != 1 or getattr(model.settings, 'bce_loss', False):
+        raise ValueError(
+            f'--fold-prior needs the logits of a softmax, but {source} was trained by LDAM or --bce-loss: leave the '
+            'flag out.')
     images = class_tensor(counts)
     with torch.no_grad():
         head.bias.sub_((images / images.sum()).log())
-    model.config['fusion'] = 'mean'
-    model.config['prior_folded'] = True
-    model.metrics = None
+    config.update(fusion='mean', prior_folded=True)
+    model.metrics, model.plots = None, ()
     _logger.info(
         'The class prior is taken out of the CLS head. The figures of the run are left out; validate.py measures the '
         'exported model.')

@@ -3,7 +3,7 @@ import copy
 import json
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from torch.utils.data import IterableDataset
 from ..benchmarks import TAGS
 from ..engine.trainer import evaluate
 from ..evaluation import GROUPS, ShotEvaluator, Shots
+from ..evaluation.fusion import choose_fusions, figures_of
 from ..run.build.data import build_data
 from ..run.build.loaders import build_eval_loader
 from ..run.build.trainer import autocast_of
@@ -76,7 +77,7 @@ def check_figures(metrics: dict[str, Any], name: str) -> None:
         raise ValueError(f'{name} holds no figures: the run was never evaluated. Run validate.py with --val-split.')
     try:
         shots = Shots.from_counts(data['train_counts'], tuple(metrics['shots']['boundaries']))
-        rows = {row: metrics.get(row) for row in (*EXPERTS, 'teacher')}
+        rows = {row: metrics.get(row) for row in (*EXPERTS, 'teacher')} | (metrics.get('fusion') or {})
         wrong = [
             f'{row}.{key} is {found}, but its accuracies per class give {expected}'
             for row, figures in rows.items() if figures and figures.get('top1') is not None
@@ -118,15 +119,17 @@ def headline(metrics: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def better_figures(old: Any, new: dict[str, Any] | None) -> list[str]:
-    """Words for each figure of an expert and a group that is better in `old`, or missing in `new`.
+    """Words for each figure of an expert or fusion and a group that is better in `old`, or missing in `new`.
 
     Args:
         old: Content of a published metrics.json, which may hold anything.
         new: The figures that would replace it.
     """
     found = []
-    for expert in EXPERTS if isinstance(old, dict) else ():
-        before, now = old.get(expert), (new or {}).get(expert) or {}
+    old = old if isinstance(old, dict) else {}
+    fusions = fusions if isinstance(fusions := old.get('fusion'), dict) else {}
+    for expert, before in {**fusions, **{expert: old.get(expert) for expert in EXPERTS}}.items():
+        now = figures_of(new or {}, expert)
         for key in ('top1', *GROUPS) if isinstance(before, dict) else ():
             was, is_now = before.get(key), now.get(key)
             if isinstance(was, (int, float)) and (is_now is None or was > is_now + 1e-9):
@@ -178,14 +181,16 @@ def check_sample(model: 'Model', folder: str, size: int, places: dict[str, Any])
     device = torch.device(settings.machine.device)
     network = copy.deepcopy(model.network).to(device)
     reorder_classes(network, model.class_names, data.train.class_names, folder)
-    experts = tuple(expert for expert in EXPERTS if metrics.get(expert))
+    fusions = choose_fusions(metrics.get('answer', 'mean'), EXPERTS)
+    experts = (*fusions, *(expert for expert in EXPERTS if metrics.get(expert)))
     loader = build_eval_loader(settings, data.evaluation.subset(chosen), model.data_config, device)
     evaluator = ShotEvaluator(data.shots, experts=experts, device=device)
-    measured = evaluate(network, loader, evaluator, autocast_of(settings.machine.precision, device))
+    measured = evaluate(network, loader, evaluator, autocast_of(settings.machine.precision, device), fusions=fusions)
     counts = evaluator.test_counts
     for expert in experts:
+        stated = figures_of(metrics, expert)
         for group, labels in {'all classes': range(len(counts)), **data.shots.groups}.items():
-            _compare(f'{expert} on {group}', labels, measured[expert], metrics[expert], counts, total, folder)
+            _compare(f'{expert} on {group}', labels, measured[expert], stated, counts, total, folder)
     return f'{len(chosen)} of {total} images evaluated again agree with the figures'
 
 
@@ -205,7 +210,7 @@ def _compare(
         what: str,
         labels: Sequence[int],
         measured: dict[str, Any],
-        stated: dict[str, Any],
+        stated: Mapping[str, Any],
         counts: list[int],
         total: int,
         folder: str,

@@ -64,7 +64,13 @@ class Look:
     sign: str = ''
 
 
+FUSIONS = {
+    'mean_probs': 'mean of the probabilities', 'cls_adjusted': 'CLS alone, adjusted by the class prior',
+    'mean_adjusted': 'mean of DIST and adjusted CLS', 'count_mix': 'mix by training count'}
+_PREDICTION = Look(LIGHT['first'], 'P', (0, (4, 1)), 'oo', 'prediction', '✚')
 LOOKS = {
+    # a fusion is drawn where it gives the prediction of a run
+    'answer': _PREDICTION, **dict.fromkeys(FUSIONS, _PREDICTION),
     'mean': Look(LIGHT['mean'], 'D', label='mean of both', sign='◆'),
     'cls': Look(LIGHT['cls'], 'o', '-', '////', 'CLS', '●'),
     'dist': Look(LIGHT['dist'], 's', '--', '....', 'DIST', '■'),
@@ -74,9 +80,6 @@ LOOKS = {
     'last': Look(LIGHT['muted'], '^', '-.'),
 }
 EXPERTS = {name: LOOKS[name].label for name in ('mean', 'cls', 'dist')}
-FUSIONS = {
-    'mean_probs': 'mean of the probabilities', 'cls_adjusted': 'CLS alone, adjusted by the class prior',
-    'mean_adjusted': 'mean of DIST and adjusted CLS', 'count_mix': 'mix by training count'}
 _SIGNS = {**{name: look.sign for name, look in LOOKS.items()}, 'sub': '↳'}
 # control characters, characters that change the direction of writing, and code points that are no characters
 _UNSHOWN = re.compile(r'[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]')

@@ -96,26 +96,29 @@ class Run:
 
     @property
     def measured(self) -> dict[str, dict[str, Any]]:
-        """Metrics of the experts, and of the teacher if it was measured."""
-        return {**self.experts, **({'teacher': self.teacher} if self.teacher.get('top1') is not None else {})}
+        """Metrics of the prediction, of the experts, and of the teacher if it was measured."""
+        teacher = {'teacher': self.teacher} if self.teacher.get('top1') is not None else {}
+        return {**self.fused, **self.experts, **teacher}
 
     @property
     def answer(self) -> tuple[str, dict[str, Any]] | None:
-        """Name and metrics of the run's answer: of its fusion, else of the mean; None if it was not measured."""
+        """Name and metrics of the run's prediction: of its fusion, else of the mean; None if it was not measured."""
         name = self.metrics.get('answer', 'mean')
         row = (self.metrics.get('fusion') or {}).get(name) or self.experts.get(name)
         return (name, row) if row and row.get('top1') is not None else None
 
     @property
     def fused(self) -> dict[str, dict[str, Any]]:
-        """The answer by its name, if a fusion other than the mean gives it."""
+        """The prediction by its name, if a fusion other than the mean gives it."""
         return dict([self.answer]) if self.answer and self.answer[0] in FUSIONS else {}
 
     def label(self, name: str) -> str:
         """Name of an expert, of a fusion or of the teacher for readers."""
         if name in FUSIONS:
-            return f'answer: {FUSIONS[name]}'
-        return 'this model' if name == 'mean' and not self.two_experts else LOOKS[name].label
+            return f'prediction: {FUSIONS[name]}'
+        if name == 'mean' and not self.two_experts:
+            return 'CLS' if self.fused else 'this model'
+        return LOOKS[name].label
 
     def class_name(self, label: int) -> str:
         """Name of a class on one line."""
@@ -243,7 +246,7 @@ def _percent(value: float | None) -> str:
 
 def _accuracy(run: Run) -> Table:
     """Accuracy of the experts, of their moving average and of the teacher, over all classes and by group."""
-    measured = {run.label(name): row for name, row in {**run.fused, **run.measured}.items()}
+    measured = {run.label(name): row for name, row in run.measured.items()}
     measured |= {f'EMA, {run.label(name)}': row for name, row in (run.metrics.get('ema') or {}).items()
                  if run.two_experts or name in ('mean', *run.fused)}
     keys = {'top1': 'overall', **{group: group for group in GROUPS}}
@@ -254,7 +257,7 @@ def _accuracy(run: Run) -> Table:
         counts = [run.shots[group][key] for group in GROUPS]
         cells = [f'{count:,}' for count in (sum(counts), *counts)]
         rows.append([key.replace('_', ' '), *cells, *[''] * (len(keys) - len(cells))])
-    marks: list[str | None] = [None] * (len(rows) + len(run.fused)) + [*run.measured]
+    marks: list[str | None] = [None] * len(rows) + ['answer' if name in run.fused else name for name in run.measured]
     marks += [None] * (len(rows) + len(measured) - len(marks))
     rows += [[name, *(number(row.get(key)) for key in keys)] for name, row in measured.items()]
     return Table(['', *keys.values()], rows, marks)
@@ -262,7 +265,7 @@ def _accuracy(run: Run) -> Table:
 
 def _classes(run: Run) -> Table | None:
     """Accuracy of every class, from most to least frequent; None if it was not measured."""
-    rows = {name: row for name, row in {**run.fused, **run.measured}.items() if row.get('per_class')}
+    rows = {name: row for name, row in run.measured.items() if row.get('per_class')}
     if not rows or not run.counts:
         return None
     tests = run.data.get('test_counts') or []

@@ -221,7 +221,8 @@ def confusion_matrix(run: Run) -> Plot | None:
         'A bright cell off the diagonal is a class that is often predicted as another one. Colour is the share of the '
         'images of the true class. Classes run from most to least training images, so cells below the diagonal are '
         'rare classes that are predicted as more frequent ones.',
-        f'Share of the images of each of {len(names)} classes that is predicted as each class. '
+        f'Share of the images of each of {len(names)} classes that is predicted as each class '
+        f'({run.label(run.confused_by)}). '
         f'{100 * np.trace(matrix) / matrix.sum():.1f} % of the images lie on the diagonal. '
         f'Most often confused: {pairs or "none"}.')
 

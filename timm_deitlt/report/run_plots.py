@@ -44,7 +44,7 @@ def accuracy_by_class(run: Run) -> Plot | None:
     offsets = np.linspace(-.24, .24, len(rows)) if count <= _NAMED else np.zeros(len(rows))
     for offset, (name, row) in zip(offsets, rows.items(), strict=True):
         accuracy = numbers(row['per_class'])[order]
-        look, label = LOOKS[name], run.label(name)
+        look, label = LOOKS[name], _legend(run, name)
         places = np.arange(1, count + 1) + offset
         if count <= _NAMED:
             line(axes, places, accuracy, look, label, linewidth=.9, markevery=1)
@@ -141,21 +141,23 @@ def accuracy_by_shot(run: Run) -> Plot | None:
         heights = numbers([row.get(key) for key in keys])
         where = np.arange(len(keys)) + (place - (len(rows) - 1) / 2) * width
         axes.bar(
-            where, np.nan_to_num(heights), width * .92, label=run.label(name), linewidth=1.1, hatch=look.hatch,
+            where, np.nan_to_num(heights), width * .92, label=_legend(run, name), linewidth=1.1, hatch=look.hatch,
             edgecolor=look.color, facecolor='none' if look.hatch else look.color)
         for x, height in zip(where, heights, strict=True):
             axes.annotate(
                 _round(height), (x, np.nan_to_num(height)), (0, 2), textcoords='offset points', ha='center',
-                va='bottom', fontsize=8)
+                va='bottom', fontsize=8 if len(rows) < 5 else 7.3)
     axes.set_xticks(range(len(keys)), keys.values())
     axes.tick_params(axis='x', length=0)
     axes.margins(x=.02)
     percent(axes, 0)
     legend(figure, axes)
+    look_for = 'Re-balancing should close the gap between head and tail.'
+    if 'dist' in rows:
+        look_for = 'DeiT-LT should raise the tail without losing the head' + (
+            '.' if run.fused else ': DIST is highest on the tail, CLS on the head.')
     return finish(
-        figure, 'accuracy_by_shot', 'Head, mid and tail classes',
-        'DeiT-LT should raise the tail without losing the head: DIST is highest on the tail, CLS on the head.'
-        if 'dist' in rows else 'Re-balancing should close the gap between head and tail.', _groups_in_words(run))
+        figure, 'accuracy_by_shot', 'Head, mid and tail classes', look_for, _groups_in_words(run))
 
 
 def _round(value: float | None) -> str:
@@ -236,7 +238,12 @@ def teacher_agreement(run: Run) -> Plot | None:
 
 
 def _experts(run: Run) -> list[str]:
-    return list(EXPERTS) if run.two_experts else ['mean']
+    return [*run.fused, *(EXPERTS if run.two_experts else ('mean',))]
+
+
+def _legend(run: Run, name: str) -> str:
+    """Name of an expert for a legend, which has no room for how a fusion works."""
+    return LOOKS[name].label if name in run.fused else run.label(name)
 
 
 def _columns(run: Run, columns: Mapping[str, str], both: str = '') -> list[Curve]:
@@ -245,7 +252,7 @@ def _columns(run: Run, columns: Mapping[str, str], both: str = '') -> list[Curve
     for name, column in columns.items():
         epochs, values = run.column(column)
         if len(epochs):
-            label = both if both and name == 'mean' and run.two_experts else run.label(name)
+            label = both if both and name == 'mean' and run.two_experts else _legend(run, name)
             curves.append((LOOKS[name], label, epochs, values))
     return curves
 

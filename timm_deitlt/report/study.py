@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from ..evaluation.fusion import figures_of
 from ..evaluation.shots import GROUPS
-from .look import EXPERTS, FUSIONS, Table, number, plain
+from .look import EXPERTS, FUSIONS, LOOKS, Table, number, plain
 from .run import counted, numbers, setting
 
 Result = Mapping[str, Any]  # the content of a file of results
@@ -21,9 +22,7 @@ _VERDICTS = {
     'holds': ('holds', 'hold'), 'does not hold': ('does not hold', 'do not hold'),
     'not shown at this scale': ('is not shown at this scale', 'are not shown at this scale'),
     'too few runs': ('has too few runs', 'have too few runs')}
-_COLUMNS = (
-    *(('mean', group) for group in ('overall', *GROUPS)),
-    *((of, group) for of in ('cls', 'dist', 'teacher') for group in ('overall', 'tail')))
+_EXPERT_COLUMNS = tuple((of, group) for of in ('cls', 'dist', 'teacher') for group in ('overall', 'tail'))
 _VIEWS = {
     'teacher_top1_clean': 'right on clean images, %', 'teacher_top1_train_view': "right on the student's, %",
     'teacher_entropy_clean': 'entropy on clean, nats', 'teacher_entropy_train_view': "on the student's, nats",
@@ -74,12 +73,16 @@ class Study:
         return f'{label} ({plain(arm)})' if full and self.parent(arm) else label
 
     def values(self, arm: str | None, of: str, group: str) -> list[float]:
-        """Accuracies of the arm's runs in percent, where measured; `of` is an expert, 'teacher' or a fusion."""
+        """Accuracies of the arm's runs in percent, where measured; `of` is as in `figures_of`."""
         return known(accuracy(run, of, group) for run in self.runs(arm))
 
     def experts(self, arm: str) -> list[str]:
-        """'mean', 'cls' and 'dist'. An arm with one expert has 'mean' alone, which equals its CLS."""
-        return list(EXPERTS) if self.values(arm, 'dist', 'overall') else ['mean']
+        """'mean', 'cls' and 'dist', before them 'answer' if the prediction of a run is another than the mean.
+
+        An arm with one expert has no 'cls', because 'mean' equals it.
+        """
+        experts = list(EXPERTS) if self.values(arm, 'dist', 'overall') else ['mean']
+        return [*(['answer'] if any(map(is_fused, self.runs(arm))) else []), *experts]
 
     def n(self, arms: Iterable[str]) -> str:
         """'n = 3' runs, or the least and the most if arms differ."""
@@ -105,9 +108,14 @@ class Study:
 
 
 def accuracy(result: Result, of: str, group: str) -> float | None:
-    """Accuracy in percent of an expert, of 'teacher' or of a fusion; None where there is none."""
-    measured = result['metrics'].get(of) or (result.get('fusion') or {}).get(of) or {}
+    """Accuracy in percent, None where there is none; `of` is as in `figures_of`."""
+    measured = figures_of({**result['metrics'], 'fusion': result.get('fusion')}, of)
     return measured.get('top1' if group == 'overall' else group)
+
+
+def is_fused(result: Result) -> bool:
+    """Whether the prediction of a run is another than the mean of the logits."""
+    return result['metrics'].get('answer', 'mean') != 'mean'
 
 
 def analysis(result: Result) -> Analysis:
@@ -260,13 +268,17 @@ def _claims(study: Study) -> Table:
 
 def _arms(study: Study) -> Table:
     """Accuracies of every arm."""
-    words = {**EXPERTS, 'mean': 'mean', 'teacher': 'teacher'}
+    fused = any(map(is_fused, study.results))
+    words = {of: 'mean' if of == 'mean' else LOOKS[of].label for of in ('answer', *EXPERTS, 'teacher')}
+    columns = [
+        *(('answer' if fused else 'mean', group) for group in ('overall', *GROUPS)),
+        *([('mean', 'overall')] if fused else []), *_EXPERT_COLUMNS]
     rows = []
     for arm in study.arms:
         runs = len(study.runs(arm))
-        cells = [spread(study.values(arm, *column)) if runs else '' for column in _COLUMNS]
+        cells = [spread(study.values(arm, *column)) if runs else '' for column in columns]
         rows.append([study.label(arm), runs or 'not run', *cells])
-    return Table(['arm', 'n', *(f'{words[of]} {group}' for of, group in _COLUMNS)], rows, _keys(study, study.arms))
+    return Table(['arm', 'n', *(f'{words[of]} {group}' for of, group in columns)], rows, _keys(study, study.arms))
 
 
 def _changes(study: Study) -> Table:

@@ -55,11 +55,12 @@ def student_and_teacher(study: Study) -> Plot | None:
     figure, panels = new_figure(4.9, 2)
     for axes, (group, words) in zip(panels[:, 0], _PANELS.items(), strict=True):
         for expert in study.experts(arm):
-            column = f'eval_{expert}_{"top1" if group == "overall" else group}'
+            name = study.runs(arm)[0]['metrics']['answer'] if expert == 'answer' else expert
+            column = f'eval_{name}_{"top1" if group == "overall" else group}'
             each = np.array([[rows[epoch].get(column, math.nan) for epoch in epochs] for rows in found])
             for values in each if len(each) > 1 else ():
                 axes.plot(epochs, values, color=LOOKS[expert].color, linewidth=.5, alpha=.6)
-            line(axes, np.array(epochs), each.mean(axis=0), LOOKS[expert], EXPERTS[expert])
+            line(axes, np.array(epochs), each.mean(axis=0), LOOKS[expert], LOOKS[expert].label)
         if teacher := study.values(arm, 'teacher', group):
             axes.axhline(statistics.fmean(teacher), color=LOOKS['teacher'].color, linestyle='-.', label='teacher')
         _from_half_time(axes, epochs)
@@ -107,7 +108,7 @@ def _from_half_time(axes: Axes, epochs: Sequence[int]) -> None:
 
 
 def _in_words(study: Study, arm: str, group: str) -> str:
-    return ', '.join(f'{LOOKS[of].label} {spread(values)}' for of in (*EXPERTS, 'teacher')
+    return ', '.join(f'{LOOKS[of].label} {spread(values)}' for of in ('answer', *EXPERTS, 'teacher')
                      if (of == 'teacher' or of in study.experts(arm)) and (values := study.values(arm, of, group)))
 
 
@@ -120,7 +121,7 @@ def _against_teacher(study: Study, arm: str) -> str:
             gaps = [student - teacher for student, teacher in pairs if student is not None and teacher is not None]
             if gaps:
                 gap = statistics.fmean(gaps)
-                ends.append(f'{EXPERTS[of]} {abs(gap):.1f} {"above" if gap > 0 else "below"}')
+                ends.append(f'{LOOKS[of].label} {abs(gap):.1f} {"above" if gap > 0 else "below"}')
         sentences += [f'Points above or below its teacher {where}: {", ".join(ends)}.'] if ends else []
     return ' '.join(sentences) or 'It has no teacher.'
 
@@ -223,7 +224,7 @@ def levels(study: Study) -> list[Level]:
         if study.sweep.get('x') == TEACHER_VIEW:
             seen = known((analysis(run).get('ood') or {}).get('teacher_top1_train_view') for run in study.runs(student))
             x = statistics.fmean(seen) if seen else None
-        if x is not None and study.values(student, 'mean', 'overall'):
+        if x is not None and study.values(student, 'answer', 'overall'):
             found.append(Level(plain(level['label']), float(x), student, other if study.runs(other) else None))
     return sorted(found, key=lambda level: level.x)
 
@@ -240,10 +241,10 @@ def _rival_name(study: Study) -> str | None:
 
 
 def _gains(study: Study) -> list[tuple[Level, float]]:
-    """How far the mean of both is above the baseline at the same level, in points over all classes."""
+    """How far the student's prediction is above the baseline's at the same level, in points over all classes."""
     return [
-        (level, statistics.fmean(study.values(level.student, 'mean', 'overall'))
-         - statistics.fmean(study.values(level.rival, 'mean', 'overall')))
+        (level, statistics.fmean(study.values(level.student, 'answer', 'overall'))
+         - statistics.fmean(study.values(level.rival, 'answer', 'overall')))
         for level in levels(study) if level.rival]
 
 
@@ -252,9 +253,10 @@ def sweep(study: Study) -> Plot | None:
     found, gains = levels(study), _gains(study)
     if not found:
         return None
-    series = [(LOOKS[expert], label, expert, False) for expert, label in EXPERTS.items()]
+    fused = any('answer' in study.experts(level.student) for level in found)
+    series = [(LOOKS[expert], LOOKS[expert].label, expert, False) for expert in (*['answer'] * fused, *EXPERTS)]
     series += [(LOOKS['teacher'], 'teacher, clean images', 'teacher', False),
-               (_RIVAL, plain(_rival_name(study)), 'mean', True)]
+               (_RIVAL, plain(_rival_name(study)), 'answer', True)]
 
     def values_of(level: Level, of: str, rival: bool, group: str) -> list[float]:
         return study.values(level.rival if rival else level.student, of, group)
@@ -263,7 +265,7 @@ def sweep(study: Study) -> Plot | None:
     places = np.array([level.x for level in found])
     for axes, (group, words) in zip(panels[:, 0], _PANELS.items(), strict=True):
         for (one, before), (two, after) in zip(gains, gains[1:], strict=False):
-            if (before > 0) != (after > 0):  # the mean of both falls below the baseline here, or rises above it
+            if (before > 0) != (after > 0):  # the student falls below the baseline here, or rises above it
                 axes.axvspan(one.x, two.x, color=LIGHT['count'], linewidth=0, zorder=.1)
         for look, label, of, rival in series:
             each = [values_of(level, of, rival, group) for level in found]
@@ -321,12 +323,12 @@ def _turning_point(study: Study, gains: Sequence[tuple[Level, float]]) -> str:
                 'teacher helps.')
     parts = [[(level, gain) for level, gain in gains if (gain > 0) == above] for above in (True, False)]
     if not parts[0]:
-        return f'At no level is the mean of both above {rival}.'
+        return f'At no level is the student above {rival}.'
     if not parts[1]:
         level, gain = min(parts[0], key=lambda pair: pair[1])
-        return f'The mean of both is above {rival} at every level, by {gain:.1f} points or more ({level.label}).'
+        return f'The student is above {rival} at every level, by {gain:.1f} points or more ({level.label}).'
     named = [', '.join(f'{level.label} ({gain:+.1f})' for level, gain in part) for part in parts]
-    return (f'The mean of both is above {rival} at {named[0]}, and not at {named[1]}. It crosses {rival} where the '
+    return (f'The student is above {rival} at {named[0]}, and not at {named[1]}. It crosses {rival} where the '
             'plot is grey.')
 
 

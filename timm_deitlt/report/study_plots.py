@@ -48,17 +48,18 @@ def _by_arm(study: Study, group: str, title: str, look_for: str) -> Plot | None:
         filled = [run['subset'] == study.subsets[0] for run in study.runs(arm) if known([accuracy(run, 'mean', group)])]
         for lane, (expert, values) in enumerate(found[arm].items()):
             _draw_runs(axes, values, top + (lane + .5) * _LANE, expert, filled)
-    for expert in EXPERTS:
+    for expert in ('answer', *EXPERTS):
         if any(expert in of for of in found.values()):
-            axes.plot([], [], LOOKS[expert].marker, color=LOOKS[expert].color, label=EXPERTS[expert])
+            axes.plot([], [], LOOKS[expert].marker, color=LOOKS[expert].color, label=LOOKS[expert].label)
     axes.set_xlabel('accuracy, %' if group == 'overall' else f'accuracy on {group} classes, %')
     legend(figure, axes)
     of_subsets = (
         '' if len(study.subsets) < 2 else
         f' Filled dots: subset {study.subsets[0]} of the images; hollow: other subsets.')
-    one = ' An arm with one expert has one row.' if any(len(study.experts(arm)) == 1 for arm in found) else ''
+    one = ' An arm with one expert has one row.' if any('dist' not in study.experts(arm) for arm in found) else ''
     words = (
-        f'{study.label(arm, full=True)}: ' + ', '.join(f'{EXPERTS[of]} {spread(values)}' for of, values in each.items())
+        f'{study.label(arm, full=True)}: '
+        + ', '.join(f'{LOOKS[of].label} {spread(values)}' for of, values in each.items())
         + f' ({study.n([arm])}).' for arm, each in found.items())
     return finish(
         figure, f'{group}_by_arm', title,
@@ -198,7 +199,7 @@ def _draw_claim(axes: Axes, claim: Mapping[str, Any], top: float, digits: int) -
 
 def fusions(study: Study) -> Plot | None:
     """Each fusion of the experts against the mean of their logits, over all and over the tail classes."""
-    arms = [arm for arm in study.arms if len(study.experts(arm)) > 1 and any(
+    arms = [arm for arm in study.arms if 'dist' in study.experts(arm) and any(
         _fusion_gains(study, arm, fusion, 'overall') for fusion in FUSIONS)]
     first = study.most_claimed(arms)
     if first is None:

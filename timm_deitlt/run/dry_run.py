@@ -90,6 +90,7 @@ def dry_run(args: argparse.Namespace) -> dict[str, Any]:
         'model': settings.model.name,
         'parameters': sum(p.numel() for p in model.parameters()),
         'memory_gib': round(_memory(settings, model) / 2 ** 30, 2),
+        'fusion': settings.output.fusion,
         'teacher': _teacher(settings, images),
     }
     _logger.info(_report(result))
@@ -293,6 +294,7 @@ def _report(result: dict[str, Any]) -> str:
         f"learning rate up to {result['peak_lr']:.3g} after {result['warmup_epochs']} epochs of warm-up, "
         f"{result['final_lr']:.3g} at the end",
         f"loss {result['loss']}, {result['opt']}{_sam(result)}; {_stage_two(result)}",
+        *([f"prediction: {result['fusion']}"] if result['fusion'] != 'mean' else []),
         f"estimated memory of a device: {result['memory_gib']} GiB for weights, gradients, optimizer and activations",
     ]
     return '\n'.join([*lines, *_report_teacher(result['teacher'])])

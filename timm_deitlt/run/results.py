@@ -95,4 +95,5 @@ def final_table(result: dict[str, Any], shots: Any) -> str:
     rows.update(fusions)
     if result['teacher'] and result['teacher'].get('top1') is not None:
         rows['teacher'] = result['teacher']
-    return format_table(rows, shots, result['data']['test_counts'], class_names=result['data']['class_names'])
+    table = format_table(rows, shots, result['data']['test_counts'], class_names=result['data']['class_names'])
+    return f'{table}\nprediction: {answer}' if answer in rows else table

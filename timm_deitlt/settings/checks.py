@@ -96,7 +96,7 @@ def _conflicts_of_small_data(args: argparse.Namespace) -> Conflicts:
          f'--fusion {args.fusion} needs logits, but LDAM and cosine classifiers scale them later; give --fusion mean'),
         (args.fusion != 'mean' and args.bce_loss,
          f'--fusion {args.fusion} needs the logits of a softmax, but --bce-loss trains each class by itself; give '
-         '--fusion mean'),
+         '--fusion mean (own_data sets another one below 5,000 images)'),
         (args.logit_standardize and args.teacher == 'none',
          '--logit-standardize needs a teacher, got --teacher none; leave it out'),
         (args.logit_standardize and args.kd_token_distill_type != 'soft',

@@ -68,13 +68,14 @@ def read_results(root: Path, study: Study) -> dict[Cell, dict[str, Any]]:
     Raises:
         ValueError: If a file is damaged, or was made with other settings than the study has.
     """
-    results = {}
+    results, resolved = {}, {}
+    origins = {arm.origin[0] for arm in study.arms.values() if arm.origin}
+    others = {folder: read_results(root, load_study(folder)) for folder in origins}
     for name, arm in study.arms.items():
         if arm.origin:
             folder, theirs = arm.origin
             results.update({
-                Cell(cell.subset, cell.seed, name): result
-                for cell, result in read_results(root, load_study(folder)).items()
+                Cell(cell.subset, cell.seed, name): result for cell, result in others[folder].items()
                 if cell.arm == theirs and cell.seed in study.seeds and not cell.subset})
     for path in sorted((Path(root) / study.name).glob('*.json')):
         try:
@@ -88,21 +89,21 @@ def read_results(root: Path, study: Study) -> dict[Cell, dict[str, Any]]:
             raise ValueError(f'{path} is damaged ({error!r}): delete it to run the cell again.') from error
         if cell.arm not in study.arms:
             continue  # the study no longer has this arm
-        check_settings(study, cell, result, path)
+        if cell.arm not in resolved:  # once, as this takes a tenth of a second
+            resolved[cell.arm] = resolved_settings(cell_args(study, cell))
+        ours = {**resolved[cell.arm], 'seed': cell.seed, 'split_seed': cell.subset}
+        _check_settings(study, cell, ours, result, path)
         results[cell] = result
     return results
 
 
-def check_settings(study: Study, cell: Cell, result: Mapping[str, Any], path: Path) -> None:
-    """Refuse results that were made with other settings than the study and its recipes have now.
-
-    Raises:
-        ValueError: If a setting differs; the message names all that do.
-    """
+def _check_settings(
+        study: Study, cell: Cell, resolved: Mapping[str, Any], result: Mapping[str, Any], path: Path) -> None:
+    """Refuse a result that was made with other settings than the study and its recipes have now."""
     wanted = cell_settings(study, cell)
     wrong = {name for name in wanted.keys() - _NOT_TRAINED if result['settings'].get(name) != wanted[name]}
     if not wrong:
-        ours, theirs = _on_one_device(resolved_settings(cell_args(study, cell))), _on_one_device(result['resolved'])
+        ours, theirs = on_one_device(resolved), on_one_device(result['resolved'])
         wrong = {name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name]}
     if wrong:
         raise ValueError(
@@ -110,7 +111,7 @@ def check_settings(study: Study, cell: Cell, result: Mapping[str, Any], path: Pa
             'run in --work to run it again, or give the study another name.')
 
 
-def _on_one_device(resolved: Mapping[str, Any]) -> dict[str, Any]:
+def on_one_device(resolved: Mapping[str, Any]) -> dict[str, Any]:
     """Settings in which only the number of images of an update counts, not by which flags it came about."""
     settings = dict(resolved)
     size, steps = settings.pop('global_batch_size', None), settings.pop('grad_accum_steps', 1)

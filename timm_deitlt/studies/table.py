@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..evaluation.fusion import figures_of
 from ..utils.tables import markdown_table
 from .cells import Cell, cell_path
 from .study import GROUPS, Claim, Study
@@ -27,10 +28,8 @@ def value(result: Mapping[str, Any], of: str, measure: str) -> float | None:
         measure: 'overall', 'head', 'mid' or 'tail' in percent; 'rank', the mean over blocks; 'distance' in px, the mean
             over the heads of the first two blocks; 'divergence', 1 - cos after the final norm.
     """
-    if of == 'answer':
-        of = result['metrics'].get('answer', 'mean')
     if measure in GROUPS:
-        figures = result['metrics'].get(of) or result.get('fusion', {}).get(of) or {}
+        figures = figures_of({**result['metrics'], 'fusion': result.get('fusion')}, of)
         return figures.get('top1' if measure == 'overall' else measure)
     analysis = result.get('analysis') or {}
     if measure == 'rank':
@@ -133,7 +132,9 @@ def format_study(study: Study, results: Mapping[Cell, Mapping[str, Any]]) -> str
     if others:
         lines += ['', _claim_table(others)]
     if main:
-        title = f'All {len(study.arms)} arms' if len(study.arms) > 1 else 'The arm'
+        ran = {cell.arm for cell in results}
+        title = 'The arm' if len(study.arms) == 1 else f'{len(ran)} of {len(study.arms)} arms' if (
+            len(ran) < len(study.arms)) else f'All {len(ran)} arms'
         title += ', and the other claims' if others else ''
         lines = [_claim_table(main), '', f'<details><summary>{title}</summary>', '', *lines, '', '</details>']
     return '\n'.join(lines)

@@ -27,7 +27,7 @@ from ..run.validate import validate
 from ..settings.checks import validate_args
 from ..settings.layers import with_defaults
 from ..utils.files import read_rows, write_text
-from .cells import Cell, cell_args, cell_path, cell_settings, resolved_settings
+from .cells import Cell, cell_args, cell_path, cell_settings, on_one_device, resolved_settings
 from .study import Study
 
 _logger = logging.getLogger(__name__)
@@ -182,7 +182,8 @@ def _has_run(checkpoint: Path, args: Any) -> bool:
     """
     if not checkpoint.is_file():
         return False
-    ours, theirs = resolved_settings(args), resolved_settings(with_defaults(load_checkpoint(checkpoint)['args']))
+    before = with_defaults(load_checkpoint(checkpoint)['args'])
+    ours, theirs = (on_one_device(resolved_settings(each)) for each in (args, before))
     if ours['val_fraction'] is None:
         del ours['val_fraction']  # the run has worked it out by itself
     if wrong := sorted(name for name, value in ours.items() if value != theirs[name]):

@@ -12,6 +12,7 @@ from timm.models.deit import VisionTransformerDistilled
 from torch.utils.data import IterableDataset, Subset
 
 from ...engine.checkpoint import LAST
+from ...evaluation.fusion import choose_fusions
 from ...models._hub import model_folder
 from ...models._timm import TimmModel
 from ...models.weights import CONFIG, load_config, load_safetensors, load_weights
@@ -64,6 +65,11 @@ class Subject:
     def has_dist(self) -> bool:
         """Whether there is a DIST token, and it was trained."""
         return 'dist' in self.experts and isinstance(self.model, VisionTransformerDistilled)
+
+    @property
+    def answer(self) -> tuple[str, ...]:
+        """The fusion that gives the prediction; empty for the mean of the experts."""
+        return choose_fusions(self.settings.output.fusion, self.experts)
 
     def batches(self, images: Any) -> Any:
         """Loader of evaluation images as the model expects them."""

@@ -12,7 +12,7 @@ from .subject import Subject, choose
 
 
 def measure_tail_gap(subject: Subject, images: Any, num_images: int) -> dict[str, list[float]] | None:
-    """Accuracy of the mean of the experts on tail classes, at the start of stage two and with the subject's weights.
+    """Accuracy of the prediction on tail classes, at the start of stage two and with the subject's weights.
 
     Args:
         subject: A run. Its folder may hold the milestone at the start of stage two.
@@ -47,6 +47,7 @@ def measure_tail_gap(subject: Subject, images: Any, num_images: int) -> dict[str
 def _add(found: dict[str, list[float]], subject: Subject, epochs: int, parts: dict[str, Any]) -> None:
     found['epochs'].append(epochs)
     for name, images in parts.items():
-        evaluator = ShotEvaluator(subject.data.shots, experts=tuple(subject.experts), device=subject.device)
-        metrics = evaluate(subject.model, subject.batches(images), evaluator, subject.autocast)
-        found[name].append(metrics['mean']['tail'])
+        evaluator = ShotEvaluator(subject.data.shots, (*subject.answer, *subject.experts), device=subject.device)
+        metrics = evaluate(
+            subject.model, subject.batches(images), evaluator, subject.autocast, fusions=subject.answer)
+        found[name].append(metrics[(*subject.answer, 'mean')[0]]['tail'])

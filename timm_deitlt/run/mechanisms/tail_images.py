@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch.utils.data import Subset
 
 from ...engine.trainer import expert_logits
+from ...evaluation.fusion import fuse
 from .subject import Subject
 
 MOST_IMAGES = 12
@@ -26,7 +27,7 @@ def worst_tail_images(subject: Subject, images: Any, labels: Sequence[int]) -> d
 
     Returns:
         Arrays of at most 12 images, the worst first: 'images' as the model sees them, shrunk, uint8 `[N, H, W, 3]`,
-        their 'labels', the class 'predicted' by the mean of the experts, its probability 'confidence', and
+        their 'labels', the class 'predicted' by the model, its probability 'confidence', and
         'probability', that of the true class; nothing where there is no wrong answer.
     """
     tail = set(subject.data.shots.groups['tail'])
@@ -57,5 +58,6 @@ def worst_tail_images(subject: Subject, images: Any, labels: Sequence[int]) -> d
 
 def _probabilities(subject: Subject, batch: torch.Tensor) -> torch.Tensor:
     with subject.autocast():
-        logits = expert_logits(subject.model, batch, tuple(subject.experts))['mean']
-    return logits.float().softmax(dim=-1).cpu()
+        logits = expert_logits(subject.model, batch, tuple(subject.experts))
+    logits = fuse(logits, subject.answer, subject.data.shots.class_counts)
+    return logits[(*subject.answer, 'mean')[0]].float().softmax(dim=-1).cpu()
