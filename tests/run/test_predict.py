@@ -242,7 +242,8 @@ def test_parquet_without_its_package_is_refused_with_what_to_install(trained, tm
 
 
 @pytest.mark.slow
-def test_parquet_has_the_columns_of_the_table(trained, odd, tmp_path):
+def test_parquet_has_the_columns_of_the_table(trained, odd, tmp_path, caplog):
+    caplog.set_level('CRITICAL')  # a worker of pytest-xdist could not send a log with the name that is no UTF-8
     pq = pytest.importorskip('pyarrow.parquet')
     predict_files.predict_files(trained, [*odd[0], os.fsdecode(b'\xff.png')], tmp_path / 'out.parquet', topk=1)
     rows = pq.read_table(tmp_path / 'out.parquet').to_pylist()

@@ -90,6 +90,15 @@ def test_recipes_name_only_what_exists():
                 assert split_name(values['teacher']), name
 
 
+@pytest.mark.parametrize('name', NAMED)
+def test_recipes_of_the_paper_have_none_of_what_is_for_small_data(name):
+    args = parse_args(['-c', name])
+    off = dict(
+        guidance=0, dense_distill=0, init=None, logit_standardize=False, muon_hidden_only=False, aug_ramp=0,
+        fusion='mean')
+    assert {key: vars(args)[key] for key in off} == off and 'muon' not in args.opt
+
+
 @pytest.mark.parametrize('name', SMALL_DATA)
 def test_recipes_for_small_data_have_the_same_levers_and_the_shape_of_their_images(name):
     levers, args = load_recipe('default/small_data').values, parse_args(['-c', name])
