@@ -119,7 +119,7 @@ def headline(metrics: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def better_figures(old: Any, new: dict[str, Any] | None) -> list[str]:
-    """Words for each figure of an expert or fusion and a group that is better in `old`, or missing in `new`.
+    """Words for each figure of an expert or the prediction, and a group, that is better in `old`, or missing in `new`.
 
     Args:
         old: Content of a published metrics.json, which may hold anything.
@@ -128,7 +128,9 @@ def better_figures(old: Any, new: dict[str, Any] | None) -> list[str]:
     found = []
     old = old if isinstance(old, dict) else {}
     fusions = fusions if isinstance(fusions := old.get('fusion'), dict) else {}
-    for expert, before in {**fusions, **{expert: old.get(expert) for expert in EXPERTS}}.items():
+    answer = old.get('answer')
+    rows = {answer: fusions.get(answer)} if isinstance(answer, str) else {}
+    for expert, before in {**rows, **{expert: old.get(expert) for expert in EXPERTS}}.items():
         now = figures_of(new or {}, expert)
         for key in ('top1', *GROUPS) if isinstance(before, dict) else ():
             was, is_now = before.get(key), now.get(key)

@@ -55,7 +55,7 @@ def student_and_teacher(study: Study) -> Plot | None:
     figure, panels = new_figure(4.9, 2)
     for axes, (group, words) in zip(panels[:, 0], _PANELS.items(), strict=True):
         for expert in study.experts(arm):
-            name = study.runs(arm)[0]['metrics']['answer'] if expert == 'answer' else expert
+            name = study.runs(arm)[0]['metrics'].get('answer', 'mean') if expert == 'answer' else expert
             column = f'eval_{name}_{"top1" if group == "overall" else group}'
             each = np.array([[rows[epoch].get(column, math.nan) for epoch in epochs] for rows in found])
             for values in each if len(each) > 1 else ():
