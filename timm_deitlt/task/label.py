@@ -52,18 +52,13 @@ class ClassifierTask(ShotEvaluation, ClassificationTask):
         set_epochs([self.criterion], epoch)
         self._epoch = epoch
 
-    def load_task_state(
-            self,
-            state: dict[str, Any] | None,
-            strict: bool = True,
-            module: nn.Module | None = None,
-            ema: bool = False,
-    ) -> None:
+    def load_task_state(self, state: dict[str, Any] | None, *args: Any, **kwargs: Any) -> None:
         """As in timm. A DIST head that came with the weights of a distilled run is silenced again."""
-        super().load_task_state(state, strict, module, ema)
-        model: Any = unwrap_model(self.get_eval_model(module, ema))
-        if isinstance(model, VisionTransformerDistilled) and 'dist' not in self.experts:
-            freeze_dist(model)
+        super().load_task_state(state, *args, **kwargs)
+        for ema in (False, True):
+            model: Any = self.get_eval_model(ema=ema)
+            if 'dist' not in self.experts and isinstance(unwrapped := unwrap_model(model), VisionTransformerDistilled):
+                freeze_dist(unwrapped)
 
     def stage(self) -> Hashable:
         """See `ShotEvaluation.stage`."""
