@@ -39,7 +39,7 @@ def seconds(*command: str) -> float:
 def main() -> None:
     """Let the commands take turns, and print the medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--rounds', type=int, default=5, help='after a first one, which counts only if it is alone')
+    parser.add_argument('--rounds', type=int, default=5, help='rounds after a first one, which counts if this is 0')
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory() as folder:
         commands = {

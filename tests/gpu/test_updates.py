@@ -64,8 +64,10 @@ def made(device, *flags, **teacher_kwargs):
     args = parse_args([*TINY, '--device', device, *flags])
     settings = resolve_settings(args)
     torch.manual_seed(0)
-    teacher = settings.teacher.is_network and timm.create_model('resnet20_cifar', num_classes=10, **teacher_kwargs)
-    trainer = build_trainer(settings, build_data(settings), teacher or None, torch.device(device))
+    teacher = None
+    if settings.teacher.is_network:
+        teacher = timm.create_model('resnet20_cifar', num_classes=10, **teacher_kwargs)
+    trainer = build_trainer(settings, build_data(settings), teacher, torch.device(device))
     trainer.task.train()
     trainer.task.set_epoch(0)
     return trainer

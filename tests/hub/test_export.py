@@ -1,5 +1,6 @@
 """An exported model: it loads where there is only timm, says the same, and is what publishing publishes."""
 import json
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -198,17 +199,20 @@ def test_without_the_prior_the_mean_that_timm_answers_is_the_fusion_of_the_run(p
     assert row['labels'] == other['labels'] and row['probabilities'] == pytest.approx(other['probabilities'], abs=1e-6)
     assert not {'metrics.json', 'plots'} & {path.name for path in (tmp_path / 'folded').iterdir()}
     run_script(tmp_path / 'folded', '--workers', '0', script='validate.py')
-    with pytest.raises(ValueError, match='is taken out of .* already'):
-        export(tmp_path / 'folded', tmp_path / 'twice', fold_prior=True)
+    for other in (tmp_path / 'folded', place / 'student', place / 'vit'):
+        with pytest.raises(ValueError, match='--fusion mean_adjusted, but .* predicts by mean'):
+            export(other, tmp_path / 'other', fold_prior=True)
     export(run, tmp_path / 'folded')  # over what validate.py wrote there
-    state = load_checkpoint(run / 'last.pth.tar')
-    state['args'].bce_loss = True
-    save_checkpoint(run / 'last.pth.tar', state)
-    with pytest.raises(ValueError, match='needs the logits of a softmax'):
-        export(run, tmp_path / 'twice', fold_prior=True)
-    with pytest.raises(ValueError, match='needs a student with two experts'):
-        export(place / 'vit', tmp_path / 'vit', fold_prior=True)
-    assert not (tmp_path / 'vit').exists() and not (tmp_path / 'twice').exists()
+    assert not (tmp_path / 'other').exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not find_spec('transformers'), reason='needs transformers')
+def test_transformers_give_the_fusion_of_the_run_too_without_the_prior(place, tmp_path):
+    run = adjusted(place, tmp_path)
+    export(run, tmp_path / 'exported' / 'run', fold_prior=True)
+    shutil.copy(place / 'digit.png', tmp_path)
+    assert alone(tmp_path, PIPELINE, 'run') == pytest.approx(predicted(tmp_path, 'run'), abs=1e-5)
 
 
 @pytest.mark.slow

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 from timm.models._hub import save_config_for_hf
 
-from timm_deitlt.hub import publish
+from timm_deitlt.hub import figures, publish
+from timm_deitlt.hub.figures import better_figures
 from timm_deitlt.hub.repository import Exit, Plan, Published, PublishError, Remote, Repository, local_files
 from timm_deitlt.hub.source import other_figures
 
@@ -20,6 +21,29 @@ def folder(tmp_path):
     save_file(model.state_dict(), tmp_path / 'model.safetensors')
     save_config_for_hf(model, tmp_path / 'config.json')
     return tmp_path
+
+
+def test_the_prediction_is_compared_whatever_its_fusion_and_fusions_that_were_only_measured_are_not():
+    row = {'top1': 80., 'head': 90., 'mid': 80., 'tail': 70.}
+    old = {'mean': row, 'answer': 'mean_adjusted', 'fusion': {'mean_adjusted': {**row, 'tail': 75.}, 'count_mix': row}}
+    new = {'mean': row, 'answer': 'count_mix', 'fusion': {'count_mix': {**row, 'tail': 74.}}}
+    assert better_figures(old, new) == ['answer tail 75.0 %, here 74.0 %']
+    assert better_figures(old, {'mean': {**row, 'tail': 75.}}) == [], 'its mean is its prediction'
+    for damaged in ({'fusion': [], 'answer': 'x'}, {'fusion': {}, 'answer': []}, {'answer': 'x'}, [], None):
+        assert better_figures(damaged, new) == []
+
+
+def test_figures_of_a_fusion_must_follow_from_its_classes_too():
+    row = dict(top1=75., balanced=75., head=100., mid=None, tail=50., per_class=[100., 50.])
+    metrics = {
+        'mean': row, 'cls': row, 'dist': row, 'teacher': None, 'fusion': {'mean_adjusted': row},
+        'shots': {'boundaries': [1, 1]}, 'data': {'train_counts': [9, 1], 'test_counts': [2, 2]}}
+    metrics = {**dict.fromkeys(figures._NEEDED), **metrics}
+    metrics['data'] = {**dict.fromkeys(figures._DATA_NEEDED), **metrics['data']}
+    figures.check_figures(metrics, 'metrics.json')
+    metrics['fusion'] = {'mean_adjusted': {**row, 'tail': 60.}}
+    with pytest.raises(ValueError, match='mean_adjusted.tail is 60.0, but its accuracies per class give 50.0'):
+        figures.check_figures(metrics, 'metrics.json')
 
 
 @pytest.mark.parametrize('same', [True, False])

@@ -463,6 +463,19 @@ def with_gains(study, gains):
     return {**study, 'results': results}
 
 
+def test_the_prediction_of_runs_with_a_fusion_leads(written):
+    values = make_study(analysed=False)
+    for run in values['results']:
+        if run['metrics']['dist']:
+            run['metrics']['answer'] = 'mean_adjusted'
+            run['fusion']['mean_adjusted'] = {**run['metrics']['mean'], 'top1': 88.8}
+    page = written(values, 'overall_by_arm')
+    heads = next(row for row in page.rows if row[:2] == ['arm', 'n'])
+    assert heads[2:7] == [*(f'prediction {group}' for group in ('overall', 'head', 'mid', 'tail')), 'mean overall']
+    assert 'prediction 88.8' in page.figures['overall_by_arm']['alt']
+
+
+
 @pytest.mark.parametrize(('gains', 'words', 'grey'), [
     ((4, 2, 3), 'above ViT + DRW at every level, by 2.0 points or more (weak).', []),
     ((-1, -2, 0), 'At no level is the student above ViT + DRW.', []),

@@ -164,12 +164,12 @@ class ReaderFolder(Reader):
         self.root = os.fspath(root)
         suffixes = frozenset(input_key.lower().split(';')) if input_key else image_suffixes(mode)
         listing = list_images(self.root, suffixes)
-        self.wanted = f'--input-key {input_key}' if input_key else f'any format that Pillow reads{_arrays(listing)}'
+        wanted = f'--input-key {input_key}' if input_key else f'any format that Pillow reads{_arrays(listing)}'
         if listing.words():
             _logger.info(f'Skipped in {self.root}: {listing.words()}.')
         classes = [path.partition(os.sep)[0] if os.sep in path else '' for path, _ in listing.files]
         if not class_map:
-            self._check(listing, set(classes), complete)
+            self._check(listing, set(classes), wanted if complete else '')
         names = set(classes)
         self.class_to_idx = read_class_map(class_map, self.root) if class_map else {
             name: label for label, name in enumerate(sorted(names, key=_order))}
@@ -184,16 +184,17 @@ class ReaderFolder(Reader):
         self.image_keys = [f'{path}:{size}' for path, size in (listing.files[i] for i in kept)]
         check_readers({os.path.splitext(path)[1].lower() for path in self.paths}, mode)
 
-    def _check(self, listing: Listing, names: set[str], complete: bool) -> None:
+    def _check(self, listing: Listing, names: set[str], wanted: str) -> None:
+        """Refuse images outside of class folders and, if they are `wanted`, class folders without images."""
         if '' in names:
             loose = [path for path, _ in listing.files if os.sep not in path]
             raise ValueError(
                 f'Images lie directly in {self.root}, {len(loose):,} in all, such as {loose[0]}: put each image into '
                 'the folder of its class.')
         empty = [name for name in listing.folders if name not in names]
-        if names and empty and complete:
+        if names and empty and wanted:
             raise ValueError(
-                f'Class {empty[0]!r} has no image in {os.path.join(self.root, empty[0])}: add images ({self.wanted}), '
+                f'Class {empty[0]!r} has no image in {os.path.join(self.root, empty[0])}: add images ({wanted}), '
                 'remove the folder, or name the classes by --class-map.')
 
     def _nothing(self, listing: Listing, names: set[str]) -> str:

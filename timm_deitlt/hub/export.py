@@ -100,25 +100,18 @@ def without_prior(model: Model, source: str) -> None:
     do not belong to these weights, so they are left out.
 
     Raises:
-        ValueError: If there is no CLS beside DIST, its outputs are no logits of a softmax, the training images of each
-            class are not known, or the prior is taken out already.
+        ValueError: If the prediction is another than 'mean_adjusted', as it is once the prior has been taken out.
     """
-    config, head = model.config, getattr(model.network, 'head', None)
-    counts = config.get('class_counts')
-    if config.get('prior_folded'):
-        raise ValueError(f'The class prior is taken out of {source} already: leave --fold-prior out.')
-    if 'dist' not in config['experts'] or not counts or not isinstance(head, nn.Linear):
+    config, head = model.config, cast(nn.Linear, model.network.head)
+    fusion = config.get('fusion') or 'mean'
+    if fusion != 'mean_adjusted':
         raise ValueError(
-            f'--fold-prior needs a student with two experts, and the training images of each class; {source} lacks one '
-            'of them. Leave the flag out.')
-    if config.get('logit_scale', 1.) != 1 or getattr(model.settings, 'bce_loss', False):
-        raise ValueError(
-            f'--fold-prior needs the logits of a softmax, but {source} was trained by LDAM or --bce-loss: leave the '
-            'flag out.')
-    images = class_tensor(counts)
+            f'--fold-prior is for models that predict by --fusion mean_adjusted, but {source} predicts by {fusion}: '
+            'leave the flag out.')
+    images = class_tensor(config['class_counts'])
     with torch.no_grad():
         head.bias.sub_((images / images.sum()).log())
-    config.update(fusion='mean', prior_folded=True)
+    config['fusion'] = 'mean'
     model.metrics, model.plots = None, ()
     _logger.info(
         'The class prior is taken out of the CLS head. The figures of the run are left out; validate.py measures the '

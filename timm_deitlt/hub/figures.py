@@ -127,10 +127,11 @@ def better_figures(old: Any, new: dict[str, Any] | None) -> list[str]:
     """
     found = []
     old = old if isinstance(old, dict) else {}
-    fusions = fusions if isinstance(fusions := old.get('fusion'), dict) else {}
-    answer = old.get('answer')
-    rows = {answer: fusions.get(answer)} if isinstance(answer, str) else {}
-    for expert, before in {**rows, **{expert: old.get(expert) for expert in EXPERTS}}.items():
+    rows = {expert: old.get(expert) for expert in EXPERTS}
+    fusion, answer = old.get('fusion'), old.get('answer')
+    if isinstance(fusion, dict) and isinstance(answer, str):
+        rows['answer'] = fusion.get(answer)
+    for expert, before in rows.items():
         now = figures_of(new or {}, expert)
         for key in ('top1', *GROUPS) if isinstance(before, dict) else ():
             was, is_now = before.get(key), now.get(key)
