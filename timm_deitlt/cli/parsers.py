@@ -50,7 +50,9 @@ def _model_parser(prog: str, description: str) -> argparse.ArgumentParser:
         '-b', '--batch-size', dest='validation_batch_size', type=int, metavar='N', help='images in a batch')
     parser.add_argument('-j', '--workers', type=int, metavar='N', help='loader processes')
     parser.add_argument('--device', help='cuda, cuda:N or cpu (default: cuda if available)')
-    parser.add_argument('--amp', action=argparse.BooleanOptionalAction, help='mixed precision (default: as trained)')
+    parser.add_argument(
+        '--amp', action=argparse.BooleanOptionalAction,
+        help='mixed precision (default: as asked for in training, else what suits the device)')
     return parser
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image, ImageFilter, ImageOps
 from timm.data import Mixup, create_transform
-from timm.data.auto_augment import AugmentOp, AutoAugment, RandAugment
+from timm.data.auto_augment import AugmentOp, AugMixAugment, AutoAugment, RandAugment
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import str_to_interp_mode
 from torch import Tensor
@@ -36,7 +36,7 @@ def mend_posterize(transform: transforms.Compose) -> transforms.Compose:
     """Let timm's policies in a transform use the `posterize` above, and return the transform."""
     for step in transform.transforms:
         ops: list[AugmentOp] = []
-        if isinstance(step, RandAugment):
+        if isinstance(step, RandAugment | AugMixAugment):
             ops = list(step.ops)
         elif isinstance(step, AutoAugment):
             ops = [op for policy in step.policy for op in policy]
@@ -147,9 +147,10 @@ def train_transform(
     Args:
         input_size: Channels, height and width of the result.
         train_crop_mode: timm's 'rrc' (default), 'rkrc' or 'rkrr'; or 'pad': resize, pad by an eighth, random crop.
-        interpolation: Name of the resize filter. 'random' chooses bilinear or bicubic for each image.
+        interpolation: Name of the resize filter. 'random' chooses bilinear or bicubic for each image; 'pad' then takes
+            bicubic.
         hflip, vflip: Probability of a horizontal and of a vertical flip.
-        no_aug: Only resize and crop the centre.
+        no_aug: Only resize to the size of the result; as in timm, this squeezes images of another shape.
         auto_augment: A policy of timm, or 'cifar10', which is AutoAugment's policy for CIFAR-10.
         color_jitter: As in timm. With a policy it is off, except for timm's '3a'.
         color_jitter_prob: Probability of the jitter; None for always.

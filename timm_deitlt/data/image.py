@@ -1,6 +1,7 @@
 """Open an image, in the same way in training, validation, analysis and prediction.
 
-The images of the paper's benchmarks are opened as in the published runs, see `long_tail`. All others are opened here.
+The images of the paper's benchmarks are opened as in the published runs, see `long_tail`. Streams, and sets of
+torchvision other than folders, are opened by timm and torchvision. All others are opened here.
 """
 import struct
 from collections.abc import Container

@@ -1,4 +1,5 @@
 """Epochs of a run: train, evaluate, write, save."""
+import inspect
 import logging
 import time
 from typing import Any
@@ -14,9 +15,6 @@ from .summary import epoch_report, summary_row
 from .trainer import Trainer
 
 _logger = logging.getLogger(__name__)
-
-# Options of parameter groups that flags set. The learning rate is set by the schedule, if there is one
-FLAG_OPTIONS = ('weight_decay', 'momentum', 'betas', 'eps', 'rho', 'adaptive', 'lr_scale', 'fused', 'foreach')
 
 
 def checkpoint_state(trainer: Trainer, epoch: int, settings: Settings, record: dict[str, Any]) -> dict[str, Any]:
@@ -60,7 +58,9 @@ def restore(trainer: Trainer, checkpoint: dict[str, Any], source: str, with_opti
             load_weights(unwrap_model(task.get_eval_model(ema=True)), weights, f'the EMA of {source}')
             task.load_task_state(checkpoint.get('task_state_ema'), ema=True)
     if with_optimizer:
-        names = FLAG_OPTIONS if trainer.scheduler is not None else (*FLAG_OPTIONS, 'lr')
+        names = _options(trainer.optimizer)
+        if trainer.scheduler is None:  # else the schedule sets the learning rate
+            names.add('lr')
         options = [
             {name: group[name] for name in names if name in group} for group in trainer.optimizer.param_groups]
         try:
@@ -82,6 +82,12 @@ def restore(trainer: Trainer, checkpoint: dict[str, Any], source: str, with_opti
         else:
             trainer.scheduler.step_update(start_epoch * trainer.loader.updates_per_epoch)
     return start_epoch
+
+
+def _options(optimizer: Any) -> set[str]:
+    """Options of parameter groups that flags set: the arguments of the optimizer, and not what it counts there."""
+    kinds = {type(optimizer), type(getattr(optimizer, 'base_optimizer', optimizer))}
+    return {name for kind in kinds for name in inspect.signature(kind).parameters} - {'params', 'lr'} | {'lr_scale'}
 
 
 def end_epoch(trainer: Trainer, schedule: ScheduleSettings) -> int:

@@ -4,7 +4,7 @@ import importlib
 import io
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,13 @@ from .checkpoint import LAST, save_checkpoint
 
 _logger = logging.getLogger(__name__)
 
-# Takes each row of summary.csv as it is written
-Tracker = Callable[[dict[str, Any]], None]
+
+
+class Tracker:
+    """Takes each row of summary.csv as it is written, and is told when the run ends."""
+
+    def __init__(self, track: Callable[[dict[str, Any]], None], finish: Callable[[], None]):
+        self.track, self.finish = track, finish
 
 
 class RunFolder:
@@ -28,7 +33,7 @@ class RunFolder:
     def __init__(self, path: Path, primary: bool = True):
         self.path = Path(path)
         self.primary = primary
-        self.trackers: list[Any] = []
+        self.trackers: list[Tracker] = []
         self.rows: list[dict[str, Any]] = []
         if primary:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -59,7 +64,7 @@ class RunFolder:
         writer.writerows(self.rows)
         self.write('summary.csv', text.getvalue())
         for tracker in self.trackers:
-            tracker(row)
+            tracker.track(row)
 
     def save(self, state: dict[str, Any], milestone: bool = False) -> None:
         """Save the newest checkpoint, and if `milestone` also as milestone-N.pth.tar, where N epochs are finished."""
@@ -71,8 +76,15 @@ class RunFolder:
         save_checkpoint(self.last, state)
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
-        """Save metrics.json."""
+        """Save metrics.json, and end the trackers."""
         self.write('metrics.json', json.dumps(metrics, indent=2) + '\n')
+        while self.trackers:  # the next fold of the same process has trackers of its own
+            self.trackers.pop().finish()
+
+
+def seconds_of(rows: Iterable[Mapping[str, Any]]) -> float:
+    """Seconds of training and evaluation in rows of summary.csv."""
+    return sum(float(row['train_seconds']) + float(row['eval_seconds']) for row in rows)
 
 
 def tensorboard_tracker(path: Path) -> Tracker:
@@ -86,7 +98,7 @@ def tensorboard_tracker(path: Path) -> Tracker:
                 writer.add_scalar(name.replace('_', '/', 1), float(value), int(row['epoch']))
         writer.flush()
 
-    return track
+    return Tracker(track, writer.close)
 
 
 def service_tracker(service: str, **options: Any) -> Tracker:
@@ -97,4 +109,4 @@ def service_tracker(service: str, **options: Any) -> Tracker:
     def track(row: dict[str, Any]) -> None:
         module.log({key: value for key, value in row.items() if value not in (None, '')}, step=int(row['epoch']))
 
-    return track
+    return Tracker(track, module.finish)

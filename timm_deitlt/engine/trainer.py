@@ -64,6 +64,7 @@ class Trainer:
             choose it.
         graph: Runs `compute` as a CUDA graph, or None.
         fusions: The fusion of CLS and DIST that is the answer, in `evaluation.fusion`; none if that is their mean.
+        logit_scale: Factor from the outputs to the logits of the evaluation's loss, see `ShotEvaluator`.
     """
     task: ShotEvaluation
     optimizer: torch.optim.Optimizer
@@ -92,6 +93,7 @@ class Trainer:
     on_device: Callable[[], dict[str, Any]] | None = None
     graph: Callable[..., tuple[dict[str, Tensor], Tensor]] | None = None
     fusions: tuple[str, ...] = ()
+    logit_scale: float = 1.
 
     def mixing(self, epoch: int) -> bool:
         """Whether Mixup and CutMix are on in an epoch."""
@@ -241,7 +243,8 @@ class Trainer:
         """Evaluate every expert of the student (or of its EMA) on the evaluation images; exact across ranks."""
         self.optimizer.zero_grad()  # frees the memory of gradients that are not needed any more
         model = unwrap_model(self.task.get_eval_model(ema=ema))
-        evaluator = self.task.create_evaluator(self.fusions, max_samples=evaluation_sample_limit(self.eval_loader))
+        evaluator = self.task.create_evaluator(
+            self.fusions, max_samples=evaluation_sample_limit(self.eval_loader), logit_scale=self.logit_scale)
         metrics = evaluate(
             model, self.eval_loader, evaluator, self.autocast, self.channels_last, self.world_size > 1, self.fusions)
         self.test_counts = evaluator.test_counts

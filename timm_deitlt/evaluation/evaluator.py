@@ -41,6 +41,7 @@ class ShotEvaluator:
         experts: Names of the experts whose logits `update` gets.
         device: Device of the logits; CPU if None.
         max_samples: Number of images to count. A distributed sampler may repeat images after these to fill up a rank.
+        logit_scale: Factor from the outputs to the logits, for the loss: networks that LDAM trained give cosines.
 
     Attributes:
         confusion: After `compute`, images by their class and the class that the first expert gives them, `[C][C]`; None
@@ -61,8 +62,10 @@ class ShotEvaluator:
             device: torch.device | str | None = None,
             *,
             max_samples: int | None = None,
+            logit_scale: float = 1.,
     ):
         self.shots = shots
+        self.logit_scale = logit_scale
         self.experts = tuple(experts)
         self.device = torch.device(device or 'cpu')
         self.max_samples = max_samples
@@ -109,7 +112,8 @@ class ShotEvaluator:
             self._count(row, logits[expert][:limit].detach().float(), target, known)
 
     def _count(self, row: int, logits: Tensor, target: Tensor, known: Tensor) -> None:
-        self.loss_sum[row] += F.cross_entropy(logits, target, reduction='none').to(self.loss_sum.dtype).sum()
+        loss = F.cross_entropy(self.logit_scale * logits, target, reduction='none')
+        self.loss_sum[row] += loss.to(self.loss_sum.dtype).sum()
         ranked = logits.topk(min(5, logits.shape[-1]), dim=-1).indices
         # topk ranks NaN above every number, so a NaN would count as a prediction of its class
         numbers = ~logits.isnan().any(dim=-1, keepdim=True)

@@ -32,7 +32,7 @@ class Shots:
     def from_counts(cls, class_counts: Sequence[int], boundaries: tuple[int, int] | None = None) -> 'Shots':
         """Group the classes at the given cuts, or else at 100 and 20 images, or into thirds if a group would be empty.
 
-        Without given cuts, balanced classes have no head and no tail: all of them are in mid.
+        Balanced classes have no head and no tail: all of them are in mid.
 
         Args:
             class_counts: Training images per class, by class index.
@@ -47,7 +47,7 @@ class Shots:
         if num_classes < 2:
             raise ValueError(f'Head, mid and tail need at least 2 classes, got {num_classes}.')
         order = tuple(sorted(range(num_classes), key=lambda label: -counts[label]))
-        if boundaries is None and max(counts) <= _BALANCED * min(counts) or boundaries == (0, num_classes):
+        if max(counts) <= _BALANCED * min(counts) or boundaries == (0, num_classes):
             return cls(order, (0, num_classes), _NO_TAIL, counts)
         if boundaries is not None:
             mid, tail = checked_cuts(boundaries, num_classes)

@@ -75,7 +75,8 @@ def head_far_below(run: _Run) -> tuple[str, str] | None:
         return None
     figures = ' and '.join(f'{figure:.1f} % of {name}' for name, figure in above.items())
     message = f'{run.answer} reaches {answer:.1f} % on the head, against {figures}.'
-    if (run.accuracy('answer', 'tail') or 0.) < answer / 2:
+    tail = run.accuracy('answer', 'tail')
+    if tail is not None and tail < answer / 2:
         return message, 'The tail has not gained from this: train longer.'
     if run.fusion and (run.accuracy('mean', 'head') or 0.) - answer > _FAR:
         return message, 'The mean of the logits keeps the head: compare with it (validate.py RUN --fusion all).'

@@ -119,6 +119,7 @@ def publish(options: Options, folder: Path) -> dict[str, Any]:
     if options.dry_run:
         return report
     if plan.empty:
+        remote = _existing(options, repository, remote)  # a new branch holds what main holds
         _logger.info(f'Nothing to do: {options.repo_id} holds exactly this model.')
         published = repository.at(str(remote.head))
     else:

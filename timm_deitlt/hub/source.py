@@ -11,6 +11,7 @@ from typing import Any
 
 import timm
 import torch
+import yaml
 from timm.models.deit import VisionTransformerDistilled
 
 from ..benchmarks import BENCHMARKS
@@ -60,7 +61,7 @@ class Model:
         config: The 'timm_deitlt' object of config.json.
         class_names: Names by label.
         metrics: Content of metrics.json; None if nobody measured these weights.
-        settings: Settings of its training; None for a converted or exported model.
+        settings: Settings of its training; None for a converted model.
         data_config: Size, mean, std, interpolation and crop of its images.
         plots: Plots of the run.
     """
@@ -196,8 +197,8 @@ def _public_data(data: dict[str, Any]) -> dict[str, Any]:
 def _selection(args: argparse.Namespace) -> dict[str, Any]:
     """The settings that select the images, for others who have the same data."""
     names = (
-        'dataset', 'imbalance_factor', 'imbalance_profile', 'n_max', 'split_seed', 'val_fraction', 'train_split',
-        'val_split')
+        'dataset', 'imbalance_factor', 'imbalance_profile', 'n_max', 'split_seed', 'val_fraction', 'folds', 'fold',
+        'train_split', 'val_split', 'input_key', 'target_key')
     return {name: getattr(args, name) for name in names if getattr(args, name) not in (None, '')}
 
 
@@ -211,15 +212,23 @@ def _read_converted(folder: Path) -> Model:
         raise ValueError(f'timm cannot load {folder}: {error}. Convert it again.') from error
     network.pretrained_cfg = {**network.pretrained_cfg, 'architecture': config['architecture']}
     metrics = None
-    if (folder / VALIDATION).is_file():
-        metrics = find_figures(folder, weights_sha256(weights), (VALIDATION,))
+    if any((folder / name).is_file() for name in (VALIDATION, METRICS)):
+        metrics = find_figures(folder, weights_sha256(weights), (VALIDATION, METRICS))
+    settings = None
+    if (folder / SETTINGS).is_file():
+        settings = with_defaults(argparse.Namespace(**yaml.safe_load((folder / SETTINGS).read_text())))
     about = dict(config['about'])
+    trained_on = about.get('data') or {}
     kind = 'student' if isinstance(network, VisionTransformerDistilled) else 'teacher'
     data = metrics and metrics['data']
+    if data and data['fingerprint'] == trained_on.get('fingerprint'):
+        trained_on = {'selection': trained_on.get('selection'), **_public_data(data)}
+    elif data:
+        trained_on = _public_data(data)
     about.update(
         kind=kind,
-        released_kind=about.get('released_kind', about.get('kind')),
-        data=_public_data(data) if data else about.get('data'),
+        released_kind=about.get('released_kind', about.get('kind')) if 'source_file' in about else None,
+        data=trained_on or None,
         class_counts=data['train_counts'] if data else about.get('class_counts'),
         shots=metrics['shots'] if metrics else about.get('shots'),
         experts=about.get('experts') or (['mean', 'cls', 'dist'] if kind == 'student' else ['mean', 'cls']),
@@ -229,7 +238,9 @@ def _read_converted(folder: Path) -> Model:
     names = config['pretrained_cfg'].get('label_names')
     if not names:
         raise ValueError(f'{folder / CONFIG} has no label_names: convert the file again.')
-    return _checked(Model(network, about, list(names), metrics, None, config['pretrained_cfg']), str(folder))
+    return _checked(Model(
+        network, about, list(names), metrics, settings, config['pretrained_cfg'], sorted(folder.glob('plots/*.png'))),
+        str(folder))
 
 
 def _check_finite(weights: dict[str, torch.Tensor], name: str) -> None:
@@ -317,7 +328,9 @@ def training_command(args: argparse.Namespace) -> str:
     hidden = _NOT_THE_TRAINING - {'data_dir', 'list_dir', 'fusion'}
     typed = [name for name, source in sources.items() if source == 'command line' and name not in hidden]
     automatic = {'default', 'command line', *recipes_for(args.dataset, model_kind(args.model))}
-    configs = [source for source in dict.fromkeys(sources.values()) if source not in automatic]
+    configs = [
+        source for source in dict.fromkeys(sources.values())
+        if source not in automatic and not source.startswith('rules of ')]
     from_recipe = not configs or (configs[-1] in recipe_names() and len(configs) <= 2)
     if not sources or not from_recipe:
         return f'python train.py -c {SETTINGS}' + (' --data-dir DIR' if args.data_dir else '')

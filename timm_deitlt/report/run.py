@@ -139,6 +139,8 @@ class Run:
             return None
         network = args.get('teacher') not in (None, 'none', 'labels')
         target = args.get('drw_on') or ('dist' if network else 'cls' if args.get('loss') == 'ldam' else 'none')
+        if target == 'none' and args.get('keep_mixup_drw'):
+            return None  # nothing changes
         words = {'both': 'DRW on CLS and DIST', 'none': 'stage two without DRW'}.get(target, f'DRW on {target.upper()}')
         return start, 'DRW' if target in ('cls', 'both') and not self.two_experts else words
 

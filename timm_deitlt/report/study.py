@@ -123,6 +123,11 @@ def analysis(result: Result) -> Analysis:
     return result.get('analysis') or {}
 
 
+def resolved(result: Result) -> Mapping[str, Any]:
+    """All settings of a run, also those that a recipe gave it."""
+    return result.get('resolved') or result['settings']
+
+
 def known(values: Iterable[float | None]) -> list[float]:
     """The values that were measured."""
     return [value for value in values if value is not None and math.isfinite(value)]
@@ -207,10 +212,10 @@ def listed(words: Sequence[str]) -> str:
 
 
 def _about(study: Study) -> list[str]:
-    settings = study.settings
-    parts = [setting(settings['dataset'])] if 'dataset' in settings else []
-    parts += [str(settings['model'])] if settings.get('model') else []
-    parts += [counted(settings['epochs'], 'epoch')] if 'epochs' in settings else []
+    dataset, model, epochs = (_shared(study, name) for name in ('dataset', 'model', 'epochs'))
+    parts = [setting(dataset)] if dataset else []
+    parts += [str(model)] if model else []
+    parts += [counted(epochs, 'epoch')] if epochs else []
     parts += [counted(len(study.arms), 'arm'), counted(len(study.results), 'run')]
     if study.results:
         parts += [f'{word if len(of) == 1 else f"{word}s"} {", ".join(map(str, of))}'
@@ -218,6 +223,12 @@ def _about(study: Study) -> list[str]:
         seconds = sum(known(run['metrics'].get('seconds') for run in study.results))
         parts.append(f'{seconds / 3600:.1f} hours')
     return parts
+
+
+def _shared(study: Study, name: str) -> Any:
+    """A setting of all runs, from the study or a recipe; None if they differ in it."""
+    values = [resolved(run).get(name) for run in study.results] or [study.settings.get(name)]
+    return values[0] if values.count(values[0]) == len(values) else None
 
 
 def _sentence(study: Study) -> str:

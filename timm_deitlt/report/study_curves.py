@@ -26,7 +26,7 @@ from .look import (
     whole_numbers,
 )
 from .run import stage_two_start
-from .study import Result, Study, accuracy, analysis, known, side, spread
+from .study import Result, Study, accuracy, analysis, known, resolved, side, spread
 
 TEACHER_VIEW, STUDENT = 'teacher_view', 'DeiT-LT'
 _ARMS = (LOOKS['first'], LOOKS['second'], Look(LIGHT['fg'], 'D', ':'))
@@ -49,7 +49,7 @@ def student_and_teacher(study: Study) -> Plot | None:
     assert arm is not None  # there are curves
     found = [rows for rows in curves[arm] if max(rows) == most]
     epochs = sorted(set.intersection(*map(set, found)))
-    settings = study.runs(arm)[0]['settings']
+    settings = resolved(study.runs(arm)[0])
     no_stage_two = settings.get('keep_mixup_drw') and settings.get('drw_on') == 'none'
     start = None if no_stage_two else stage_two_start(settings)
     figure, panels = new_figure(4.9, 2)
@@ -265,7 +265,7 @@ def sweep(study: Study) -> Plot | None:
     places = np.array([level.x for level in found])
     for axes, (group, words) in zip(panels[:, 0], _PANELS.items(), strict=True):
         for (one, before), (two, after) in zip(gains, gains[1:], strict=False):
-            if (before > 0) != (after > 0):  # the student falls below the baseline here, or rises above it
+            if group == 'overall' and (before > 0) != (after > 0):  # here student and baseline change places
                 axes.axvspan(one.x, two.x, color=LIGHT['count'], linewidth=0, zorder=.1)
         for look, label, of, rival in series:
             each = [values_of(level, of, rival, group) for level in found]

@@ -4,10 +4,11 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from ..data.loader import MicroBatch
+from ..engine import fit
+from ..engine.checkpoint import LAST, load_checkpoint
 from ..engine.device import local_device, return_freed_memory
 from ..engine.progress import duration
 from ..engine.speed import noise, synchronize
@@ -18,6 +19,7 @@ from .build.data import Data
 from .build.model import build_model
 from .build.trainer import build_trainer
 from .space import check_space
+from .start import Start
 from .teacher_cache import cache_folder, is_cached
 from .teacher_settings import teacher_key, teacher_settings
 
@@ -25,13 +27,13 @@ from .teacher_settings import teacher_key, teacher_settings
 _LONG_ENOUGH = .5
 
 
-def look_ahead(settings: Settings, data: Data, folder: Path, start_epoch: int) -> str:
+def look_ahead(settings: Settings, data: Data, start: Start) -> str:
     """A sentence on how long a run will train, with the teacher's training if there is no teacher yet.
 
     One step of each is timed, on networks that are thrown away afterwards.
 
     Raises:
-        ValueError: If the checkpoints do not fit on the disk.
+        ValueError: If the checkpoints do not fit on the disk, or the checkpoint to start from does not fit the run.
     """
     device = local_device(settings.machine.device)
     teacher = network = None
@@ -41,14 +43,20 @@ def look_ahead(settings: Settings, data: Data, folder: Path, start_epoch: int) -
             teacher = teacher_settings(settings, sum(data.train.class_counts), data.measured)
             network = build_model(teacher.model, data.train.num_classes)
         trainer = build_trainer(settings, data, network, device)
-        check_space(settings, folder, trainer, start_epoch)
-        seconds['student' if teacher else 'model'] = expected_seconds(trainer, settings, start_epoch)
+        check_space(settings, start.path, trainer, start.epoch)
+        seconds['student' if teacher else 'model'] = expected_seconds(trainer, settings, start.epoch)
+        if start.checkpoint is not None:
+            # after the step, which would change the optimizer's state in the checkpoint itself
+            fit.restore(trainer, start.checkpoint, start.source, with_optimizer=not settings.output.no_resume_opt)
         if teacher and not (settings.teacher.checkpoint or settings.teacher.source == 'hub'):
             key = teacher_key(teacher, data)
             if not is_cached(settings.teacher, key):
+                folder = cache_folder(settings.teacher, key) / 'train'
+                last = folder / LAST
+                epoch = load_checkpoint(last)['epoch'] + 1 if last.is_file() else 0
                 trainer = build_trainer(teacher, data, None, device)
-                check_space(teacher, cache_folder(settings.teacher, key), trainer, 0, '--teacher-cache')
-                seconds['teacher'] = expected_seconds(trainer, teacher)
+                check_space(teacher, folder, trainer, epoch, '--teacher-cache')
+                seconds['teacher'] = expected_seconds(trainer, teacher, epoch)
     del trainer, network
     gc.collect()  # an optimizer may be part of a reference cycle
     return_freed_memory()
@@ -115,10 +123,11 @@ def _timed(step: Callable[[], Any], trainer: Trainer) -> float:
 @contextmanager
 def silenced() -> Iterator[None]:
     """Log only errors inside: what is built there is thrown away, and logs the same when it is built again."""
-    logger = logging.getLogger(__package__)
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+    levels = {logger: logger.level for logger in (logging.getLogger(__package__), logging.getLogger(fit.__name__))}
+    for logger in levels:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        for logger, level in levels.items():
+            logger.setLevel(level)

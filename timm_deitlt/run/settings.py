@@ -148,7 +148,12 @@ def learning_rate(args: argparse.Namespace, update_images: int) -> float:
 
 def drw_start(args: argparse.Namespace) -> int:
     """0-based epoch at which stage two begins: as given, else after 11/12 of the epochs, as in the paper."""
-    return round(args.epochs * 11 / 12) if args.drw_start_epoch is None else args.drw_start_epoch
+    if args.drw_start_epoch is None:
+        return round(args.epochs * 11 / 12)
+    if args.drw_start_epoch < args.epochs:
+        return args.drw_start_epoch
+    # never: not in the epochs that timm adds to --epochs either
+    return args.epochs + args.cooldown_epochs + (args.warmup_epochs if args.warmup_prefix else 0)
 
 
 def drw_targets(args: argparse.Namespace) -> str:

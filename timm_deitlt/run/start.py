@@ -63,6 +63,9 @@ def find_start(settings: Settings) -> Start:
         raise ValueError(
             f'{path} holds a run already: continue it with --resume auto, or give another --experiment.')
     if output.resume:
+        if (path / LAST).exists() and not os.path.samefile(path, Path(output.resume).parent):
+            raise ValueError(
+                f'{path} holds another run than {output.resume}, which would overwrite it: give another --experiment.')
         return _going_on(path, output.resume)
     if output.branch_from:
         checkpoint = load_run(output.branch_from)

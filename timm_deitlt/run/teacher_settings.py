@@ -50,8 +50,8 @@ AUGMENTATION_SETTINGS = (
 )
 # For a network whose weights are read from a file: load no other weights before
 NO_WEIGHTS = dict(pretrained=False, pretrained_path=None, initial_checkpoint='')
-# Settings that the key leaves out. They cannot change the weights, except by choosing the images, and the key holds a
-# fingerprint of the images
+# Settings that the key leaves out. They cannot change the weights, with two exceptions. Some choose the images, but the
+# key has a fingerprint of these. And --auto-speed may augment on a GPU, with other random numbers of one distribution
 IRRELEVANT_SETTINGS = {
     'output', 'experiment', 'resume', 'no_resume_opt', 'branch_from', 'log_interval', 'log_wandb', 'log_trackio',
     'log_tensorboard', 'wandb_project', 'wandb_tags', 'wandb_resume_id', 'val_interval', 'validation_batch_size',

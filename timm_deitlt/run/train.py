@@ -12,7 +12,7 @@ from timm.utils.distributed import init_distributed_device_so, world_info_from_e
 from ..engine.checkpoint import check_checkpoint
 from ..engine.fit import end_epoch, fit, restore
 from ..engine.progress import doing
-from ..engine.run_folder import RunFolder, service_tracker, tensorboard_tracker
+from ..engine.run_folder import RunFolder, seconds_of, service_tracker, tensorboard_tracker
 from ..engine.speed import choose_speed, speed_before
 from ..engine.trainer import Trainer
 from ..models.weights import load_weights
@@ -67,7 +67,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         data.hold(settings.data.cache_images, settings.loader.processes)
     if primary:
         with doing('timing a step'):
-            _logger.info(look_ahead(settings, data, start.path, start.epoch))
+            _logger.info(look_ahead(settings, data, start))
         _warn_of_few_updates(settings, data)
     with doing('waiting for the teacher that another process trains'):
         teacher = resolve_teacher(settings, data)
@@ -82,8 +82,9 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     metrics = fit(trainer, folder, settings, run_record(trainer, settings, data, speed), start.epoch)
     if start.resumes and start.epoch >= end_epoch(trainer, settings.schedule):
         _keep_answer(folder, settings, start)
-    result = plain_json(run_result(
-        settings, data, trainer, folder, metrics, teacher, teacher_metrics, time.perf_counter() - began))
+    earlier = seconds_of(row for row in folder.rows if int(row['epoch']) < start.epoch)
+    seconds = earlier + time.perf_counter() - began
+    result = plain_json(run_result(settings, data, trainer, folder, metrics, teacher, teacher_metrics, seconds))
     folder.save_metrics(result)
     _logger.info('\n' + final_table(result, data.shots))
     if data.bad_images:
@@ -194,8 +195,8 @@ def _describe_stages(settings: Settings) -> str:
         return 'One stage: PaCo re-balances by its class prior from the first epoch on.'
     if stage_two.start_epoch >= epochs:
         return (
-            f'There is no stage two, which ends mixing and re-weights classes: it would begin after '
-            f'{stage_two.start_epoch} epochs, and this run has {epochs}. To have one, lower --drw-start-epoch.')
+            f'There is no stage two, which ends mixing and re-weights classes, in the {epochs} epochs of this run. To '
+            'have one, lower --drw-start-epoch.')
     mixing = 'mixing goes on' if stage_two.keep_mixup else 'mixing and label smoothing end'
     prior = '' if settings.loss.cls_loss == 'ce' else f', {settings.loss.cls_loss} on CLS'
     words = (

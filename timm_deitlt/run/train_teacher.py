@@ -12,8 +12,9 @@ from torch import nn
 from ..engine.checkpoint import load_checkpoint
 from ..engine.device import local_device
 from ..engine.fit import fit, restore
+from ..engine.meter import NonFiniteLossError
 from ..engine.progress import doing
-from ..engine.run_folder import RunFolder
+from ..engine.run_folder import RunFolder, seconds_of
 from ..engine.speed import choose_speed, speed_before
 from ..engine.trainer import evaluate
 from ..evaluation import ShotEvaluator, format_table
@@ -71,9 +72,17 @@ def train_teacher(settings: Settings, data: Data, path: Path) -> nn.Module:
     with doing('trying what is fastest'):
         speed = choose_speed(trainer, settings, start_epoch, before)
     folder.write('args.yaml', args_to_yaml(settings.namespace()))
-    metrics = fit(trainer, folder, settings, run_record(trainer, settings, data, speed), start_epoch, title='teacher')
+    earlier = seconds_of(folder.rows)
+    try:
+        metrics = fit(
+            trainer, folder, settings, run_record(trainer, settings, data, speed), start_epoch, title='teacher')
+    except NonFiniteLossError as error:
+        raise NonFiniteLossError(
+            f'The training of the teacher {settings.model.name} failed. {str(error).split(" (counted")[0]}: its '
+            f'learning rate is that of its recipe, so use --no-amp, a smaller --teacher-rho or another --teacher. Its '
+            f'last complete checkpoint is in {path}.') from error
     folder.save_metrics(plain_json(run_result(
-        settings, data, trainer, folder, metrics, None, None, time.perf_counter() - start)))
+        settings, data, trainer, folder, metrics, None, None, earlier + time.perf_counter() - start)))
     return unwrap_model(trainer.task.get_eval_model())
 
 
@@ -84,7 +93,8 @@ def evaluate_teacher(settings: Settings, teacher: Teacher, data: Data, device: t
     model = teacher.model.to(device)
     loader = build_eval_loader(settings, data.evaluation, model.pretrained_cfg, device)
     evaluator = ShotEvaluator(
-        data.shots, experts=('cls',), device=device, max_samples=evaluation_sample_limit(loader))
+        data.shots, experts=('cls',), device=device, max_samples=evaluation_sample_limit(loader),
+        logit_scale=teacher.logit_scale)
     metrics = evaluate(
         model, loader, evaluator, autocast_of(settings.machine.precision, device),
         distributed=settings.machine.world_size > 1)['cls']

@@ -101,7 +101,8 @@ def _validate_run(file: Path, overrides: dict[str, Any], fusion: str) -> dict[st
     weights = {'experts': checkpoint['state_dict'], 'ema': checkpoint.get('state_dict_ema')}
     trained = read_json(file.parent / 'metrics.json')
     names = checkpoint['data']['class_names']
-    return _evaluate(settings, data, model, weights, names, tuple(checkpoint['experts']), fusion, file, {
+    scale = settings.loss.logit_scale
+    return _evaluate(settings, data, model, weights, names, tuple(checkpoint['experts']), scale, fusion, file, {
         'teacher': trained.get('teacher'),
         'epochs_trained': checkpoint['epoch'] + 1,
         **{key: trained.get(key) for key in ('seconds', 'train_images_per_second')},
@@ -111,7 +112,14 @@ def _validate_run(file: Path, overrides: dict[str, Any], fusion: str) -> dict[st
 def _validate_exported(folder: Path, overrides: dict[str, Any], fusion: str, save: bool = True) -> dict[str, Any]:
     config = load_config(folder)
     settings = settings_of_export(folder, config, overrides)
-    data = build_data(settings, evaluate_split=overrides.get('val_split'))
+    split = overrides.get('val_split')
+    data = build_data(settings, evaluate_split=split)
+    trained_on = (config['about'].get('data') or {}).get('fingerprint')
+    held_out = not split and (settings.data.held_out or settings.data.folds)
+    if held_out and trained_on not in (None, data.train.fingerprint):
+        _logger.warning(
+            'The images are not exactly those of the training, so the model may have been trained on some of the '
+            'images that are held out here: evaluate on others, named by --val-split.')
     model = build_model(settings.model, data.train.num_classes)
     weights: dict[str, dict[str, torch.Tensor] | None] = {
         'experts': load_safetensors(folder, 'Convert or download it again.')}
@@ -122,8 +130,8 @@ def _validate_exported(folder: Path, overrides: dict[str, Any], fusion: str, sav
         EXPERTS if isinstance(model.get_classifier(), tuple) else ('mean', 'cls'))
     unknown = dict.fromkeys(('teacher', 'epochs', 'epochs_trained', 'seed', 'seconds', 'train_images_per_second'))
     return _evaluate(
-        settings, data, model, weights, names, tuple(experts), fusion, folder / CONFIG, unknown,
-        folder if save else None)
+        settings, data, model, weights, names, tuple(experts), config['about'].get('logit_scale', 1.), fusion,
+        folder / CONFIG, unknown, folder if save else None)
 
 
 def _evaluate(
@@ -133,6 +141,7 @@ def _evaluate(
         weights: dict[str, dict[str, torch.Tensor] | None],
         class_names: list[str] | None,
         experts: tuple[str, ...],
+        logit_scale: float,
         fusion: str,
         file: Path,
         trained: dict[str, Any],
@@ -140,12 +149,13 @@ def _evaluate(
 ) -> dict[str, Any]:
     if data.evaluation is None:
         raise ValueError('There are no evaluation images: name a split by --val-split.')
-    scaled = has_cosine_classifier(model) or settings.loss.logit_scale != 1
+    scaled = has_cosine_classifier(model) or logit_scale != 1
     answer = choose_fusions(settings.output.fusion, experts, scaled)
     fusions = tuple(dict.fromkeys((*answer, *choose_fusions(fusion, experts, scaled))))
     device = torch.device(settings.machine.device)
-    model.to(device)
-    loader = build_eval_loader(settings, data.evaluation, model.pretrained_cfg, device)
+    dtype = getattr(torch, settings.machine.precision.weights)
+    model.to(device=device, dtype=dtype)
+    loader = build_eval_loader(settings, data.evaluation, model.pretrained_cfg, device, dtype)
     _logger.info(f'Precision: {settings.machine.precision.words_on(device)}')
     autocast = autocast_of(settings.machine.precision, device)
     start = time.perf_counter()
@@ -158,7 +168,9 @@ def _evaluate(
             reorder_classes(model, class_names, data.train.class_names, str(file))
         joined = fusions if name == 'experts' else answer
         others = joined[len(answer):]
-        evaluator = ShotEvaluator(data.shots, experts=(*answer, *experts, *others), device=device)
+        evaluator = ShotEvaluator(
+            data.shots, experts=(*answer, *experts, *others), device=device,
+            logit_scale=1. if 'dist' in experts else logit_scale)
         metrics[name] = evaluate(model, loader, evaluator, autocast, fusions=joined)
         confusion = evaluator.confusion if name == 'experts' else confusion
     seconds = time.perf_counter() - start

@@ -112,12 +112,19 @@ def _conflicts_of_small_data(args: argparse.Namespace) -> Conflicts:
         (args.aug_ramp and args.aa and not args.aa.startswith('rand'),
          f'--aug-ramp raises the magnitude of RandAugment, but --aa {args.aa} is another policy; use one such as '
          'rand-m9-mstd0.5-inc1, or none'),
+        (args.aug_ramp and args.aa and not {'inc', 'inc1'} & set(args.aa.split('-')),
+         f'--aug-ramp raises the magnitude of RandAugment, but in --aa {args.aa} some operations are strongest at '
+         'magnitude 0; use an increasing policy such as rand-m9-mstd0.5-inc1'),
     )
 
 
 def _conflicts_of_losses(args: argparse.Namespace) -> Conflicts:
     ldam, paco, mixes = args.loss == 'ldam', args.loss == 'paco', args.mixup or args.cutmix or args.cutmix_minmax
+    typed = {name for name, source in getattr(args, 'sources', {}).items() if source == 'command line'}
     return (
+        ('kd_temperature' in typed and args.kd_token_distill_type != 'soft',
+         '--kd-temperature has no effect on hard distillation, which uses only the largest logit; give '
+         '--kd-token-distill-type soft'),
         (args.distill_loss_weight is None and args.task_loss_weight > 1,
          f'--task-loss-weight {args.task_loss_weight} leaves a negative weight for DIST; give --distill-loss-weight'),
         (ldam and mixes, '--loss ldam needs hard labels (its margins belong to one class); set --mixup 0 --cutmix 0'),
@@ -137,6 +144,9 @@ def _conflicts_of_losses(args: argparse.Namespace) -> Conflicts:
         (args.cls_loss != 'ce' and args.drw_on in ('cls', 'both'),
          f'--cls-loss {args.cls_loss} re-balances CLS already; give --drw-on dist or none'),
         (ldam and args.bce_loss, '--loss ldam and --bce-loss exclude each other; give one of them'),
+        (args.bce_loss and args.drw_on in ('cls', 'both'),
+         f'--bce-loss cannot weight classes, which --drw-on {args.drw_on} asks of CLS (as own_data does below 5,000 '
+         'images); give --drw-on dist or none'),
     )
 
 
@@ -168,10 +178,17 @@ def _conflicts_of_images(args: argparse.Namespace) -> Conflicts:
 
 def _conflicts_of_training(args: argparse.Namespace) -> Conflicts:
     epochs, last = args.epochs, max([args.stop_epoch or 0, *(args.save_epochs or [])])
+    sources = getattr(args, 'sources', {})
     return (
         ((args.drw_start_epoch or 0) > epochs,
          f'--drw-start-epoch {args.drw_start_epoch} lies beyond --epochs {epochs}; give at most {epochs}, which means '
          'never'),
+        (args.sched == 'wsd' and args.warmup_epochs >= epochs and not args.warmup_prefix,
+         f'--sched wsd needs epochs after its warm-up of {args.warmup_epochs}, got --epochs {epochs}; lower '
+         '--warmup-epochs'),
+        (sources.get('rho') == 'command line' and not args.opt.startswith('sam'),
+         f'--rho belongs to the optimizers samsgd and samadamw, not to --opt {args.opt}; for a SAM teacher give '
+         '--teacher-rho'),
         (last > epochs, f'--stop-epoch or --save-epochs {last} lies beyond --epochs {epochs}'),
         (args.opt.startswith('sam') and args.grad_checkpointing,
          f'--opt {args.opt} freezes BatchNorm statistics in its second pass, but --grad-checkpointing would update '

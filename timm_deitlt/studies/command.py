@@ -89,7 +89,8 @@ def _write_page(study: Study, folder: Path, found: Mapping[Cell, Any], judged: l
     results = [{**result, 'arm': cell.arm} for cell, result in found.items()]
     try:
         sweep = None if study.sweep is None else dict(study.sweep)
-        page = write_study_report(folder, study.name, arms, results, judged, dict(study.settings), sweep)
+        recipe = {'recipe': study.recipe} if study.recipe else {}
+        page = write_study_report(folder, study.name, arms, results, judged, {**recipe, **study.settings}, sweep)
         _logger.info(f'Report: {page}')
     except Exception as error:  # the table says the same, and must still be printed
         _logger.warning(f'The page was not written ({type(error).__name__}: {error}): --table tries it again.')

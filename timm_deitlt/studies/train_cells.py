@@ -15,6 +15,7 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from ..engine.checkpoint import LAST, load_checkpoint
 from ..engine.device import cores
+from ..engine.run_folder import seconds_of
 from ..run.build.data import build_data
 from ..run.build.model import check_student
 from ..run.finish import has_mechanisms
@@ -153,7 +154,7 @@ def train_cell(study: Study, cell: Cell, root: Path, work: Path, places: Mapping
             'study': study.name, 'arm': cell.arm, 'label': study.arms[cell.arm].label, 'subset': cell.subset,
             'seed': cell.seed, 'settings': cell_settings(study, cell), 'resolved': resolved,
             'teacher_settings': _teacher_settings(metrics),
-            'metrics': {**_without_places(metrics), 'seconds': _seconds(folder)},
+            'metrics': {**_without_places(metrics), 'seconds': round(seconds_of(read_rows(folder / 'summary.csv')), 1)},
             'fusion': validate(str(folder), {}, 'all').get('fusion', {}),
             'analysis': analyze(str(folder), {}) if has_mechanisms(folder) else None,
             'curve': (folder / 'summary.csv').read_text().splitlines(),
@@ -203,12 +204,6 @@ def _without_places(metrics: Mapping[str, Any]) -> dict[str, Any]:
 def _teacher_settings(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
     record = Path((metrics['teacher'] or {}).get('path', '')).parent / RECORD
     return json.loads(record.read_text())['settings'] if metrics['teacher'] and record.is_file() else None
-
-
-def _seconds(folder: Path) -> float:
-    """Seconds of training and evaluation of all epochs, however often the run was stopped."""
-    rows = read_rows(folder / 'summary.csv')
-    return round(sum(float(row['train_seconds']) + float(row['eval_seconds']) for row in rows), 1)
 
 
 def _args(study: Study, cell: Cell, work: Path, places: Mapping[str, Any]) -> Any:

@@ -78,6 +78,10 @@ class AuxiliaryNet(nn.Module):
     def auxiliary_layers(self) -> nn.Module:
         return self.get_submodule(self.auxiliary)
 
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that timm's optimizer factory exempts from weight decay: those of the model."""
+        return {f'model.{name}' for name in getattr(self.model, 'no_weight_decay', set)()}
+
 
 class AuxiliaryTask(ShotEvaluation):
     """A task that trains an `AuxiliaryNet` or a plain model, and evaluates and saves the plain model."""

@@ -173,10 +173,6 @@ class GuidedStudent(AuxiliaryNet):
         self.projections = nn.ModuleList(nn.Linear(model.embed_dim, width) for width in channels)
         self.projections.to(next(model.parameters()))
 
-    def no_weight_decay(self) -> set[str]:
-        """Parameters that timm's optimizer factory exempts from weight decay: those of the model."""
-        return {f'model.{name}' for name in self.model.no_weight_decay()}
-
     def forward(self, x: Tensor, guided: bool = True) -> Tensor | tuple[Tensor, Tensor, list[Tensor], Tensor | None]:
         """CLS and DIST logits `[B, K]`, maps `[B, C, h, w]` and DIST's logits at each place `[B, K, h, w]` or None.
 

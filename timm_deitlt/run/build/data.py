@@ -218,11 +218,17 @@ def _check_channels(data: DataSettings) -> None:
         _logger.info(
             f'Images are arrays of {data.channels} channels: crop, flips, erasing and mixing augment them. --aa, '
             '--color-jitter and --grayscale-prob do not work on arrays and are left out.')
-    elif len(Image.new(data.image_mode, (1, 1)).getbands()) != data.channels:
+        return
+    try:
+        bands = Image.new(data.image_mode, (1, 1)).getbands()
+    except ValueError as error:
+        raise ValueError(
+            f'--input-img-mode {data.image_mode} is no mode of Pillow: give L, RGB, RGBA or array.') from error
+    if len(bands) != data.channels:
         raise ValueError(
             f'Images of mode {data.image_mode} do not have {data.channels} channels (--in-chans): give '
             '--input-img-mode, such as L for 1, RGB for 3, RGBA for 4, array for any.')
-    elif data.channels not in (1, 3):
+    if data.channels not in (1, 3):
         _logger.info(
             f'Images have {data.channels} channels: policies of --aa, --grayscale-prob and the hue of --color-jitter '
             'do not work on them and are left out.')

@@ -9,6 +9,7 @@ from typing import Any
 import timm
 import torch
 from timm.data import resolve_data_config
+from timm.layers import PatchDropout
 from timm.models import PretrainedCfg
 from timm.models.deit import VisionTransformerDistilled
 from timm.optim import Muon, create_optimizer_v2, list_optimizers, optimizer_kwargs
@@ -64,13 +65,19 @@ def build_model(settings: ModelSettings, num_classes: int, train_sizes: Sequence
         raise ValueError(
             f'timm cannot make {name} as asked for: {reason.strip().rstrip(".")}. Look at --model-kwargs, --gp, '
             '--img-size, --pretrained and --initial-checkpoint.') from error
+    if isinstance(getattr(model, 'patch_drop', None), PatchDropout):
+        # timm makes it before the DIST token of its own distilled ViTs, which it would drop like a patch
+        model.patch_drop.num_prefix_tokens = model.num_prefix_tokens
     if settings.classifier == 'cosine':
         set_cosine_classifier(model)
     if settings.init:
         initialize(model, settings.init)
     _scale_head(model, settings.head_init_scale, settings.head_init_bias)
     if settings.grad_checkpointing:
-        model.set_grad_checkpointing(enable=True)
+        try:
+            model.set_grad_checkpointing(enable=True)
+        except AssertionError as error:
+            raise ValueError(f'{name} has no --grad-checkpointing: leave the flag out.') from error
     config = _data_config(settings, model)
     _check_patches(model, config['input_size'][-2:], '--img-size')
     for size in train_sizes:

@@ -110,6 +110,7 @@ def build_trainer(
         dist_bn='' if machine.sync_bn else machine.dist_bn,
         log_interval=settings.output.log_interval,
         fusions=choose_fusions(settings.output.fusion, task.experts),
+        logit_scale=1. if 'dist' in task.experts else settings.loss.logit_scale,
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from ...analysis import TeacherView
+from ...data.ramp import AugmentationRamp
 from ...data.seeds import seed_everything
 from ...engine.trainer import expert_logits
 from ..build.loaders import build_batch_augment, build_train_loader
@@ -48,6 +49,9 @@ def measure_teacher(subject: Subject, images: Any, max_views: int) -> dict[str, 
     in_training, on_clean = (TeacherView(data.shots.groups['tail'], teacher.logit_scale) for _ in range(2))
     loader = build_train_loader(settings, data, model.pretrained_cfg, device, '', torch.float32)
     augment = build_batch_augment(settings.augment, data.train.num_classes, device)
+    if settings.augment.aug_ramp:
+        views = [view for of_size in loader.transforms for view in of_size]
+        AugmentationRamp(settings.augment.aug_ramp, views, augment).set_epoch(0)
     augment.mixup_enabled = settings.stage_two.keep_mixup or settings.stage_two.start_epoch > 0
     with torch.inference_mode():
         for plan, batch, target in (micro_batch for update in loader.epoch(0) for micro_batch in update):

@@ -117,7 +117,7 @@ TIMM_FLAGS = {
         flag('--decay-rate --dr', 'factor of each decay; for poly its power', type=float, default=0.1),
     ),
     'Augmentation and regularization parameters': (
-        flag('--no-aug', 'no training augmentation at all', action='store_true'),
+        flag('--no-aug', 'images are only resized to the input size; mixing has its own flags', action='store_true'),
         flag('--train-crop-mode', 'kind of random crop; pad resizes, pads by an eighth and crops (default: rrc)',
              choices=('rrc', 'rkrc', 'rkrr', 'pad')),
         flag('--scale', 'smallest and largest area of the random crop', type=float, nargs='+', default=[0.08, 1.0]),
