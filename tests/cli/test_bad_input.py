@@ -123,6 +123,12 @@ def refused(tmp_path, capsys, monkeypatch):
     ('--in-chans 2 --input-img-mode LA', '--mean has 3 values .*2 channels'),
     ('--val-split train', 'would evaluate lt/digits on its training images'),
     ('--teacher resnet20 --bce-loss --drw-on both', 'bce'),
+    ('--kd-temperature 4 --teacher resnet20_sam', '--kd-temperature has no effect on hard distillation'),
+    ('--rho .8 --teacher resnet20_sam', '--rho belongs to the optimizers samsgd .* --teacher-rho'),
+    ('--sched wsd --epochs 5 --warmup-epochs 5', '--sched wsd needs epochs after its warm-up of 5, got --epochs 5'),
+    ('--input-img-mode gray', '--input-img-mode gray is no mode of Pillow: give L, RGB'),
+    ('--model vgg11_bn --model-kwargs --teacher none --img-size 32 --grad-checkpointing',
+     'vgg11_bn has no --grad-checkpointing: leave the flag out'),
     ('--drw-start-epoch 9 --epochs 8', '--drw-start-epoch 9 lies beyond --epochs 8; give at most 8, which means never'),
     # the data
     ('--imbalance-factor .5', '--imbalance-factor must be at least 1, got 0.5'),
@@ -384,9 +390,20 @@ def test_checkpoint_of_another_shape_is_refused_by_its_first_differences(refused
         assert 'blocks.2.' in message and 'is missing' in message and '--model-kwargs' in message
 
 
-def test_checkpoint_of_another_optimizer_is_refused(refused, checkpoint):
-    message = refused('--branch-from', checkpoint, '--layer-decay', '.5')
+@pytest.mark.parametrize('teacher', ['none', 'resnet20_sam'])
+def test_checkpoint_of_another_optimizer_is_refused(refused, checkpoint, teacher):
+    message = refused('--branch-from', checkpoint, '--layer-decay', '.5', '--teacher', teacher)
     assert 'optimizer state' in message and 'does not fit' in message and '--no-resume-opt' in message
+
+
+def test_run_does_not_go_on_in_the_folder_of_another(checkpoint, tmp_path, capsys):
+    other = tmp_path / 'other'
+    shutil.copytree(checkpoint.parent, other)
+    before = (other / 'summary.csv').read_bytes()
+    with pytest.raises(SystemExit):
+        train_main([*TINY, '--resume', str(checkpoint), '--output', str(tmp_path), '--experiment', 'other'])
+    assert f'{other} holds another run than {checkpoint}' in one_line(capsys.readouterr().err)
+    assert (other / 'summary.csv').read_bytes() == before
 
 
 def test_weights_to_start_from_that_do_not_fit_are_refused(refused, checkpoint, tmp_path):

@@ -33,7 +33,8 @@ def photo(size=48):
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8))
 
 
-@pytest.mark.parametrize('policy', ['rand-m9-mstd0.5-inc1', 'rand-m10-inc1', 'v0r', '3a', 'original'])
+@pytest.mark.parametrize(
+    'policy', ['rand-m9-mstd0.5-inc1', 'rand-m10-inc1', 'v0r', '3a', 'original', 'augmix-m10-mstd3'])
 def test_every_policy_survives_every_magnitude(policy):
     random.seed(0)
     np.random.seed(0)

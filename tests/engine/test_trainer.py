@@ -374,6 +374,11 @@ def test_options_of_flags_win_over_those_of_the_checkpoint(tmp_path):
     group = optimizer.param_groups[0]
     assert (group['rho'], group['momentum'], group['weight_decay'], group['lr']) == (.1, .8, .2, .1)
 
+    saved = torch.optim.SGD(task.trainable_module.parameters(), lr=.1, momentum=.9).state_dict()
+    nesterov = torch.optim.SGD(task.trainable_module.parameters(), lr=.1, momentum=.9, nesterov=True)
+    restore(trainer(task, nesterov), {'epoch': 0, 'state_dict': weights(task), 'optimizer': saved}, 'last')
+    assert nesterov.param_groups[0]['nesterov'] is True
+
     scheduled = trainer(task, optimizer)
     scheduled.scheduler, _ = create_scheduler_v2(optimizer, 'cosine', num_epochs=2, min_lr=0.)
     restore(scheduled, load_checkpoint(tmp_path / 'last'), 'last')

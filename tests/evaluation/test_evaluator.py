@@ -103,6 +103,7 @@ def test_two_classes_have_no_mid():
         balanced = Shots.from_counts(counts)
         assert sorted(balanced.groups['mid']) == list(range(len(counts))) and 'no' in balanced.rule
         assert Shots.from_counts(counts, balanced.boundaries) == balanced
+        assert Shots.from_counts(counts, (1, 1)) == balanced, 'a balanced benchmark has no rare class either'
     assert Shots.from_counts([601, 500, 550]).boundaries == (1, 2)
     assert Shots.from_counts([3, 8]).groups == {'head': [1], 'mid': [], 'tail': [0]}
     assert Shots.from_counts([3, 8], (1, 1)).groups == {'head': [1], 'mid': [], 'tail': [0]}
@@ -155,6 +156,17 @@ def test_overall_metrics_are_those_of_timms_evaluator():
     timms.update(logits['cls'], target)
     ours = evaluate(logits, target).compute()['cls']
     assert {key: ours[key] for key in ('loss', 'top1', 'top5')} == pytest.approx(timms.compute(), rel=1e-6)
+
+
+def test_outputs_that_ldam_scales_are_scaled_for_the_loss_alone():
+    logits, target = 2 * torch.rand(40, 10) - 1, torch.arange(40) % 10
+    plain, scaled = (
+        ShotEvaluator(Shots.from_counts(range(100, 0, -10)), ('cls',), logit_scale=scale) for scale in (1., 30.))
+    for evaluator in (plain, scaled):
+        evaluator.update({'cls': logits}, target)
+    ours, before = scaled.compute()['cls'], plain.compute()['cls']
+    assert ours.pop('loss') == pytest.approx(torch.nn.functional.cross_entropy(30 * logits, target).item(), rel=1e-6)
+    assert ours == {name: value for name, value in before.items() if name != 'loss'}
 
 
 def test_batching_does_not_move_the_counts():

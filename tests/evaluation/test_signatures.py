@@ -62,6 +62,9 @@ def test_a_head_far_below_teacher_or_cls_is_a_sign():
     metrics['mean']['tail'], metrics['dist']['head'] = 2., 0.
     (found,) = failure_signatures(metrics, rows, analysis)
     assert found['suggestion'] == 'The tail has not gained from this: train longer.'
+    metrics['mean']['tail'] = None  # no image of these classes was held out
+    (found,) = failure_signatures(metrics, rows, analysis)
+    assert 'The tail has not gained' not in found['suggestion']
 
 
 def test_a_growing_gap_between_training_and_test_images_of_the_tail_is_a_sign():

@@ -19,6 +19,7 @@ from timm_deitlt.evaluation.fusion import mean_adjusted
 from timm_deitlt.hub.export import export
 from timm_deitlt.hub.publish import Options, build_folder
 from timm_deitlt.hub.source import read_model
+from timm_deitlt.run.validate import validate
 
 COMMAND = 'timm_deitlt_command.py'
 # A student, the plain ViT and a CNN, for whom timm knows other names
@@ -264,6 +265,31 @@ def test_an_exported_model_is_evaluated_analysed_and_exported_again(place, tmp_p
     ours, theirs = (config_of(folder) for folder in (tmp_path / 'again', place / 'exported' / 'student'))
     assert ours['architecture'] == theirs['architecture'] and ours['label_names'] == theirs['label_names']
     assert timm_deitlt.load_model(tmp_path / 'again').class_counts == tuple(metrics['data']['train_counts'])
+
+
+def test_an_export_keeps_figures_settings_and_the_choice_of_images_when_it_is_read_again(place, tmp_path):
+    run, again = read_model(place / 'student'), read_model(place / 'exported' / 'student')
+    assert again.metrics['mean'] == run.metrics['mean'] and again.settings.teacher == run.settings.teacher
+    assert again.config['data'] == run.config['data'] and again.config['data']['selection']['n_max'] == 40
+    folder = tmp_path / 'published'
+    build_folder(again, folder, Options(place / 'exported' / 'student', 'me/model'))
+    card = (folder / 'README.md').read_text()
+    assert (folder / 'args.yaml').is_file() and f'{run.metrics["mean"]["top1"]:.1f}' in card
+    assert 'python train.py -c args.yaml' in card
+
+
+def test_a_fold_is_evaluated_on_its_own_images_after_export_too(tmp_path, caplog):
+    folds = [*TINY, '--teacher', 'none', '--epochs', '1', '--output', tmp_path, '--experiment', 'folds', '--folds', '3']
+    run_script(*folds, '--fold', '1')
+    export(tmp_path / 'folds' / 'fold-1', tmp_path / 'model')
+    ours, theirs = (
+        json.loads((tmp_path / name / 'metrics.json').read_text()) for name in ('folds/fold-1', 'model'))
+    again = validate(str(tmp_path / 'model'), {'device': 'cpu'})
+    assert again['data']['fingerprint'] == ours['data']['fingerprint'] and 'fold 1' in again['data']['evaluated_on']
+    assert again['mean']['per_class'] == theirs['mean']['per_class']
+    assert 'may have been trained' not in caplog.text
+    validate(str(tmp_path / 'model'), {'device': 'cpu', 'split_seed': 1})
+    assert 'may have been trained on some of the images that are held out here' in caplog.text
 
 
 def test_a_run_without_figures_or_an_end_is_exported_with_a_warning(place, tmp_path, caplog):

@@ -154,6 +154,12 @@ def test_a_branch_is_made_and_a_tag_set_once_verified_and_never_moved(bench, run
     succeeded(bench.publish(runs / 'a', '--tag', 'v1'))
 
 
+def test_the_same_model_is_published_to_a_new_branch_too(bench, runs):
+    succeeded(bench.publish(runs / 'a'))
+    done = succeeded(bench.publish(runs / 'a', '--revision', 'next'))
+    assert 'Nothing to do' in done.stderr and bench.repo.branches['next'] == bench.repo.head
+
+
 def test_a_pull_request_leaves_the_branch_alone_and_is_opened_once(bench, runs):
     succeeded(bench.publish(runs / 'a'))
     before = bench.files

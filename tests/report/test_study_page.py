@@ -668,6 +668,18 @@ def test_settings_versions_and_files_are_listed_with_how_many_runs_had_them(stud
         assert f'{run["arm"]}-subset0-seed{run["seed"]}.json' in page.text
 
 
+def test_settings_that_a_recipe_gave_are_those_of_the_page(study, written):
+    bare = {name: value for name, value in study['settings'].items() if name not in ('epochs', 'drw_start_epoch')}
+    results = json.loads(json.dumps(study['results']))
+    for result in results:
+        result['resolved'] = result['settings']
+        result['settings'] = {name: value for name, value in result['settings'].items() if name in bare}
+    page = written(
+        {**study, 'results': results, 'settings': {'recipe': 'mine/small', **bare}}, 'student_and_teacher')
+    assert '20 epochs' in page.text and '<dt>recipe</dt><dd>mine/small</dd>' in page.source
+    assert [words for words in page.figures['student_and_teacher']['words'] if 'stage two, from epoch 11' in words]
+
+
 def test_runs_of_another_study_are_named_by_that(study, written):
     results = [{**run, 'study': 'main'} if run['arm'] == 'vit' else run for run in study['results']]
     page = written({**study, 'results': results})

@@ -91,6 +91,20 @@ def test_sizes_of_training_leave_a_model_of_one_size_and_are_what_is_timed():
         build_model(settings_of(*flags).model, 10)(torch.zeros(2, 3, 8, 8))
 
 
+def test_patch_dropout_keeps_the_dist_token_of_timms_own_distilled_vits():
+    trainer = made('--model', 'deit_tiny_distilled_patch16_224', '--model-kwargs', 'patch_drop_rate=.25', '--img-size',
+                   '32', '--workers', '0')
+    assert trainer.task.get_eval_model().patch_drop.num_prefix_tokens == 2
+
+
+@pytest.mark.parametrize('flags', [['--cooldown-epochs', '3'], ['--warmup-epochs', '2', '--warmup-prefix']])
+def test_stage_two_that_never_comes_does_not_come_in_epochs_that_timm_adds(flags):
+    trainer = made(*TINY, '--epochs', '4', '--drw-start-epoch', '4', *flags)
+    assert trainer.epochs > 4 and all(trainer.mixing(epoch) for epoch in range(trainer.epochs))
+    trainer.task.set_epoch(trainer.epochs - 1)
+    assert not trainer.task.criterion.in_drw_stage
+
+
 def test_radius_schedule_reaches_the_trainer():
     trainer = made(*TINY, '--opt', 'samadamw', '--rho', '.1', '--rho-milestones', '2', '--rho-values', '.3')
     assert [trainer.rho(epoch, 5) for epoch in range(3)] == [.1, .3, .3]

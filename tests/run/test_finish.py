@@ -1,6 +1,8 @@
 """The end of train.py: what it adds to the folder of a run, and that nothing it meets can cost the run."""
 import json
 import shutil
+import sys
+from types import SimpleNamespace
 
 import pytest
 from conftest import TINY, TINY_TEACHER, last_json, run_script
@@ -37,6 +39,25 @@ def test_a_run_ends_with_measures_signs_and_a_page(finished):
     assert signs, 'two epochs are not enough for anything'
     for sign in signs:
         assert sign['suggestion'] in done.stderr and sign['name'].replace('_', ' ') in page
+
+
+def test_seconds_are_those_of_all_sessions_and_trackers_end_with_the_run(tmp_path, monkeypatch):
+    calls = []
+    service = SimpleNamespace(
+        init=lambda **options: calls.append('init'), log=lambda row, step: calls.append(step),
+        finish=lambda: calls.append('finish'))
+    monkeypatch.setitem(sys.modules, 'wandb', service)
+    settings = [*TINY, '--teacher', 'none', '--epochs', '2', '--output', str(tmp_path), '--experiment', 'run',
+                '--log-wandb']
+    train(parse_args([*settings, '--stop-epoch', '1']))
+    rows = (tmp_path / 'run' / 'summary.csv').read_text().replace(',train_seconds', ',was', 1)
+    header, first = rows.splitlines()
+    column = header.split(',').index('was')
+    cells = first.split(',')
+    cells[column] = '5000'
+    (tmp_path / 'run' / 'summary.csv').write_text(f'{header.replace(",was", ",train_seconds")}\n{",".join(cells)}\n')
+    assert train(parse_args([*settings, '--resume', 'auto']))['seconds'] > 5000
+    assert calls == ['init', 0, 'finish', 'init', 1, 'finish']
 
 
 def test_without_a_report_known_failures_are_looked_for_all_the_same(tmp_path):

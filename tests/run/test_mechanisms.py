@@ -164,6 +164,15 @@ def test_the_teacher_sees_the_very_views_of_the_first_epoch(analyzed):
     assert ood['num_views'] == 216
 
 
+def test_the_teacher_sees_the_first_epoch_of_an_augmentation_that_rises(tmp_path, shared_teachers):
+    run_script(
+        *TINY, *TINY_TEACHER, '--epochs', '1', '--aug-ramp', '1', '--aa', 'rand-m9-mstd0.5-inc1', '--mixup-prob', '1',
+        '--teacher-cache', shared_teachers, '--output', tmp_path, '--experiment', 'run')
+    ood = last_json(run_script(tmp_path / 'run', script='analyze.py'))['ood']
+    seen = float(summary(tmp_path / 'run')[0]['train_teacher_correct'])
+    assert ood['teacher_top1_train_view'] == pytest.approx(100 * seen, abs=1e-9)
+
+
 def test_what_the_teacher_says_equals_a_recomputation_by_parts_of_the_trainer(analyzed):
     folder, done = analyzed
     settings = run_settings(load_checkpoint(folder / 'last.pth.tar'), {'device': 'cpu'})

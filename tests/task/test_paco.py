@@ -206,6 +206,12 @@ def test_one_pass_gives_the_plain_models_logits_and_a_projection_of_length_1(nam
     assert torch.equal(net(query), alone.eval()(query)), 'the same running statistics'
 
 
+def test_what_the_model_keeps_from_weight_decay_is_kept_from_it():
+    vit = timm.create_model('vit_tiny_patch16_224', img_size=32, embed_dim=48, depth=1, num_heads=3, num_classes=10)
+    assert PaCoNet(vit, dim=8).no_weight_decay() == {f'model.{name}' for name in vit.no_weight_decay()}
+    assert PaCoNet(plain_model('resnet20_cifar'), dim=8).no_weight_decay() == set()
+
+
 @pytest.mark.parametrize(('model', 'message'), [
     (lambda: timm.create_model('deit_lt_tiny', img_size=32, embed_dim=48, depth=1, num_heads=3), '2 heads'),
     (lambda: plain_model(num_classes=0), 'no head'),
