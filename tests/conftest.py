@@ -30,7 +30,7 @@ TINY = [
     '--model', 'deit_lt_tiny', '--model-kwargs', 'embed_dim=48', 'depth=2', 'num_heads=3', 'patch_size=8',
     '--img-size', '16', '--n-max', '40', '--imbalance-factor', '4', '--batch-size', '16',
     '--validation-batch-size', '170', '--workers', '0', '--no-amp', '--opt', 'adamw', '--lr', '5e-4', '--reprob', '.1',
-    '--mixup-prob', '.3', '--guidance', '0', '--val-interval', '1', '--no-report',
+    '--mixup-prob', '.3', '--val-interval', '1', '--no-report',
 ]
 # The same small student for folders of any images
 TINY_VIT = [

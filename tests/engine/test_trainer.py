@@ -379,6 +379,12 @@ def test_options_of_flags_win_over_those_of_the_checkpoint(tmp_path):
     restore(trainer(task, nesterov), {'epoch': 0, 'state_dict': weights(task), 'optimizer': saved}, 'last')
     assert nesterov.param_groups[0]['nesterov'] is True
 
+    adam = torch.optim.AdamW(task.trainable_module.parameters(), lr=.1)
+    amsgrad = torch.optim.AdamW(task.trainable_module.parameters(), lr=.1, amsgrad=True)
+    with pytest.raises(ValueError, match='does not fit AdamW: give --opt, its options'):
+        restore(trainer(task, amsgrad), {
+            'epoch': 0, 'state_dict': weights(task), 'optimizer': adam.state_dict()}, 'last')
+
     scheduled = trainer(task, optimizer)
     scheduled.scheduler, _ = create_scheduler_v2(optimizer, 'cosine', num_epochs=2, min_lr=0.)
     restore(scheduled, load_checkpoint(tmp_path / 'last'), 'last')

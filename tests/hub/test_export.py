@@ -272,7 +272,7 @@ def test_an_export_keeps_figures_settings_and_the_choice_of_images_when_it_is_re
     assert again.metrics['mean'] == run.metrics['mean'] and again.settings.teacher == run.settings.teacher
     assert again.config['data'] == run.config['data'] and again.config['data']['selection']['n_max'] == 40
     folder = tmp_path / 'published'
-    build_folder(again, folder, Options(place / 'exported' / 'student', 'me/model'))
+    build_folder(again, folder, Options(place / 'exported' / 'student', 'me/model', license='mit'))
     card = (folder / 'README.md').read_text()
     assert (folder / 'args.yaml').is_file() and f'{run.metrics["mean"]["top1"]:.1f}' in card
     assert 'python train.py -c args.yaml' in card

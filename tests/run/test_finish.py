@@ -1,4 +1,5 @@
 """The end of train.py: what it adds to the folder of a run, and that nothing it meets can cost the run."""
+import csv
 import json
 import shutil
 import sys
@@ -6,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import TINY, TINY_TEACHER, last_json, run_script
+from helpers import summary
 
 from timm_deitlt.run import finish
 from timm_deitlt.run.train import train
@@ -50,12 +52,11 @@ def test_seconds_are_those_of_all_sessions_and_trackers_end_with_the_run(tmp_pat
     settings = [*TINY, '--teacher', 'none', '--epochs', '2', '--output', str(tmp_path), '--experiment', 'run',
                 '--log-wandb']
     train(parse_args([*settings, '--stop-epoch', '1']))
-    rows = (tmp_path / 'run' / 'summary.csv').read_text().replace(',train_seconds', ',was', 1)
-    header, first = rows.splitlines()
-    column = header.split(',').index('was')
-    cells = first.split(',')
-    cells[column] = '5000'
-    (tmp_path / 'run' / 'summary.csv').write_text(f'{header.replace(",was", ",train_seconds")}\n{",".join(cells)}\n')
+    (row,) = summary(tmp_path / 'run')
+    with open(tmp_path / 'run' / 'summary.csv', 'w', newline='') as file:
+        writer = csv.DictWriter(file, row)
+        writer.writeheader()
+        writer.writerow({**row, 'train_seconds': '5000'})
     assert train(parse_args([*settings, '--resume', 'auto']))['seconds'] > 5000
     assert calls == ['init', 0, 'finish', 'init', 1, 'finish']
 

@@ -151,7 +151,7 @@ def analyze_main(argv: list[str] | None = None, prog: str = 'analyze.py') -> Non
     def analyze_and_describe() -> dict[str, Any]:
         folder = Path(path).parent if Path(path).name == LAST else Path(path)
         is_run = (folder / 'metrics.json').is_file() and (folder / LAST).is_file()
-        if is_run and not has_mechanisms(folder) and not values['val_split']:
+        if is_run and not has_mechanisms(folder, values['val_split']):
             result = {}  # a CNN, or a run without evaluation images; the page is written all the same
         else:
             result = analyze(path, _given(values), num_images)

@@ -67,11 +67,16 @@ def restore(trainer: Trainer, checkpoint: dict[str, Any], source: str, with_opti
             saved = checkpoint['optimizer']
             # set before loading, because `fused` decides on which device torch puts the step counts
             groups = [{**group, **own} for group, own in zip(saved['param_groups'], options, strict=True)]
+            for old, new in zip(saved['param_groups'], groups, strict=True):
+                for name in ('amsgrad', 'centered'):
+                    if new.get(name) and not old.get(name):
+                        raise ValueError(f'{name} needs averages that the state lacks')
             trainer.optimizer.load_state_dict({**saved, 'param_groups': groups})
         except (KeyError, ValueError) as error:
             raise ValueError(
-                f'The optimizer state of {source} does not fit {type(trainer.optimizer).__name__}: give --opt and its '
-                'options as they were, or --no-resume-opt to start with a new optimizer state.') from error
+                f'The optimizer state of {source} does not fit {type(trainer.optimizer).__name__}: give --opt, its '
+                'options and --guidance as they were, or --no-resume-opt to start with a new optimizer '
+                'state.') from error
         match_layout(trainer.optimizer)
         if trainer.scaler is not None and 'amp_scaler' in checkpoint:
             trainer.scaler.load_state_dict(checkpoint['amp_scaler'])

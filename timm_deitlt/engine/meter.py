@@ -5,7 +5,19 @@ from torch import Tensor
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss became NaN or infinite; the last complete checkpoint is untouched."""
+    """The loss became NaN or infinite; the last complete checkpoint is untouched.
+
+    Args:
+        where: Sentence that says when it happened.
+        mend: Sentence that says what to do.
+    """
+
+    def __init__(self, where: str, mend: str):
+        super().__init__(where, mend)
+        self.where, self.mend = where, mend
+
+    def __str__(self) -> str:
+        return f'{self.where} {self.mend}'
 
 
 class Meter:
@@ -43,7 +55,7 @@ class Meter:
         if 0 in found:
             update = self.checked + found.index(0)
             raise NonFiniteLossError(
-                f'The loss is not finite in epoch {epoch}, update {update} of {updates_per_epoch} (counted from 0). '
+                f'The loss is not finite in epoch {epoch}, update {update} of {updates_per_epoch} (counted from 0).',
                 'Lower --lr, add --clip-grad 1.0 or use --no-amp; the last complete checkpoint is untouched.')
         self.checked = len(self.updates)
 

@@ -14,7 +14,6 @@ from .checkpoint import LAST, save_checkpoint
 _logger = logging.getLogger(__name__)
 
 
-
 class Tracker:
     """Takes each row of summary.csv as it is written, and is told when the run ends."""
 
@@ -76,8 +75,11 @@ class RunFolder:
         save_checkpoint(self.last, state)
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
-        """Save metrics.json, and end the trackers."""
+        """Save metrics.json."""
         self.write('metrics.json', json.dumps(metrics, indent=2) + '\n')
+
+    def close(self) -> None:
+        """End the trackers."""
         while self.trackers:  # the next fold of the same process has trackers of its own
             self.trackers.pop().finish()
 

@@ -52,10 +52,14 @@ def find_figures(folder: Path, weights_sha256: str, names: Sequence[str]) -> dic
         except (KeyError, TypeError, ValueError):
             found.append(f'{name} does not say to which weights it belongs')
             continue
-        if own == weights_sha256:
+        if own != weights_sha256:
+            found.append(f'{name} is of other weights')
+            continue
+        try:
             check_figures(metrics, str(folder / name))
             return metrics
-        found.append(f'{name} is of other weights')
+        except ValueError as error:
+            found.append(str(error))
     raise ValueError(
         f'{folder} has no figures of its weights: {"; ".join(found) or f"there is no {names[0]}"}. Measure them: '
         f'python validate.py {shlex.quote(str(folder))}')

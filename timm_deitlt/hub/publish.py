@@ -158,7 +158,7 @@ def build_folder(model: Model, folder: Path, options: Options) -> ModelCard:
     benchmark = BENCHMARKS.get(tag.dataset if tag else str((model.config['data'] or {}).get('name')))
     license_id = options.license
     if license_id is None:
-        license_id = _DEFAULT_LICENSE if benchmark and model.settings else ''
+        license_id = _DEFAULT_LICENSE if benchmark and not (options.run / CONFIG).is_file() else ''
     if not license_id.strip():
         raise ValueError(
             'The card needs a licence, which decides what others may do with the weights: give --license, such as '

@@ -95,7 +95,7 @@ def read_model(folder: Path, finished: bool = True) -> Model:
     if not folder.is_dir():
         raise FileNotFoundError(f'There is no folder {str(folder)!r}: give the folder of a run of train.py.')
     if (folder / CONFIG).is_file():
-        return _read_converted(folder)
+        return _read_converted(folder, finished)
     record = None
     if (folder / RECORD).is_file():  # a cached teacher, whose run is in a folder inside
         record = read_record(folder / RECORD, _TRAIN_AGAIN)
@@ -202,7 +202,7 @@ def _selection(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names if getattr(args, name) not in (None, '')}
 
 
-def _read_converted(folder: Path) -> Model:
+def _read_converted(folder: Path, finished: bool) -> Model:
     config = load_config(folder)
     weights = load_safetensors(folder, 'Convert it again.')
     _check_finite(weights, str(folder / WEIGHTS))
@@ -212,24 +212,18 @@ def _read_converted(folder: Path) -> Model:
         raise ValueError(f'timm cannot load {folder}: {error}. Convert it again.') from error
     network.pretrained_cfg = {**network.pretrained_cfg, 'architecture': config['architecture']}
     metrics = None
-    if any((folder / name).is_file() for name in (VALIDATION, METRICS)):
-        metrics = find_figures(folder, weights_sha256(weights), (VALIDATION, METRICS))
-    settings = None
-    if (folder / SETTINGS).is_file():
-        settings = with_defaults(argparse.Namespace(**yaml.safe_load((folder / SETTINGS).read_text())))
+    if any((folder / name).is_file() for name in (METRICS, VALIDATION)):
+        metrics = _figures(folder, weights, finished)
+    settings = _published_settings(folder / SETTINGS) if (folder / SETTINGS).is_file() else None
     about = dict(config['about'])
-    trained_on = about.get('data') or {}
     kind = 'student' if isinstance(network, VisionTransformerDistilled) else 'teacher'
     data = metrics and metrics['data']
-    if data and data['fingerprint'] == trained_on.get('fingerprint'):
-        trained_on = {'selection': trained_on.get('selection'), **_public_data(data)}
-    elif data:
-        trained_on = _public_data(data)
     about.update(
         kind=kind,
         released_kind=about.get('released_kind', about.get('kind')) if 'source_file' in about else None,
-        data=trained_on or None,
-        class_counts=data['train_counts'] if data else about.get('class_counts'),
+        # the images of the training; of a converted model those that it was measured with, which are the authors' too
+        data=about.get('data') or (_public_data(data) if data else None),
+        class_counts=about.get('class_counts') or (data['train_counts'] if data else None),
         shots=metrics['shots'] if metrics else about.get('shots'),
         experts=about.get('experts') or (['mean', 'cls', 'dist'] if kind == 'student' else ['mean', 'cls']),
         training=about.get('training'),
@@ -241,6 +235,13 @@ def _read_converted(folder: Path) -> Model:
     return _checked(Model(
         network, about, list(names), metrics, settings, config['pretrained_cfg'], sorted(folder.glob('plots/*.png'))),
         str(folder))
+
+
+def _published_settings(path: Path) -> argparse.Namespace:
+    try:
+        return with_defaults(argparse.Namespace(**yaml.safe_load(path.read_text())))
+    except (TypeError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f'{path} is damaged: export the run again, or delete this file.') from error
 
 
 def _check_finite(weights: dict[str, torch.Tensor], name: str) -> None:
@@ -328,9 +329,7 @@ def training_command(args: argparse.Namespace) -> str:
     hidden = _NOT_THE_TRAINING - {'data_dir', 'list_dir', 'fusion'}
     typed = [name for name, source in sources.items() if source == 'command line' and name not in hidden]
     automatic = {'default', 'command line', *recipes_for(args.dataset, model_kind(args.model))}
-    configs = [
-        source for source in dict.fromkeys(sources.values())
-        if source not in automatic and not source.startswith('rules of ')]
+    configs = [source for source in dict.fromkeys(sources.values()) if source not in automatic]
     from_recipe = not configs or (configs[-1] in recipe_names() and len(configs) <= 2)
     if not sources or not from_recipe:
         return f'python train.py -c {SETTINGS}' + (' --data-dir DIR' if args.data_dir else '')

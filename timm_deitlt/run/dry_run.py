@@ -68,9 +68,7 @@ def dry_run(args: argparse.Namespace) -> dict[str, Any]:
     num_classes = BENCHMARKS[data.dataset].num_classes if data.dataset in BENCHMARKS else len(counts or ())
     model = check_student(settings, num_classes, counts or [1] * num_classes)
     result = {
-        'recipe': next(
-            source.removeprefix('rules of ') for source in reversed([*settings.sources.values()])
-            if source not in ('default', 'command line')),
+        'recipe': next(x for x in reversed([*settings.sources.values()]) if x not in ('default', 'command line')),
         'data': data.dataset or str(data.data_dir),
         'train_images': images,
         'class_counts': counts,

@@ -24,10 +24,10 @@ def discard_findings(folder: Path) -> None:
     shutil.rmtree(folder / PLOTS, ignore_errors=True)
 
 
-def has_mechanisms(folder: Path) -> bool:
-    """Whether the mechanisms of a run can be measured: it trained a ViT and evaluated it."""
+def has_mechanisms(folder: Path, split: str | None = None) -> bool:
+    """Whether the mechanisms of a run can be measured: it trained a ViT, and evaluated it or has a `split` for that."""
     metrics = read_json(folder / 'metrics.json')
-    return bool(metrics.get('mean')) and model_kind(metrics['model']) == 'student'
+    return bool(split or metrics.get('mean')) and model_kind(metrics['model']) == 'student'
 
 
 def finish_run(folder: Path, device: str | None = None) -> None:

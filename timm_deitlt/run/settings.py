@@ -153,7 +153,8 @@ def drw_start(args: argparse.Namespace) -> int:
     if args.drw_start_epoch < args.epochs:
         return args.drw_start_epoch
     # never: not in the epochs that timm adds to --epochs either
-    return args.epochs + args.cooldown_epochs + (args.warmup_epochs if args.warmup_prefix else 0)
+    cycles = math.ceil(sum(args.lr_cycle_mul ** cycle for cycle in range(args.lr_cycle_limit)))
+    return max(1, cycles) * args.epochs + args.cooldown_epochs + (args.warmup_epochs if args.warmup_prefix else 0)
 
 
 def drw_targets(args: argparse.Namespace) -> str:

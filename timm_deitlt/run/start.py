@@ -65,7 +65,8 @@ def find_start(settings: Settings) -> Start:
     if output.resume:
         if (path / LAST).exists() and not os.path.samefile(path, Path(output.resume).parent):
             raise ValueError(
-                f'{path} holds another run than {output.resume}, which would overwrite it: give another --experiment.')
+                f'{path} holds another run, which {output.resume} would overwrite: give another --experiment, or '
+                '--resume auto to go on with the one that is there.')
         return _going_on(path, output.resume)
     if output.branch_from:
         checkpoint = load_run(output.branch_from)

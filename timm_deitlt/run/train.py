@@ -86,6 +86,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     seconds = earlier + time.perf_counter() - began
     result = plain_json(run_result(settings, data, trainer, folder, metrics, teacher, teacher_metrics, seconds))
     folder.save_metrics(result)
+    folder.close()
     _logger.info('\n' + final_table(result, data.shots))
     if data.bad_images:
         _logger.warning(f'{data.bad_images} unreadable image(s) were replaced by others of their class.')

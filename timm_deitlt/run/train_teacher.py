@@ -77,10 +77,10 @@ def train_teacher(settings: Settings, data: Data, path: Path) -> nn.Module:
         metrics = fit(
             trainer, folder, settings, run_record(trainer, settings, data, speed), start_epoch, title='teacher')
     except NonFiniteLossError as error:
+        radius = ', a smaller --teacher-rho' if settings.optimizer.opt.startswith('sam') else ''
         raise NonFiniteLossError(
-            f'The training of the teacher {settings.model.name} failed. {str(error).split(" (counted")[0]}: its '
-            f'learning rate is that of its recipe, so use --no-amp, a smaller --teacher-rho or another --teacher. Its '
-            f'last complete checkpoint is in {path}.') from error
+            f'The training of the teacher {settings.model.name} failed. {error.where}',
+            f'Use --no-amp{radius} or another --teacher; its last complete checkpoint is in {path}.') from error
     folder.save_metrics(plain_json(run_result(
         settings, data, trainer, folder, metrics, None, None, earlier + time.perf_counter() - start)))
     return unwrap_model(trainer.task.get_eval_model())

@@ -81,6 +81,18 @@ def settings_of_export(folder: Path, config: dict[str, Any], overrides: dict[str
         resolve(settings, recipes_for(dataset or '', model_kind(settings['model'])), prog=str(folder)))
 
 
+def data_of_export(settings: Settings, config: dict[str, Any], split: str | None) -> Data:
+    """The data to evaluate an exported model on; a warning if images are held out of others than the training's."""
+    data = build_data(settings, evaluate_split=split)
+    trained_on = (config['about'].get('data') or {}).get('fingerprint')
+    held_out = not split and (settings.data.held_out or settings.data.folds)
+    if held_out and trained_on not in (None, data.train.fingerprint):
+        _logger.warning(
+            'The images are not exactly those of the training, so the model may have been trained on some of the '
+            'images that are held out here: evaluate on others, named by --val-split.')
+    return data
+
+
 def open_run(file: Path, overrides: dict[str, Any]) -> tuple[dict[str, Any], Settings, Data, TimmModel]:
     """A checkpoint of a run, its settings on this machine, its data, and its network without the weights.
 
@@ -112,14 +124,7 @@ def _validate_run(file: Path, overrides: dict[str, Any], fusion: str) -> dict[st
 def _validate_exported(folder: Path, overrides: dict[str, Any], fusion: str, save: bool = True) -> dict[str, Any]:
     config = load_config(folder)
     settings = settings_of_export(folder, config, overrides)
-    split = overrides.get('val_split')
-    data = build_data(settings, evaluate_split=split)
-    trained_on = (config['about'].get('data') or {}).get('fingerprint')
-    held_out = not split and (settings.data.held_out or settings.data.folds)
-    if held_out and trained_on not in (None, data.train.fingerprint):
-        _logger.warning(
-            'The images are not exactly those of the training, so the model may have been trained on some of the '
-            'images that are held out here: evaluate on others, named by --val-split.')
+    data = data_of_export(settings, config, overrides.get('val_split'))
     model = build_model(settings.model, data.train.num_classes)
     weights: dict[str, dict[str, torch.Tensor] | None] = {
         'experts': load_safetensors(folder, 'Convert or download it again.')}
@@ -153,9 +158,8 @@ def _evaluate(
     answer = choose_fusions(settings.output.fusion, experts, scaled)
     fusions = tuple(dict.fromkeys((*answer, *choose_fusions(fusion, experts, scaled))))
     device = torch.device(settings.machine.device)
-    dtype = getattr(torch, settings.machine.precision.weights)
-    model.to(device=device, dtype=dtype)
-    loader = build_eval_loader(settings, data.evaluation, model.pretrained_cfg, device, dtype)
+    model.to(device)
+    loader = build_eval_loader(settings, data.evaluation, model.pretrained_cfg, device)
     _logger.info(f'Precision: {settings.machine.precision.words_on(device)}')
     autocast = autocast_of(settings.machine.precision, device)
     start = time.perf_counter()

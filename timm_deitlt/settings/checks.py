@@ -1,6 +1,7 @@
 """Checks on the settings, made before data and models are touched."""
 import argparse
 import math
+import re
 from collections.abc import Callable, Mapping
 from itertools import chain
 from pathlib import Path
@@ -112,7 +113,7 @@ def _conflicts_of_small_data(args: argparse.Namespace) -> Conflicts:
         (args.aug_ramp and args.aa and not args.aa.startswith('rand'),
          f'--aug-ramp raises the magnitude of RandAugment, but --aa {args.aa} is another policy; use one such as '
          'rand-m9-mstd0.5-inc1, or none'),
-        (args.aug_ramp and args.aa and not {'inc', 'inc1'} & set(args.aa.split('-')),
+        (args.aug_ramp and args.aa and not re.search(r'-inc\d', args.aa),
          f'--aug-ramp raises the magnitude of RandAugment, but in --aa {args.aa} some operations are strongest at '
          'magnitude 0; use an increasing policy such as rand-m9-mstd0.5-inc1'),
     )
@@ -145,8 +146,8 @@ def _conflicts_of_losses(args: argparse.Namespace) -> Conflicts:
          f'--cls-loss {args.cls_loss} re-balances CLS already; give --drw-on dist or none'),
         (ldam and args.bce_loss, '--loss ldam and --bce-loss exclude each other; give one of them'),
         (args.bce_loss and args.drw_on in ('cls', 'both'),
-         f'--bce-loss cannot weight classes, which --drw-on {args.drw_on} asks of CLS (as own_data does below 5,000 '
-         'images); give --drw-on dist or none'),
+         f'--bce-loss cannot weight classes, which --drw-on {args.drw_on} asks of CLS (as recipes for '
+         'small sets do); give --drw-on dist or none'),
     )
 
 

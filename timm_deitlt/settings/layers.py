@@ -6,7 +6,6 @@ import functools
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.resources import files
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -236,9 +235,9 @@ def parse_args(
     Args:
         argv: Words of the command line; those of the process by default.
         prog: Name of the command for messages.
-        survey: Finds out what the rules of a recipe ask of the images; it is called if they ask. What follows from
-            rules wins over the recipes, and loses against the config itself. An image size of the config or the command
-            line takes the place of the side that it finds.
+        survey: Finds out what the rules of a recipe ask of the images; it is called if there are rules. What follows
+            from them wins over the other recipes, and loses against the config itself. An image size of the config or
+            the command line takes the place of the side that it finds.
 
     Raises:
         SystemExit: With code 2 and one line on stderr, if a flag is unknown, refused or has a bad value.
@@ -254,18 +253,13 @@ def parse_args(
         base = recipes_for(chosen.dataset, model_kind(chosen.model))
     below = [*map(load_recipe, base)]
     args = _merge([*below, *layers])
-    if ruling := [layer for layer in (*below, layers[0]) if layer.rules]:
+    if layers[0].rules:
         read = args.pretrained or args.pretrained_path or args.initial_checkpoint
-        taught = args.teacher not in ('none', 'labels') and args.teacher_view != 'weak'
-        facts = {'distils': taught and model_kind(args.model) == 'student' and not read}
-        if any(rule.below for layer in ruling for lines in layer.rules for rule in lines):
-            facts |= {**survey(args), **size_given(chosen)}
-        held = {layer.name: rules_that_hold(layer.rules, facts) for layer in ruling}
-        fitted = [
-            Layer(f'rules of {name}', {key: value for rule in rules for key, value in rule.values.items()})
-            for name, rules in held.items()]
-        args = _merge([*below, *fitted, *layers])
-        for rule in chain.from_iterable(held.values()):
+        distils = args.teacher not in ('none', 'labels') and model_kind(args.model) == 'student' and not read
+        held = rules_that_hold(layers[0].rules, {**survey(args), **size_given(chosen), 'distils': distils})
+        fitted = {key: value for rule in held for key, value in rule.values.items()}
+        args = _merge([*below, Layer(f'rules of {config}', fitted), *layers])
+        for rule in held:
             say_why(rule, args, chosen)
     named = layers[-1].values.get('amp_dtype') == 'bfloat16'
     if named and args.amp is None and args.model_dtype in (None, 'float32'):

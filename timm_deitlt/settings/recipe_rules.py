@@ -2,7 +2,7 @@
 
 A recipe holds them under `rules` as named lists of lines. In each list the first line that holds is taken. A line holds
 if all of its conditions do, and always if it has none. The condition `distils: true` is that a network teaches a ViT
-from scratch, on the images that the ViT sees:
+from scratch:
 
     rules:
       size:
@@ -27,8 +27,7 @@ class Rule(NamedTuple):
         below: Facts by name, and the number that each must be below.
         values: Settings that follow.
         why: The reason, for the log.
-        distils: Whether a network must teach a ViT from scratch, on the same images, or must not; None if it does not
-            matter.
+        distils: Whether a network must teach a ViT from scratch, or must not; None if it does not matter.
     """
     below: Mapping[str, float]
     values: Mapping[str, Any]

@@ -18,13 +18,13 @@ from ...models._timm import TimmModel
 from ...models.weights import CONFIG, load_config, load_safetensors, load_weights
 from ...settings.resolved import Settings
 from ...utils.files import read_json, read_rows
-from ..build.data import Data, build_data
+from ..build.data import Data
 from ..build.loaders import build_eval_loader
 from ..build.model import build_model
 from ..build.trainer import autocast_of
 from ..results import EXPERTS
 from ..teacher_file import HUB, reorder_classes
-from ..validate import open_run, settings_of_export
+from ..validate import data_of_export, open_run, settings_of_export
 
 _logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def _history(folder: Path, last_epoch: int) -> list[tuple[int, float]]:
 def _open_exported(folder: Path, overrides: dict[str, Any], save: bool = True) -> Subject:
     config = load_config(folder)
     settings = settings_of_export(folder, config, overrides)
-    data = build_data(settings, evaluate_split=overrides.get('val_split'))
+    data = data_of_export(settings, config, overrides.get('val_split'))
     model = build_model(settings.model, data.train.num_classes)
     load_weights(model, load_safetensors(folder, 'Convert or download it again.'), str(folder / CONFIG))
     if names := config['pretrained_cfg'].get('label_names'):
