@@ -105,6 +105,13 @@ def test_stage_two_that_never_comes_does_not_come_in_epochs_that_timm_adds(flags
     assert not trainer.task.criterion.in_drw_stage
 
 
+def test_a_balanced_benchmark_has_no_head_and_no_tail():
+    argv = ['--teacher', 'none', '--n-max', '20', '--imbalance-factor']
+    groups = [build_data(settings_of(*argv, factor)).shots.groups for factor in (1, 4)]
+    assert [len(labels) for labels in groups[0].values()] == [0, 10, 0]
+    assert [len(labels) for labels in groups[1].values()] == [3, 4, 3]
+
+
 def test_radius_schedule_reaches_the_trainer():
     trainer = made(*TINY, '--opt', 'samadamw', '--rho', '.1', '--rho-milestones', '2', '--rho-values', '.3')
     assert [trainer.rho(epoch, 5) for epoch in range(3)] == [.1, .3, .3]

@@ -32,7 +32,7 @@ class Shots:
     def from_counts(cls, class_counts: Sequence[int], boundaries: tuple[int, int] | None = None) -> 'Shots':
         """Group the classes at the given cuts, or else at 100 and 20 images, or into thirds if a group would be empty.
 
-        Balanced classes have no head and no tail: all of them are in mid.
+        Without given cuts, balanced classes have no head and no tail: all of them are in mid.
 
         Args:
             class_counts: Training images per class, by class index.
@@ -47,7 +47,7 @@ class Shots:
         if num_classes < 2:
             raise ValueError(f'Head, mid and tail need at least 2 classes, got {num_classes}.')
         order = tuple(sorted(range(num_classes), key=lambda label: -counts[label]))
-        if max(counts) <= _BALANCED * min(counts) or boundaries == (0, num_classes):
+        if boundaries is None and is_balanced(counts) or boundaries == (0, num_classes):
             return cls(order, (0, num_classes), _NO_TAIL, counts)
         if boundaries is not None:
             mid, tail = checked_cuts(boundaries, num_classes)
@@ -81,6 +81,11 @@ class Shots:
             },
             'missing_classes': [label for label, count in enumerate(test_counts) if not count],
         }
+
+
+def is_balanced(class_counts: Sequence[int]) -> bool:
+    """Whether all classes have about as many images, so that none is frequent or rare."""
+    return max(class_counts) <= _BALANCED * min(class_counts)
 
 
 def checked_cuts(boundaries: tuple[int, int], num_classes: int) -> tuple[int, int]:
