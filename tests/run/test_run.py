@@ -240,9 +240,10 @@ def test_trackio_gets_the_rows_of_the_summary(tmp_path, monkeypatch):
     module.__spec__ = ModuleSpec('trackio', None)
     module.init = lambda **kwargs: begun.append(kwargs)
     module.log = lambda row, step: logged.append((step, row))
+    module.finish = lambda: begun.append('finished')
     monkeypatch.setitem(sys.modules, 'trackio', module)
     run_here(tmp_path, '--epochs', '2', '--teacher', 'none', '--log-trackio')
-    assert begun[0]['name'] == 'run' and begun[0]['config']['epochs'] == 2
+    assert begun[0]['name'] == 'run' and begun[0]['config']['epochs'] == 2 and begun[1:] == ['finished']
     rows = summary(tmp_path / 'run')
     assert [step for step, _ in logged] == [0, 1]
     assert [row['train_loss'] for _, row in logged] == [pytest.approx(float(row['train_loss'])) for row in rows]

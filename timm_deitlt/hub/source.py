@@ -221,7 +221,7 @@ def _read_converted(folder: Path, finished: bool) -> Model:
     about.update(
         kind=kind,
         released_kind=about.get('released_kind', about.get('kind')) if 'source_file' in about else None,
-        # the images of the training; of a converted model those that it was measured with, which are the authors' too
+        # of the training; a converted model does not name them, so it gets those that it was measured with
         data=about.get('data') or (_public_data(data) if data else None),
         class_counts=about.get('class_counts') or (data['train_counts'] if data else None),
         shots=metrics['shots'] if metrics else about.get('shots'),
