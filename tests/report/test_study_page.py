@@ -486,8 +486,9 @@ def test_point_at_which_distillation_stops_helping_is_where_the_student_crosses_
         study, written, drawn, gains, words, grey):
     changed = with_gains(study, gains)
     assert words in written(changed, 'sweep').figures['sweep']['caption']
-    for axes in drawn('sweep', results=changed['results']):
-        assert [(area.get_x(), area.get_x() + area.get_width()) for area in axes.patches] == grey
+    overall, tail = drawn('sweep', results=changed['results'])
+    assert [(area.get_x(), area.get_x() + area.get_width()) for area in overall.patches] == grey
+    assert not tail.patches, 'where they cross overall'
 
 
 @pytest.mark.parametrize(('places', 'scale'), [
