@@ -402,7 +402,7 @@ def test_run_does_not_go_on_in_the_folder_of_another(checkpoint, tmp_path, capsy
     before = (other / 'summary.csv').read_bytes()
     with pytest.raises(SystemExit):
         train_main([*TINY, '--resume', str(checkpoint), '--output', str(tmp_path), '--experiment', 'other'])
-    assert f'{other} holds another run than {checkpoint}' in one_line(capsys.readouterr().err)
+    assert f'{other} holds another run, which {checkpoint} would overwrite' in one_line(capsys.readouterr().err)
     assert (other / 'summary.csv').read_bytes() == before
 
 
