@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from timm.layers import set_fused_attn
 from torch import nn
 
+from timm_deitlt.engine.meter import NonFiniteLossError
 from timm_deitlt.models.cosine import CosineLinear
 from timm_deitlt.run import teacher_settings as teachers
 from timm_deitlt.run import train as run
@@ -294,6 +295,18 @@ def test_trained_teacher_is_kept_and_found_again(tmp_path):
     assert torch.equal(second.model.weight, torch.full((2, 2), 3.)) and not second.model.training
     assert json.loads((first.path.parent / 'teacher.json').read_text()) == KEY
     assert ask(tmp_path, key={**KEY, 'data': 'others'}).source == 'trained'
+
+
+def test_teacher_that_diverges_is_named_with_flags_that_reach_it(tmp_path, monkeypatch):
+    def diverges(*args, **kwargs):
+        raise NonFiniteLossError('The loss is not finite in epoch 0.', 'Lower --lr.')
+
+    monkeypatch.setattr(teach, 'fit', diverges)
+    with pytest.raises(NonFiniteLossError) as found:
+        resolve('--teacher-cache', str(tmp_path))
+    said = str(found.value)
+    assert said.startswith('The training of the teacher resnet20_cifar failed. The loss is not finite in epoch 0. Use ')
+    assert '--no-amp, a smaller --teacher-rho' in said and '--lr' not in said
 
 
 def test_default_cache_is_in_the_home_folder(tmp_path):

@@ -14,10 +14,10 @@ class NonFiniteLossError(RuntimeError):
 
     def __init__(self, where: str, mend: str):
         super().__init__(where, mend)
-        self.where, self.mend = where, mend
+        self.where = where
 
     def __str__(self) -> str:
-        return f'{self.where} {self.mend}'
+        return ' '.join(self.args)
 
 
 class Meter:

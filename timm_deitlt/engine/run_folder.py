@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..utils.files import read_rows, write_text
 from .checkpoint import LAST, save_checkpoint
@@ -14,11 +14,10 @@ from .checkpoint import LAST, save_checkpoint
 _logger = logging.getLogger(__name__)
 
 
-class Tracker:
+class Tracker(NamedTuple):
     """Takes each row of summary.csv as it is written, and is told when the run ends."""
-
-    def __init__(self, track: Callable[[dict[str, Any]], None], finish: Callable[[], None]):
-        self.track, self.finish = track, finish
+    track: Callable[[dict[str, Any]], None]
+    finish: Callable[[], None]
 
 
 class RunFolder:

@@ -47,7 +47,7 @@ class Shots:
         if num_classes < 2:
             raise ValueError(f'Head, mid and tail need at least 2 classes, got {num_classes}.')
         order = tuple(sorted(range(num_classes), key=lambda label: -counts[label]))
-        if boundaries is None and is_balanced(counts) or boundaries == (0, num_classes):
+        if boundaries is None and _is_balanced(counts) or boundaries == (0, num_classes):
             return cls(order, (0, num_classes), _NO_TAIL, counts)
         if boundaries is not None:
             mid, tail = checked_cuts(boundaries, num_classes)
@@ -59,6 +59,11 @@ class Shots:
             mid, tail = round(num_classes / 3), num_classes - round(num_classes / 3)
             rule = 'thirds of the classes, as cuts at 100 and 20 training images would leave a group empty'
         return cls(order, (mid, tail), rule, counts)
+
+    @classmethod
+    def of_benchmark(cls, class_counts: Sequence[int], boundaries: tuple[int, int] | None) -> 'Shots':
+        """Group the classes at the cuts of their benchmark, if it has any and the classes are not balanced."""
+        return cls.from_counts(class_counts, None if _is_balanced(class_counts) else boundaries)
 
     @property
     def groups(self) -> dict[str, list[int]]:
@@ -83,8 +88,7 @@ class Shots:
         }
 
 
-def is_balanced(class_counts: Sequence[int]) -> bool:
-    """Whether all classes have about as many images, so that none is frequent or rare."""
+def _is_balanced(class_counts: Sequence[int]) -> bool:
     return max(class_counts) <= _BALANCED * min(class_counts)
 
 

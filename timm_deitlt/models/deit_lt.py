@@ -21,6 +21,15 @@ from ._pretrained import create_pretrained
 __all__ = ['DeiTLT']
 
 
+def keep_prefix_tokens(model: Any) -> None:
+    """Let patch dropout keep every token before the patches.
+
+    timm creates it when a distilled ViT has only the class token, so that it would drop DIST like a patch.
+    """
+    if isinstance(getattr(model, 'patch_drop', None), PatchDropout):
+        model.patch_drop.num_prefix_tokens = model.num_prefix_tokens
+
+
 class DeiTLT(VisionTransformerDistilled):
     """Distilled Vision Transformer that can return the logits of its two experts.
 
@@ -35,9 +44,7 @@ class DeiTLT(VisionTransformerDistilled):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if isinstance(self.patch_drop, PatchDropout):
-            # timm creates it when the ViT has only the class token, so that it would drop DIST like a patch
-            self.patch_drop.num_prefix_tokens = self.num_prefix_tokens
+        keep_prefix_tokens(self)
 
     @torch.jit.export
     def forward_experts(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -20,7 +20,6 @@ from ..data.long_tail import ClassificationSet, holdout, long_tailed_subset
 from ..data.readers import count_listed
 from ..data.sampling import class_counts
 from ..evaluation import Shots
-from ..evaluation.shots import is_balanced
 from ..loss import class_weights
 from ..models._timm import TimmModel
 from ..optim.rho_schedule import rho_schedule
@@ -185,7 +184,7 @@ def _left_out(repeats: float, images: int, mixes: bool) -> str | None:
 
 
 def _shots(counts: list[int], boundaries: tuple[int, int] | None) -> dict[str, Any]:
-    groups = Shots.from_counts(counts, None if is_balanced(counts) else boundaries).groups
+    groups = Shots.of_benchmark(counts, boundaries).groups
     return {
         group: {
             'classes': len(labels),

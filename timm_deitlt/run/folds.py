@@ -16,7 +16,6 @@ from timm.utils.distributed import world_info_from_env
 
 from ..benchmarks import BENCHMARKS
 from ..evaluation import Shots
-from ..evaluation.shots import is_balanced
 from ..settings.checks import validate_args
 from ..settings.layers import args_to_yaml
 from ..utils.files import write_text
@@ -130,7 +129,7 @@ def summarize_folds(
         for result in results]
     if any(result['data']['class_names'] != names for result in results) or any(x != counts[0] for x in counts):
         raise ValueError('The images changed between the folds: train all folds again, in another --experiment.')
-    shots = Shots.from_counts(counts[0], None if is_balanced(counts[0]) else boundaries)
+    shots = Shots.of_benchmark(counts[0], boundaries)
     tests = [r['data']['test_counts'] for r in results]
     total = [sum(column) for column in zip(*tests, strict=True)]
     summary: dict[str, Any] = {

@@ -73,6 +73,11 @@ def check_bounds(values: Mapping[str, Any]) -> None:
                     raise ValueError(f'{flag_of(name)} must be {allowed}, got {item}')
 
 
+def _typed(args: argparse.Namespace) -> set[str]:
+    """Settings that the user typed; in a recipe or file they may be meant for other runs too."""
+    return {name for name, source in getattr(args, 'sources', {}).items() if source == 'command line'}
+
+
 def _conflicts_of_small_data(args: argparse.Namespace) -> Conflicts:
     places = '--guidance' if args.guidance else '--dense-distill' if args.dense_distill else ''
     blocks, stages = args.guidance_blocks, args.guidance_stages
@@ -121,7 +126,7 @@ def _conflicts_of_small_data(args: argparse.Namespace) -> Conflicts:
 
 def _conflicts_of_losses(args: argparse.Namespace) -> Conflicts:
     ldam, paco, mixes = args.loss == 'ldam', args.loss == 'paco', args.mixup or args.cutmix or args.cutmix_minmax
-    typed = {name for name, source in getattr(args, 'sources', {}).items() if source == 'command line'}
+    typed = _typed(args)
     return (
         ('kd_temperature' in typed and args.kd_token_distill_type != 'soft',
          '--kd-temperature has no effect on hard distillation, which uses only the largest logit; give '
@@ -179,7 +184,6 @@ def _conflicts_of_images(args: argparse.Namespace) -> Conflicts:
 
 def _conflicts_of_training(args: argparse.Namespace) -> Conflicts:
     epochs, last = args.epochs, max([args.stop_epoch or 0, *(args.save_epochs or [])])
-    sources = getattr(args, 'sources', {})
     return (
         ((args.drw_start_epoch or 0) > epochs,
          f'--drw-start-epoch {args.drw_start_epoch} lies beyond --epochs {epochs}; give at most {epochs}, which means '
@@ -187,7 +191,7 @@ def _conflicts_of_training(args: argparse.Namespace) -> Conflicts:
         (args.sched == 'wsd' and args.warmup_epochs >= epochs and not args.warmup_prefix,
          f'--sched wsd needs epochs after its warm-up of {args.warmup_epochs}, got --epochs {epochs}; lower '
          '--warmup-epochs'),
-        (sources.get('rho') == 'command line' and not args.opt.startswith('sam'),
+        ('rho' in _typed(args) and not args.opt.startswith('sam'),
          f'--rho belongs to the optimizers samsgd and samadamw, not to --opt {args.opt}; for a SAM teacher give '
          '--teacher-rho'),
         (last > epochs, f'--stop-epoch or --save-epochs {last} lies beyond --epochs {epochs}'),
@@ -208,10 +212,10 @@ def _conflicts_of_training(args: argparse.Namespace) -> Conflicts:
 
 def _conflicts_of_teachers(args: argparse.Namespace) -> Conflicts:
     # a file may hold them for runs that have a teacher and runs that have none, and so may --teacher none end a command
-    sources = getattr(args, 'sources', {})
-    typed = [flag_of(name) for name in _OF_TEACHERS if sources.get(name) == 'command line']
+    given = _typed(args)
+    typed = [flag_of(name) for name in _OF_TEACHERS if name in given]
     return (
-        (typed and args.teacher in ('none', 'labels') and sources['teacher'] != 'command line',
+        (typed and args.teacher in ('none', 'labels') and 'teacher' not in given,
          f'{", ".join(typed)} given, but this run has no teacher network; give one such as --teacher resnet32_sam'),
         (args.teacher == 'none' and args.drw_on == 'dist',
          f'--drw-on {args.drw_on} needs a DIST expert, which --teacher none does not train; use --drw-on cls'),

@@ -15,7 +15,6 @@ from ...data.image import ARRAY
 from ...data.long_tail import ClassificationSet, holdout
 from ...data.look import look_at
 from ...evaluation import Shots
-from ...evaluation.shots import is_balanced
 from ...settings.images import DataSettings
 from ...settings.resolved import Settings
 from ...utils.words import first_of
@@ -130,12 +129,11 @@ def build_data(settings: Settings, evaluate_split: str | None = None) -> Data:
             f'--num-classes {chosen.num_classes} differs from the {train.num_classes} classes of the data set; leave '
             'the flag out.')
     counts = list(train.class_counts)
-    cuts = benchmark.shot_boundaries if benchmark and not is_balanced(counts) else None
     return Data(
         train=train,
         evaluation=evaluation,
         evaluated_on=evaluated_on,
-        shots=Shots.from_counts(counts, cuts),
+        shots=Shots.of_benchmark(counts, benchmark.shot_boundaries if benchmark else None),
         name=chosen.dataset or str(chosen.data_dir),
         imbalance_factor=max(counts) / min(counts),
         split_seed=chosen.split_seed,

@@ -9,7 +9,6 @@ from typing import Any
 import timm
 import torch
 from timm.data import resolve_data_config
-from timm.layers import PatchDropout
 from timm.models import PretrainedCfg
 from timm.models.deit import VisionTransformerDistilled
 from timm.optim import Muon, create_optimizer_v2, list_optimizers, optimizer_kwargs
@@ -22,6 +21,7 @@ from ...loss import LabelLoss, create_distillation_loss
 from ...models._initial import load_initial, say_new_heads
 from ...models._timm import TimmModel
 from ...models.cosine import set_cosine_classifier
+from ...models.deit_lt import keep_prefix_tokens
 from ...models.initialization import initialize
 from ...optim.muon import left_to_adamw, orthogonalize_in_float32
 from ...settings.resolved import ModelSettings, OptimizerSettings, Settings
@@ -65,9 +65,7 @@ def build_model(settings: ModelSettings, num_classes: int, train_sizes: Sequence
         raise ValueError(
             f'timm cannot make {name} as asked for: {reason.strip().rstrip(".")}. Look at --model-kwargs, --gp, '
             '--img-size, --pretrained and --initial-checkpoint.') from error
-    if isinstance(getattr(model, 'patch_drop', None), PatchDropout):
-        # timm makes it before the DIST token of its own distilled ViTs, which it would drop like a patch
-        model.patch_drop.num_prefix_tokens = model.num_prefix_tokens
+    keep_prefix_tokens(model)
     if settings.classifier == 'cosine':
         set_cosine_classifier(model)
     if settings.init:
