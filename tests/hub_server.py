@@ -155,7 +155,18 @@ class Hub(State):
                 return {kind: [
                     {'name': name, 'ref': prefix + name, 'targetCommit': oid} for name, oid in names.items()
                 ] for kind, (prefix, names) in refs.items()}
+            case ['discussions', number]:
+                return self._pull_request(repo, int(number))
         raise refusal(501, f'{request.path} is not imitated by tests/hub_server.py')
+
+    def _pull_request(self, repo, number):
+        ref = f'refs/pr/{number}'
+        commit = repo.find(ref)
+        return {
+            'num': number, 'title': commit.message, 'status': 'closed' if ref in repo.closed else 'open',
+            'author': {'name': commit.author}, 'createdAt': commit.date, 'repo': {'name': repo.name, 'type': 'model'},
+            'isPullRequest': True, 'changes': {'base': 'refs/heads/main'}, 'filesWithConflicts': [], 'events': [],
+        }
 
     def _info(self, request, repo, commit):
         card = read_card(commit.files.get('README.md', b''))[0]

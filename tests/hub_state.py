@@ -85,6 +85,7 @@ class Repo:
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     pulls: dict[str, str] = field(default_factory=dict)
+    closed: set[str] = field(default_factory=set)  # among the names of the pull requests
 
     @property
     def head(self) -> str | None:

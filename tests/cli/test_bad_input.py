@@ -200,6 +200,15 @@ def test_missing_logger_is_named_before_the_teacher_is_trained(refused, monkeypa
         assert f'--log-{module} needs {module}: pip install' in message
 
 
+def test_wandb_without_a_key_is_named_before_the_teacher_is_trained(refused, monkeypatch):
+    def login():
+        raise RuntimeError('No API key configured.')
+
+    monkeypatch.setitem(sys.modules, 'wandb', SimpleNamespace(login=login, Error=RuntimeError))
+    message = refused('--log-wandb', '--teacher', 'resnet20_sam')
+    assert '--log-wandb: No API key configured. Log in by "wandb login"' in message
+
+
 def test_output_that_cannot_be_written_to_is_refused_before_the_teacher_is_trained(refused, tmp_path):
     (tmp_path / 'file').write_text('')
     for resume in ([], ['--resume', 'auto', '--experiment', 'x']):

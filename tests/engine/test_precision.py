@@ -1,4 +1,5 @@
-"""bfloat16 only where the hardware has it: elsewhere a CPU emulates it, dozens of times slower than float32."""
+"""bfloat16 only where the hardware has it: elsewhere a CPU emulates it, dozens of times slower than float32.
+And float64 only where the device has it."""
 import logging
 from collections import Counter
 
@@ -6,17 +7,23 @@ import pytest
 import timm
 import torch
 from conftest import TINY, run_script
-from helpers import settings_of
+from helpers import SILENT, distiller, eval_loader, settings_of
+from helpers import trainer as small_trainer
 from timm.optim import create_optimizer_v2, muon
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from timm_deitlt.engine import meter as meter_module
 from timm_deitlt.engine.device import has_bfloat16
 from timm_deitlt.engine.meter import Meter
+from timm_deitlt.evaluation import evaluator
+from timm_deitlt.optim import SAMSGD, sam
 from timm_deitlt.optim.muon import orthogonalize_in_float32
 from timm_deitlt.run import settings as settings_module
 from timm_deitlt.run.build import model, trainer
 from timm_deitlt.run.build.data import build_data
 from timm_deitlt.settings.layers import parse_args
+from timm_deitlt.utils.precision import widest_float
 
 CPU = torch.device('cpu')
 PRODUCTS = {
@@ -133,3 +140,27 @@ def test_sgd_is_not_fused_where_a_scaler_may_leave_out_its_first_step(opt, dtype
     settings = settings_of(*flags, '--teacher', 'none', '--opt', opt, '--amp', '--amp-dtype', dtype)
     made = trainer.build_trainer(settings, build_data(settings), None, CPU)
     assert {bool(group.get('fused')) for group in made.optimizer.param_groups} == {fused}
+
+
+class NoFloat64(TorchDispatchMode):
+    """Refuses float64 as MPS does."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if any(isinstance(x, torch.Tensor) and x.dtype == torch.float64 for x in tree_leaves(result)):
+            raise TypeError(f'{func} made a float64 tensor.')
+        return result
+
+
+def test_a_device_without_float64_trains_and_evaluates(monkeypatch):
+    assert widest_float(torch.device('mps')) is torch.float32
+    assert widest_float(CPU) is widest_float(torch.device('cuda')) is torch.float64
+    task = distiller()
+    ours = small_trainer(task, SAMSGD(task.trainable_module.parameters(), rho=.5, lr=.1), eval_loader=eval_loader(4))
+    with NoFloat64(), pytest.raises(TypeError, match='float64'):
+        ours.train_one_epoch(0, SILENT)
+    for module in (meter_module, sam, evaluator):
+        monkeypatch.setattr(module, 'widest_float', lambda device: torch.float32)
+    with NoFloat64():
+        ours.train_one_epoch(0, SILENT)
+        assert ours.evaluate()['mean']['top1'] >= 0

@@ -166,6 +166,9 @@ def test_a_pull_request_leaves_the_branch_alone_and_is_opened_once(bench, runs):
     for _ in range(2):
         succeeded(bench.publish(runs / 'b', '--create-pr', '--replace'))
     assert bench.files == before and len(bench.repo.pulls) == 1
+    bench.repo.closed.add('refs/pr/1')
+    succeeded(bench.publish(runs / 'b', '--create-pr', '--replace'))
+    assert bench.files == before and len(bench.repo.pulls) == 2
 
 
 def test_private_is_for_new_repositories(bench, runs):

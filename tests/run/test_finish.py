@@ -46,8 +46,8 @@ def test_a_run_ends_with_measures_signs_and_a_page(finished):
 def test_seconds_are_those_of_all_sessions_and_trackers_end_with_the_run(tmp_path, monkeypatch):
     calls = []
     service = SimpleNamespace(
-        init=lambda **options: calls.append('init'), log=lambda row, step: calls.append(step),
-        finish=lambda: calls.append('finish'))
+        login=lambda: calls.append('login'), init=lambda **options: calls.append('init'),
+        log=lambda row, step: calls.append(step), finish=lambda: calls.append('finish'), Error=RuntimeError)
     monkeypatch.setitem(sys.modules, 'wandb', service)
     settings = [*TINY, '--teacher', 'none', '--epochs', '2', '--output', str(tmp_path), '--experiment', 'run',
                 '--log-wandb']
@@ -58,7 +58,7 @@ def test_seconds_are_those_of_all_sessions_and_trackers_end_with_the_run(tmp_pat
         writer.writeheader()
         writer.writerow({**row, 'train_seconds': '5000'})
     assert train(parse_args([*settings, '--resume', 'auto']))['seconds'] > 5000
-    assert calls == ['init', 0, 'finish', 'init', 1, 'finish']
+    assert calls == ['login', 'init', 0, 'finish', 'login', 'init', 1, 'finish']
 
 
 def test_without_a_report_known_failures_are_looked_for_all_the_same(tmp_path):

@@ -143,7 +143,7 @@ def mean_attention_distance(
             f'Attention of {num_prefix_tokens} prefix tokens and {grid[0]} x {grid[1]} patches must be '
             f'[B, heads, {length}, {length}], got {list(attention.shape)}.')
     between = attention[:, :, num_prefix_tokens:, num_prefix_tokens:]
-    distances = patch_distances(grid, patch_px).to(attention.device, attention.dtype)
+    distances = patch_distances(grid, patch_px).to(attention.dtype).to(attention.device)  # MPS has no float64
     distance = (between * distances).sum(dim=-1).cpu().double()
     left = between.sum(dim=-1).cpu().double()
     seeing = left != 0

@@ -3,6 +3,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..utils.precision import widest_float
+
 
 class NonFiniteLossError(RuntimeError):
     """The loss became NaN or infinite; the last complete checkpoint is untouched.
@@ -26,6 +28,7 @@ class Meter:
     def __init__(self, device: torch.device, distributed: bool = False):
         self.device = device
         self.distributed = distributed
+        self.dtype = widest_float(device)
         self.pending_on_host = device.type == 'cpu'
         self.images = 0
         self.sums: dict[str, Tensor] = {}
@@ -40,7 +43,7 @@ class Meter:
                 continue
             # losses are means over the batch, other measures are sums; with 0 images only the names count: all ranks
             # must have the same ones
-            value = value.detach().double() * (images if 'loss' in name else bool(images))
+            value = value.detach().to(self.dtype) * (images if 'loss' in name else bool(images))
             self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def check_finite(self, epoch: int, updates_per_epoch: int) -> None:
@@ -66,7 +69,7 @@ class Meter:
     def compute(self) -> dict[str, float]:
         """Means over the images of all ranks, by name."""
         names = sorted(self.sums)
-        images = torch.tensor(self.images, dtype=torch.float64, device=self.device)
+        images = torch.tensor(self.images, dtype=self.dtype, device=self.device)
         packed = torch.stack([images, *(self.sums[name] for name in names)])
         if self.distributed:
             dist.all_reduce(packed)

@@ -13,6 +13,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..utils.precision import widest_float
 from ..utils.tables import text_table
 from ..utils.words import first_of
 from .shots import GROUPS, Shots
@@ -83,8 +84,7 @@ class ShotEvaluator:
         self.top5 = counter(num_experts)
         self.confused = counter(counted, counted)
         self.confusion: list[list[int]] | None = None
-        loss_dtype = torch.float32 if self.device.type == 'mps' else torch.float64
-        self.loss_sum = torch.zeros(num_experts, dtype=loss_dtype, device=self.device)
+        self.loss_sum = torch.zeros(num_experts, dtype=widest_float(self.device), device=self.device)
 
     @torch.no_grad()
     def update(self, logits: Mapping[str, Tensor], target: Tensor) -> None:

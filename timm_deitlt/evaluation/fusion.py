@@ -81,6 +81,14 @@ def choose_fusions(name: str, experts: Iterable[str], scaled: bool = False) -> t
     return (name,)
 
 
+def scale_of_outputs(experts: Iterable[str], logit_scale: float) -> float:
+    """Factor from the outputs of a model to logits: that of its label loss, such as LDAM's.
+
+    It is 1 if there are two experts. DIST has another loss, so their mean has no such factor.
+    """
+    return 1. if 'dist' in experts else logit_scale
+
+
 def figures_of(metrics: Mapping[str, Any], row: str) -> Mapping[str, Any]:
     """Figures of an expert, of 'teacher', of a fusion or of the 'answer' in metrics.json; empty if there are none."""
     name = metrics.get('answer', 'mean') if row == 'answer' else row

@@ -292,16 +292,21 @@ class Repository:
             raise self._stop(explain(error)) from error
 
     def find(self, local: Mapping[str, LocalFile]) -> Published | None:
-        """The version that holds these files; None if there is none."""
+        """The version or the open pull request that holds these files; None if there is none."""
         if not self.create_pr:
             remote = self.read()
             return self.at(str(remote.head)) if Plan.between(remote, local).empty else None
         refs = self.ask(lambda: self.api.list_repo_refs(self.repo_id, include_pull_requests=True))
         for pull in sorted(refs.pull_requests or [], key=lambda ref: int(ref.ref.rpartition('/')[2]), reverse=True):
-            if Plan.between(self.read(pull.ref), local).empty:
-                url = f'{constants.ENDPOINT}/{self.repo_id}/discussions/{pull.ref.rpartition("/")[2]}'
+            number = int(pull.ref.rpartition('/')[2])
+            if Plan.between(self.read(pull.ref), local).empty and self._is_open(number):
+                url = f'{constants.ENDPOINT}/{self.repo_id}/discussions/{number}'
                 return Published(pull.target_commit, pull.ref, url)
         return None
+
+    def _is_open(self, number: int) -> bool:
+        pull = self.ask(lambda: self.api.get_discussion_details(self.repo_id, number))
+        return pull.status not in ('closed', 'merged')
 
     def at(self, head: str) -> Published:
         """The version of a commit."""

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
+from ..utils.precision import widest_float
+
 __all__ = ['SAM', 'SAMSGD', 'SAMAdamW']
 
 _OWN_OPTIONS = ('rho', 'adaptive')
@@ -159,7 +161,7 @@ class SAM(Optimizer):
         steps: list[Tensor] = []
         for rho, ascent in groups:
             # a gradient of 0 has no direction: then e is 0, and the second pass repeats the first
-            length = torch.where(norm > 0, torch.full_like(norm, rho, dtype=torch.float64) / norm, 0.)
+            length = torch.where(norm > 0, torch.full_like(norm, rho, dtype=widest_float(norm.device)) / norm, 0.)
             steps += torch._foreach_mul(ascent, length.to(_at_least_float32(ascent[0])))
         return params, steps, norm
 

@@ -18,7 +18,7 @@ from ..data.image import as_opened, image_mode, open_image
 from ..engine.checkpoint import LAST, load_run
 from ..engine.device import choose_device
 from ..engine.trainer import expert_logits
-from ..evaluation.fusion import choose_fusions, fuse
+from ..evaluation.fusion import choose_fusions, fuse, scale_of_outputs
 from ..models._hub import model_folder
 from ..models.weights import CONFIG, load_config, load_safetensors, load_weights
 from ..settings.layers import with_defaults
@@ -249,7 +249,7 @@ def _trained(
     return TrainedModel(
         model.to(device).eval(), create_transform(**config, is_training=False), tuple(names),
         tuple(experts), tuple(class_counts) if class_counts else None, config, mode,
-        1. if 'dist' in experts else logit_scale, fusion)
+        scale_of_outputs(experts, logit_scale), fusion)
 
 
 class _Files(Dataset):

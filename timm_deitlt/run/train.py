@@ -55,6 +55,8 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     _, rank, world_size = world_info_from_env()
     settings = resolve_settings(args, world_size, rank)
     primary = settings.machine.rank == 0
+    if primary and settings.output.log_wandb:
+        _log_in_to_wandb()
     _logger.info(describe_defaults(settings.flags, settings.sources))
     if settings.loader.processes < args.workers:
         _logger.info(f'{settings.loader.processes} loader processes, one for each core, instead of {args.workers}.')
@@ -115,6 +117,16 @@ def _import_modules(args: argparse.Namespace) -> None:
                 importlib.import_module(module)
         except ImportError as error:
             raise ValueError(f'--log-{module} needs {module}: pip install {package} ({error}).') from error
+
+
+def _log_in_to_wandb() -> None:
+    # now, because on a terminal W&B asks for a key and waits for it
+    wandb = importlib.import_module('wandb')
+    try:
+        wandb.login()
+    except wandb.Error as error:
+        raise ValueError(
+            f'--log-wandb: {error} Log in by "wandb login", or set WANDB_MODE=offline to upload later.') from error
 
 
 def _check(settings: Settings, start: Start, data: Data) -> None:

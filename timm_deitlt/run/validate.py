@@ -13,7 +13,7 @@ from ..engine.checkpoint import check_checkpoint, load_run
 from ..engine.trainer import evaluate
 from ..evaluation import ShotEvaluator
 from ..evaluation.confusion import describe_confusion
-from ..evaluation.fusion import choose_fusions
+from ..evaluation.fusion import choose_fusions, scale_of_outputs
 from ..models._hub import model_folder
 from ..models._timm import TimmModel
 from ..models.cosine import has_cosine_classifier
@@ -174,7 +174,7 @@ def _evaluate(
         others = joined[len(answer):]
         evaluator = ShotEvaluator(
             data.shots, experts=(*answer, *experts, *others), device=device,
-            logit_scale=1. if 'dist' in experts else logit_scale)
+            logit_scale=scale_of_outputs(experts, logit_scale))
         metrics[name] = evaluate(model, loader, evaluator, autocast, fusions=joined)
         confusion = evaluator.confusion if name == 'experts' else confusion
     seconds = time.perf_counter() - start

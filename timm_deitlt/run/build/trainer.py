@@ -18,7 +18,7 @@ from ...data.ramp import AugmentationRamp
 from ...data.seeds import seed_everything
 from ...engine.device import has_bfloat16, price_of_bfloat16
 from ...engine.trainer import Trainer
-from ...evaluation.fusion import choose_fusions
+from ...evaluation.fusion import choose_fusions, scale_of_outputs
 from ...optim.rho_schedule import rho_schedule
 from ...settings.resolved import MachineSettings, Precision, Settings
 from .data import Data
@@ -110,7 +110,7 @@ def build_trainer(
         dist_bn='' if machine.sync_bn else machine.dist_bn,
         log_interval=settings.output.log_interval,
         fusions=choose_fusions(settings.output.fusion, task.experts),
-        logit_scale=1. if 'dist' in task.experts else settings.loss.logit_scale,
+        logit_scale=scale_of_outputs(task.experts, settings.loss.logit_scale),
     )
 
 
