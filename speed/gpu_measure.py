@@ -82,8 +82,10 @@ def rate(build: Callable[[], Callable], images: int, device: torch.device, secon
         'peak_memory_gib': peak_memory(device), 'rounds': len(rounds)}
 
 
-def flops_of_an_image(case: argparse.Namespace) -> Result:
+def flops_of_an_image(case: argparse.Namespace, resize: bool = True) -> Result:
     """FLOPs of an image: student, forward and backward, and the teacher's forward pass at its own size.
+
+    Without `resize` the teacher sees the student's image as it is.
 
     Only the products of the networks count, each multiplication and each addition as one. They are counted by torch on
     tensors without values.
@@ -97,8 +99,9 @@ def flops_of_an_image(case: argparse.Namespace) -> Result:
     image = torch.empty(1, 3, case.img_size, case.img_size, device='meta')
     with FlopCounterMode(display=False) as of_student:
         sum(logits.sum() for logits in student(image)).backward()
+    seen = torch.empty(1, *teacher.pretrained_cfg['input_size'], device='meta') if resize else image
     with FlopCounterMode(display=False) as of_teacher, torch.no_grad():
-        teacher(torch.empty(1, *teacher.pretrained_cfg['input_size'], device='meta'))
+        teacher(seen)
     return {'flop_student': of_student.get_total_flops(), 'flop_teacher': of_teacher.get_total_flops()}
 
 

@@ -134,9 +134,9 @@ def rates(asked: argparse.Namespace, tell: Tell) -> None:
         case = argparse.Namespace(
             model=model, batch_size=batch_size, teacher=teacher, img_size=32 if asked.smoke else 224,
             device=device.type)
-        flops = flops_of_an_image(case)
         found = {}
         for name, build in STEPS.items():
+            flops = flops_of_an_image(case, resize=name != "timm's task")
             measured = guarded(rate, partial(build, case, backend), batch_size, device, seconds_of(asked))
             found[name] = measured.get('images_per_second')
             tell(**vars(case), name=name, **measured, **flops, share_of_peak=share_of_peak(found[name], flops))

@@ -138,3 +138,6 @@ def test_flops_are_those_of_the_products_by_hand():
     forward = embed + depth * block + 2 * 2 * width * classes
     # backward twice as much, but for the gradient of the image, which nothing asks for
     assert gpu_measure.flops_of_an_image(case)['flop_student'] == 3 * forward - embed
+    case.img_size = 64
+    own, whole = (gpu_measure.flops_of_an_image(case, resize)['flop_teacher'] for resize in (True, False))
+    assert 3.9 < whole / own < 4

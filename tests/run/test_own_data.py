@@ -10,6 +10,7 @@ import yaml
 from conftest import TINIEST_TEACHER, TINY_VIT
 from helpers import settings_of
 from PIL import Image
+from timm.layers import resample_abs_pos_embed
 
 from timm_deitlt.hub.export import export
 from timm_deitlt.run.advice import named_counts, too_few_updates
@@ -291,8 +292,15 @@ def test_a_start_at_another_image_size_has_its_positions_resized(tmp_path):
     pictures(tmp_path / 'two', cat=6, dog=4)
     short = ['--epochs', '1', '--drw-start-epoch', '1', '--output', tmp_path, '--data-dir', tmp_path / 'two']
     run(*TINY_VIT, *short, '--experiment', 'small')
-    run(*TINY_VIT, *short, '--experiment', 'large', '--img-size', 32, '--initial-checkpoint',
-        tmp_path / 'small' / 'last.pth.tar')
+    start = tmp_path / 'small' / 'last.pth.tar'
+    run(*TINY_VIT, *short, '--experiment', 'large', '--img-size', 32, '--initial-checkpoint', start, '--lr', 1e-9,
+        '--opt', 'sgd')
+    before, after = (
+        torch.load(file, weights_only=False)['state_dict']['pos_embed']
+        for file in (start, tmp_path / 'large' / 'last.pth.tar'))
+    assert before.shape[1] == 2 + 4 and after.shape[1] == 2 + 16
+    expected = resample_abs_pos_embed(before, new_size=[4, 4], num_prefix_tokens=2)
+    assert torch.allclose(after, expected, atol=1e-4)
 
 
 def test_a_split_of_another_name_is_not_passed_over_in_silence(tmp_path, caplog):

@@ -10,7 +10,7 @@ from helpers import unpadded
 from timm_deitlt.data.augment import weak_transform
 from timm_deitlt.run.build.loaders import build_train_transform
 from timm_deitlt.run.settings import resolve_settings
-from timm_deitlt.run.teacher_settings import teacher_settings
+from timm_deitlt.run.teacher_settings import teacher_args, teacher_settings
 from timm_deitlt.settings.checks import validate_args
 from timm_deitlt.settings.layers import parse_args
 from timm_deitlt.studies.cells import Cell, cell_args, cell_path, cell_settings, plan, read_results, resolved_settings
@@ -68,6 +68,26 @@ def test_the_recipe_for_small_data_is_the_arm_that_the_search_has_chosen():
         assert {name for name in vars(args) if vars(args)[name] != vars(chosen)[name]} == differ
 
 
+def test_each_part_of_the_recipe_is_left_out_by_itself_and_its_rivals_see_as_many_images():
+    study = load_study('small_data_parts')
+    settings = {arm: resolved_settings(cell_args(study, Cell(0, 1, arm))) for arm in study.arms}
+    whole, cnn = settings['recipe'], settings.pop('cnn')
+    left_out = {arm: {name: ours[name] for name in ours if ours[name] != whole[name]} for arm, ours in settings.items()}
+    long = {'teacher': 'none', 'guidance': 0, 'epochs': 260, 'drw_start_epoch': 234}
+    muon, init = {'opt': 'adamw', 'muon_hidden_only': False}, {'init': None}
+    assert left_out == {
+        'recipe': {}, 'vit': {**long, 'drw_on': 'cls'}, 'vit_plain': {**long, 'drw_on': 'none'},
+        'no_guidance': {'guidance': 0}, 'guided_only': {**muon, **init}, 'no_muon': muon, 'no_init': init,
+        'drw_dist': {'drw_on': 'dist'},
+        'augmented': {
+            'train_crop_mode': 'rrc', 'aa': 'rand-m9-mstd0.5-inc1', 'reprob': .25, 'mixup': .8, 'cutmix': 1},
+    }
+    args = cell_args(study, Cell(0, 1, 'recipe'))
+    assert (args.epochs, args.teacher_epochs) == (200, 60)
+    args.teacher_epochs = 260
+    assert cnn == resolved_settings(teacher_args(args, num_images=2478))
+
+
 @pytest.mark.parametrize('name', study_names())
 def test_every_arm_of_a_packaged_study_is_a_training_that_resolves(name):
     study = load_study(name)
@@ -121,8 +141,9 @@ def test_the_sweep_of_augmentation_begins_with_the_teachers_own_view():
     assert 'RandAugment' in steps['lt_half'] and 'RandAugment' in steps['lt_beyond']
 
 
-def test_arms_that_share_a_first_stage_differ_from_it_in_stage_two_alone():
-    study = load_study('fashion_mnist')
+@pytest.mark.parametrize('name', study_names())
+def test_arms_that_share_a_first_stage_differ_from_it_in_stage_two_alone(name):
+    study = load_study(name)
     of_stage_two = {'drw_on', 'keep_mixup_drw', 'cls_loss'}
     for arm in study.arms.values():
         if arm.parent:
