@@ -123,7 +123,12 @@ def test_the_summary_is_that_of_a_slow_count():
     assert columns['balanced']['pooled'] == pytest.approx((80 + 50 + 50) / 3)
     assert summary['per_class']['mean'] == pytest.approx({'a': 80, 'b': 50, 'c': 50})
     table = folds_table(summary)
-    assert '80.0 ± 10.0' in table and '50.0 ± 70.7' in table and 'never evaluated' not in table
+    assert '80.0 ± 10.0' in table and '50.0 ± 70.7' in table
+    assert 'never evaluated' not in table and 'prediction' not in table
+    for result in results:
+        result.update(answer='mean_adjusted', fusion={'mean_adjusted': result['mean']})
+    table = folds_table(summarize_folds(results))
+    assert table.splitlines()[1].split()[0] == 'mean_adjusted' and table.endswith('prediction: mean_adjusted')
     results[1]['data']['train_counts'] = [201, 40, 2]
     with pytest.raises(ValueError, match='images changed between the folds'):
         summarize_folds(results)
