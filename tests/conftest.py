@@ -58,7 +58,7 @@ def pytest_runtest_setup(item):
         import torch
 
         if not torch.cuda.is_available():
-            pytest.skip('needs CUDA')
+            pytest.skip('needs CUDA, and -m gpu')
 
 
 def devices(*marks):

@@ -63,7 +63,7 @@ def test_idle_cores_are_idle_time_by_time(threads, monkeypatch, idle, expected):
     assert IDLE_CORES() == expected, 'at most the cores that it may use'
 
 
-@pytest.mark.skipif(not Path('/proc/stat').is_file(), reason='of Linux')
+@pytest.mark.skipif(not Path('/proc/stat').is_file(), reason='needs /proc/stat')
 def test_the_system_says_how_long_cores_were_idle():
     before = device._idle_seconds()
     assert 0 < before <= device._idle_seconds()

@@ -83,7 +83,7 @@ def test_each_part_of_the_recipe_is_left_out_by_itself_and_its_rivals_see_as_man
             'train_crop_mode': 'rrc', 'aa': 'rand-m9-mstd0.5-inc1', 'reprob': .25, 'mixup': .8, 'cutmix': 1},
     }
     args = cell_args(study, Cell(0, 1, 'recipe'))
-    assert (args.epochs, args.teacher_epochs) == (200, 60)
+    assert (args.epochs, args.teacher_epochs, args.amp) == (200, 60, False)
     args.teacher_epochs = 260
     assert cnn == resolved_settings(teacher_args(args, num_images=2478))
 
