@@ -42,10 +42,12 @@ CASES = (
 )
 # Nothing is tried out, because each trial would compile anew; fused attention is the usual on a GPU
 CHOSEN = ('--auto-speed', 'off', '--opt-kwargs', 'fused=True')
+# The step whose teacher sees the image at the student's size
+WHOLE_IMAGE = "timm's task"
 # All in bf16, and compiled by the backend that is given, if any
 STEPS: dict[str, Callable] = {
     'ours': lambda asked, backend: ours(asked, *CHOSEN, *(('--torchcompile', backend) if backend else ())),
-    "timm's task": lambda asked, backend: theirs(asked, amp=True, resize=False, compiled=backend),
+    WHOLE_IMAGE: lambda asked, backend: theirs(asked, amp=True, resize=False, compiled=backend),
     'plain PyTorch': lambda asked, backend: plain(asked, amp=True, compiled=backend),
     "timm's task, teacher at its own size": lambda asked, backend: theirs(
         asked, amp=True, resize=True, compiled=backend),
@@ -136,7 +138,7 @@ def rates(asked: argparse.Namespace, tell: Tell) -> None:
             device=device.type)
         found = {}
         for name, build in STEPS.items():
-            flops = flops_of_an_image(case, resize=name != "timm's task")
+            flops = flops_of_an_image(case, resize=name != WHOLE_IMAGE)
             measured = guarded(rate, partial(build, case, backend), batch_size, device, seconds_of(asked))
             found[name] = measured.get('images_per_second')
             tell(**vars(case), name=name, **measured, **flops, share_of_peak=share_of_peak(found[name], flops))

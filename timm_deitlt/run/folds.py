@@ -119,7 +119,7 @@ def summarize_folds(
         Under 'experts', for each expert and column: 'mean' and 'std' over the 'n' folds that have a value, and
         'pooled', the accuracy over the images of all folds together. 'std' is the sample standard deviation, or None
         for one fold. Under 'per_class', for each expert the pooled accuracy by class name. Under 'answer', the
-        fusion by which all folds predict, if there is one.
+        fusion by which the folds predict, or None for the mean of the logits.
 
     Raises:
         ValueError: If the folds do not split the same images.
@@ -134,11 +134,9 @@ def summarize_folds(
     tests = [r['data']['test_counts'] for r in results]
     total = [sum(column) for column in zip(*tests, strict=True)]
     summary: dict[str, Any] = {
-        'folds': len(results), 'images': sum(total), 'rule': shots.rule, 'experts': {}, 'per_class': {},
+        'folds': len(results), 'images': sum(total), 'rule': shots.rule, 'answer': results[0].get('answer'),
+        'experts': {}, 'per_class': {},
         'not_evaluated': [name for name, count in zip(names, total, strict=True) if not count]}
-    answers = {result.get('answer') for result in results}
-    if len(answers) == 1 and (answer := answers.pop()):
-        summary['answer'] = answer
     # the answer first, if that is a fusion
     measured = [{**result.get('fusion', {}), **{name: result.get(name) for name in EXPERTS}} for result in results]
     for expert in [name for name in measured[0] if all(metrics.get(name) for metrics in measured)]:
@@ -188,8 +186,8 @@ def folds_table(summary: Mapping[str, Any]) -> str:
         f'mean and standard deviation over {summary["folds"]} folds; in the rows "all images", accuracy over all '
         f'{summary["images"]:,} images together',
         f'groups: {summary["rule"]}']
-    if answer := summary.get('answer'):
-        lines.append(f'prediction: {answer}')
+    if summary['answer']:
+        lines.append(f'prediction: {summary["answer"]}')
     if missing := summary['not_evaluated']:
         lines.append(f'never evaluated, because the class has only one image: {first_of(missing)}')
     return '\n'.join(lines)
