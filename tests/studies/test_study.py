@@ -69,7 +69,7 @@ def test_the_recipe_for_small_data_is_the_arm_that_the_search_has_chosen():
 
 
 def test_each_part_of_the_recipe_is_left_out_by_itself_and_its_rivals_see_as_many_images():
-    study = load_study('small_data_parts')
+    study = load_study('small_data_reversed')
     settings = {arm: resolved_settings(cell_args(study, Cell(0, 1, arm))) for arm in study.arms}
     whole, cnn = settings['recipe'], settings.pop('cnn')
     left_out = {arm: {name: ours[name] for name in ours if ours[name] != whole[name]} for arm, ours in settings.items()}
