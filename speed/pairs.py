@@ -122,8 +122,8 @@ def serve(build: Callable[[], Step], device: torch.device) -> None:
             first = step is None
             step = step or build()
             step()
-            if device.type == 'cuda':
-                torch.cuda.synchronize(device)
+            if device.type != 'cpu':
+                torch.accelerator.synchronize(device)
             answer = time.perf_counter() - began
             if first:  # what was tried in order to choose is over
                 forget_peak_memory(device)
@@ -134,7 +134,8 @@ def peak_memory(device: torch.device) -> float:
     """Most GiB that this process had, of a GPU's memory if it computes there."""
     if device.type == 'cuda':
         return torch.cuda.max_memory_allocated(device) / 2 ** 30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20
+    unit = 1 if sys.platform == 'darwin' else 2 ** 10  # of ru_maxrss, in bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2 ** 30
 
 
 def forget_peak_memory(device: torch.device) -> None:

@@ -34,12 +34,16 @@ def imported_rooms(path):
     }
     depth = len(path.relative_to(PACKAGE).parts)
     for node in ast.walk(tree):
-        if id(node) in skipped or not isinstance(node, ast.ImportFrom):
+        if id(node) in skipped or not isinstance(node, ast.Import | ast.ImportFrom):
             continue
-        if node.level == depth:
-            yield from [node.module.split('.')[0]] if node.module else [name.name for name in node.names]
-        elif node.level == 0 and (node.module or '').startswith('timm_deitlt'):
-            raise AssertionError(f'{path} imports the package by its absolute name')
+        names = [name.name for name in node.names]
+        if isinstance(node, ast.ImportFrom) and node.level == depth:
+            yield from [node.module.split('.')[0]] if node.module else names
+            continue
+        if isinstance(node, ast.ImportFrom):
+            names = [] if node.level else [node.module]
+        absolute = [name for name in names if name.startswith('timm_deitlt')]
+        assert not absolute, f'{path} imports the package by its absolute name'
 
 
 def test_every_module_has_a_floor():

@@ -1,10 +1,8 @@
 """Local Hugging Face sets, whatever their columns are called."""
-import io
-
 import pytest
 from conftest import TINY_VIT
 from helpers import settings_of
-from PIL import Image
+from stored import parquet
 
 from timm_deitlt.data import create_dataset
 from timm_deitlt.data import hf_columns as columns
@@ -18,24 +16,6 @@ pytest.importorskip('pyarrow.parquet')
 @pytest.fixture(autouse=True)
 def own_datasets_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, 'HF_DATASETS_CACHE', tmp_path / 'cache' / 'datasets')
-
-
-def encoded(value):
-    file = io.BytesIO()
-    Image.new('RGB', (4, 4), (value, 0, 0)).save(file, 'png')
-    return {'bytes': file.getvalue(), 'path': None}
-
-
-def parquet(root, images='img', **others):
-    """A folder with train.parquet and test.parquet, as data sets are stored; columns are (values, feature)."""
-    length = len(next(iter(others.values()))[0])
-    features = datasets.Features({images: datasets.Image(), **{name: kind for name, (_, kind) in others.items()}})
-    content = {images: [encoded(i) for i in range(length)], **{name: values for name, (values, _) in others.items()}}
-    table = pyarrow.table(content, schema=features.arrow_schema)
-    for split in ('train', 'test'):
-        (root / 'data').mkdir(parents=True, exist_ok=True)
-        pyarrow.parquet.write_table(table, root / 'data' / f'{split}-00000-of-00001.parquet')
-    return f'hfds/{root}'
 
 
 def test_columns_are_found_by_their_features(tmp_path):

@@ -1,32 +1,14 @@
 """WebDataset shards without a description."""
 import errno
-import io
-import json
 import logging
 import os
-import tarfile
 
 import pytest
-from PIL import Image
+from stored import shard
 
 from timm_deitlt.data import create_dataset
 
 pytest.importorskip('webdataset')
-
-
-def shard(path, labels, ending='cls', start=0):
-    with tarfile.open(path, 'w') as tar:
-        def add(name, content):
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-
-        for number, label in enumerate(labels, start):
-            image = io.BytesIO()
-            Image.new('RGB', (4, 4), (label, 0, 0)).save(image, 'png')
-            add(f'{number:04d}.png', image.getvalue())
-            add(f'{number:04d}.{ending}', (f'{label}\n' if ending == 'cls' else json.dumps({'y': label})).encode())
-        add(f'{9000 + start}.txt', b'no image')
 
 
 @pytest.fixture

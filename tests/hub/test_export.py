@@ -113,7 +113,7 @@ def test_with_this_package_the_same_folder_gives_both_experts(place):
 def alone(place, code, name, **env):
     """What another program than ours says of the digit, in a process that has not seen our package."""
     done = subprocess.run(
-        [sys.executable, '-P', '-c', code, place / 'exported' / name, place / 'digit.png'], capture_output=True,
+        [sys.executable, '-I', '-c', code, place / 'exported' / name, place / 'digit.png'], capture_output=True,
         text=True, cwd=place, env={'PATH': '/usr/bin', 'HF_HUB_OFFLINE': '1', 'OMP_NUM_THREADS': '1', **env})
     assert done.returncode == 0, done.stderr[-3000:]
     return last_json(done)

@@ -409,7 +409,8 @@ def test_order_of_classes_is_that_of_the_groups(student):
 @pytest.mark.parametrize('epochs', [2, 3, 12, 22, 40, 1200])
 @pytest.mark.parametrize('options', [
     {}, {'drw_on': 'cls'}, {'drw_on': 'both'}, {'drw_on': 'none'}, {'teacher': 'none'}, {'teacher': 'labels'},
-    {'teacher': 'none', 'loss': 'ldam'}, {'drw_start_epoch': 1}, {'drw_on': 'none', 'keep_mixup_drw': True}], ids=str)
+    {'teacher': 'none', 'loss': 'ldam'}, {'drw_start_epoch': 1}, {'drw_on': 'none', 'keep_mixup_drw': True},
+    {'drw_on': 'none', 'keep_mixup_drw': True, 'cls_loss': 'balanced_softmax'}], ids=str)
 def test_switch_to_stage_two_is_marked_where_training_makes_it(tmp_path, epochs, options):
     args = {
         'epochs': epochs, 'drw_start_epoch': None, 'drw_on': None, 'teacher': 'resnet32_sam', 'loss': 'ce', **options}
@@ -418,7 +419,7 @@ def test_switch_to_stage_two_is_marked_where_training_makes_it(tmp_path, epochs,
     found = Run(tmp_path).stage_two
     names = argparse.Namespace(**args)
     start, target = drw_start(names), drw_targets(names)
-    if start >= epochs or options.get('keep_mixup_drw'):  # then nothing changes
+    if start >= epochs or 'keep_mixup_drw' in options and 'cls_loss' not in options:  # then nothing changes
         assert found is None
         return
     assert found[0] == start

@@ -4,8 +4,9 @@ import multiprocessing
 from dataclasses import replace
 
 import pytest
+import timm
 import torch
-from conftest import TINY
+from conftest import TINIEST_TEACHER, TINY
 from helpers import settings_of
 from PIL import Image
 
@@ -55,6 +56,17 @@ def test_flags_of_paco_reach_its_task(monkeypatch):
     assert trainer.loader.num_views == 2
     trained = {id(p) for group in trainer.optimizer.param_groups for p in group['params']}
     assert trained == {id(p) for p in task.trainable_module.parameters()}, 'the projection too'
+
+
+@pytest.mark.parametrize('flags, views, normalize, antialias', [
+    ([], 1, 'own', True), (['--teacher-view', 'weak'], 2, 'own', True),
+    (['--teacher-normalize', 'student', '--no-teacher-antialias'], 1, 'student', False)])
+def test_flags_of_the_teacher_reach_loader_and_task(flags, views, normalize, antialias):
+    settings = settings_of(*TINY, *TINIEST_TEACHER, *flags)
+    teacher = timm.create_model('test_resnet', num_classes=10).eval()
+    trainer = build_trainer(settings, build_data(settings), teacher, torch.device('cpu'))
+    assert trainer.loader.num_views == views
+    assert (trainer.task.teacher_normalize, trainer.task.teacher_antialias) == (normalize, antialias)
 
 
 @pytest.mark.parametrize('flags, holds', [

@@ -125,6 +125,16 @@ def test_memory_grows_with_the_micro_batch_and_not_with_the_update():
     assert result['memory_gib'] > small and result['train_img_sizes'] == [8, 48]
 
 
+def test_memory_counts_what_each_optimizer_keeps():
+    sgd, adamw, samadamw, muon = (
+        dry_run(parse_args([
+            *TINY, '--model-kwargs', 'embed_dim=1024', 'depth=6', 'num_heads=2', 'patch_size=4', '--opt', opt]))
+        for opt in ('sgd', 'adamw', 'samadamw', 'muon'))
+    weights = 4 * sgd['parameters'] / 2 ** 30
+    more = [result['memory_gib'] - sgd['memory_gib'] for result in (adamw, samadamw, muon)]
+    assert more == pytest.approx([weights, 2 * weights, 0], abs=.02)
+
+
 @pytest.mark.parametrize('batch, size, world, steps', [
     (1024, 128, 1, 8), (1024, 128, 8, 1), (1024, 128, 3, 3), (128, 128, 2, 1), (96, 32, 3, 1)])
 def test_accumulation_follows_from_the_global_batch(batch, size, world, steps):

@@ -240,6 +240,12 @@ def test_maps_of_head_and_tail_classes_are_kept_with_their_images(analyzed):
                 found[[0, 1, 2, 4, 5, 6]], expected[:, row].reshape(-1, 2, 2).numpy(), atol=1e-6)
 
 
+def wrong_answers(chances, labels, tail):
+    return sorted(
+        (chances[i, label].item(), i) for i, label in enumerate(labels.tolist())
+        if label in tail and chances[i].argmax() != label)
+
+
 def test_worst_answers_to_tail_images_are_kept_with_both_probabilities(analyzed):
     folder, _ = analyzed
     arrays, model = np.load(folder / 'tail_images.npz'), network(folder)
@@ -247,19 +253,31 @@ def test_worst_answers_to_tail_images_are_kept_with_both_probabilities(analyzed)
     tail = build_data(settings_of(*TINY)).shots.groups['tail']
     with torch.no_grad():
         chances = model(images).softmax(-1)
-    wrong = [
-        (chances[i, label].item(), i) for i, label in enumerate(labels.tolist())
-        if label in tail and chances[i].argmax() != label]
+    wrong = wrong_answers(chances, labels, tail)
     assert len(wrong) > 12, 'a student of three epochs'
-    worst = [i for _, i in sorted(wrong)[:12]]
+    worst = [i for _, i in wrong[:12]]
     assert arrays['labels'].tolist() == labels[worst].tolist()
-    assert arrays['probability'] == pytest.approx([chance for chance, _ in sorted(wrong)[:12]], abs=1e-6)
+    assert arrays['probability'] == pytest.approx([chance for chance, _ in wrong[:12]], abs=1e-6)
     assert arrays['confidence'] == pytest.approx(chances[worst].amax(-1).tolist(), abs=1e-6)
     assert arrays['predicted'].tolist() == chances[worst].argmax(-1).tolist()
     args = parse_args(TINY)
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (args.mean, args.std))
     kept = torch.from_numpy(arrays['images']).permute(0, 3, 1, 2)
     assert torch.equal(kept, (255 * (images[worst] * std + mean)).round().byte())
+
+
+def test_worst_answers_after_ldam_have_the_probabilities_of_its_scaled_logits(tmp_path):
+    hard = ('--mixup', '0', '--cutmix', '0', '--smoothing', '0')
+    args = [*TINY, *hard, '--teacher', 'none', '--loss', 'ldam', '--epochs', '1']
+    train(parse_args([*args, '--output', str(tmp_path), '--experiment', 'run']))
+    analyze(str(tmp_path / 'run'))
+    model = network(tmp_path / 'run')
+    images, labels = test_images(model)
+    with torch.no_grad():
+        chances = (30 * model.forward_experts(images)[0]).softmax(-1)
+    wrong = wrong_answers(chances, labels, build_data(settings_of(*args)).shots.groups['tail'])
+    found = np.load(tmp_path / 'run' / 'tail_images.npz')['probability']
+    assert len(found) and found == pytest.approx([chance for chance, _ in wrong[:12]], abs=1e-6)
 
 
 def test_figures_of_a_milestone_have_files_of_their_own(copy):

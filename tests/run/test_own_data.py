@@ -42,6 +42,21 @@ def planned(*argv):
     return run('--dry-run', *argv)
 
 
+def test_images_of_a_folder_stay_in_memory_as_far_as_the_cache_goes(tmp_path, caplog):
+    pictures(tmp_path / 'images', cat=12, dog=8)
+    short = [*TINY_VIT, '--data-dir', tmp_path / 'images', '--teacher', 'none', '--epochs', 1, '--output', tmp_path]
+    run(*short, '--experiment', 'default')
+    assert '18 decoded training images are in memory, 0.0173 MB' in caplog.text, 'within 1 GiB without --cache-images'
+    assert '2 decoded evaluation images are in memory' in caplog.text and 'do not fit' not in caplog.text
+    caplog.clear()
+    run(*short, '--experiment', 'part', '--cache-images', '.000017')
+    assert '18 decoded training images are in memory' in caplog.text
+    assert 'The evaluation images do not fit into the 9.07e-07 GiB that are left of --cache-images' in caplog.text
+    caplog.clear()
+    run(*short, '--experiment', 'off', '--cache-images', 0)
+    assert 'in memory' not in caplog.text and 'do not fit' not in caplog.text
+
+
 # too few updates
 
 def test_own_data_of_250_images_says_that_it_is_too_little_and_what_to_type(tmp_path, caplog):

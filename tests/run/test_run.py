@@ -170,7 +170,9 @@ def test_cnn_trains_alone_with_sam(tmp_path):
         '40', '--imbalance-factor', '4',
         '--output', str(tmp_path), '--experiment', 'run', '--no-amp', '--img-size', '16'])
     result = train(args)
-    assert result['cls']['top1'] >= 0 and result['dist'] is None
+    checkpoint = torch.load(tmp_path / 'run' / 'last.pth.tar', weights_only=False)
+    assert checkpoint['optimizer']['param_groups'][0]['rho'] == .05 and result['dist'] is None
+    assert checkpoint['state_dict']['fc.weight'].isfinite().all() and result['epochs_trained'] == 1
 
 
 def test_accumulation_equals_one_large_batch_without_batch_norm(tmp_path):
@@ -215,11 +217,15 @@ def test_several_image_sizes_go_on_bit_for_bit_and_leave_a_plain_model(tmp_path,
     assert validated['mean']['top1'] == again['mean']['top1']
 
 
-def test_student_trained_with_sam_and_clipping(tmp_path, shared_teachers):
-    result, checkpoint = run_here(
-        tmp_path, '--epochs', '1', *TINIEST_TEACHER, '--teacher-cache', shared_teachers, '--opt', 'samadamw', '--rho',
-        '.05', '--clip-grad', '1', '--grad-accum-steps', '2')
-    assert checkpoint['optimizer']['param_groups'][0]['rho'] == .05
+def test_clipping_and_rho_reach_a_student_that_is_trained_with_sam(tmp_path, shared_teachers):
+    found = []
+    for clip, rho in (('1', '.05'), ('.01', '.05'), ('1', '.5')):
+        _, checkpoint = run_here(
+            tmp_path / clip / rho, '--epochs', '1', *TINIEST_TEACHER, '--teacher-cache', shared_teachers, '--opt',
+            'samadamw', '--rho', rho, '--clip-grad', clip, '--grad-accum-steps', '2')
+        assert checkpoint['optimizer']['param_groups'][0]['rho'] == float(rho)
+        found.append(checkpoint['state_dict']['head.weight'])
+    assert not torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
 
 
 def test_save_images_and_tensorboard_leave_files(tmp_path):
@@ -300,8 +306,10 @@ def test_a_held_out_run_can_be_validated_on_the_test_images(tmp_path):
 def test_changed_settings_of_a_resumed_run_are_said(tmp_path, caplog):
     run_here(tmp_path, '--epochs', '2', '--teacher', 'none', '--stop-epoch', '1')
     with caplog.at_level('WARNING'):
-        run_here(tmp_path, '--epochs', '2', '--teacher', 'none', '--resume', 'auto', '--weight-decay', '.5')
-    assert 'weight_decay 0.05 -> 0.5' in caplog.text
+        run_here(
+            tmp_path, '--epochs', '2', '--teacher', 'none', '--resume', 'auto', '--weight-decay', '.5',
+            '--dataset-download')
+    assert 'changed: weight_decay 0.05 -> 0.5\n' in caplog.text
 
 
 def test_augmentation_on_the_device_goes_on_bit_for_bit(tmp_path, shared_teachers):

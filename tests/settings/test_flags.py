@@ -12,6 +12,7 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.scheduler.wsd_lr import _DECAY_FNS
 
 from timm_deitlt.settings.flags import REFUSED, REFUSED_VALUES
+from timm_deitlt.settings.groups import NO_NETWORK, NOT_TRAINED
 from timm_deitlt.settings.layers import build_parser, parse_args, resolve
 
 
@@ -252,3 +253,10 @@ def test_closed_sets_are_timms():
 ])
 def test_bad_command_line_is_one_line_and_exit_code_2(argv, line, fail):
     assert fail(*argv).startswith(f'train.py: error: {line}')
+
+
+def test_groups_of_settings_name_flags_that_there_are():
+    ranks = {'distributed', 'local_rank', 'rank', 'world_size'}  # of timm's init_distributed_device
+    assert NOT_TRAINED - ranks <= vars(parse_args([])).keys()
+    for teacher in NO_NETWORK:
+        assert parse_args(['--teacher', teacher]).teacher == teacher

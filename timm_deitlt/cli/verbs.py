@@ -45,10 +45,11 @@ def main(argv: list[str] | None = None) -> None:
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        output = select.poll()
-        output.register(sys.stdout, select.POLLERR)
-        if not output.poll(0):
-            raise  # another pipe
+        if hasattr(select, 'poll'):  # not on Windows
+            output = select.poll()
+            output.register(sys.stdout, select.POLLERR)
+            if not output.poll(0):
+                raise  # another pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
         sys.exit(NO_READER)
 

@@ -197,7 +197,7 @@ def _with_alpha(image: Image.Image) -> Image.Image:
 def _in_mode(image: Image.Image, mode: str, kind: str | None) -> Image.Image:
     if image.mode == mode:
         return image if image.info.get('transparency') is None else _on_background(image).convert(mode)
-    if image.mode.startswith('I;16') or (image.mode == 'I' and kind in ('PNG', 'PPM')):  # 'I' in older Pillows
+    if _has_16_bits(image, kind):
         bits = image.tag_v2.get(BITS_PER_SAMPLE, (16,))[0] if hasattr(image, 'tag_v2') else 16
         values, hidden = np.asarray(image).astype(np.uint16), image.info.get('transparency')
         image = Image.fromarray(_eight_bits(bits)[values])
@@ -208,6 +208,11 @@ def _in_mode(image: Image.Image, mode: str, kind: str | None) -> Image.Image:
     if image.has_transparency_data and mode not in ('RGBA', 'LA', 'PA', 'RGBa', 'La'):
         image = _on_background(image)
     return image.convert(mode)
+
+
+def _has_16_bits(image: Image.Image, kind: str | None) -> bool:
+    """Whether these are grey values of 16 bits. Those of a PGM file have the mode of 32 bits."""
+    return image.mode.startswith('I;16') or (image.mode == 'I' and kind in ('PNG', 'PPM'))
 
 
 def _on_background(image: Image.Image) -> Image.Image:
@@ -232,8 +237,8 @@ def _read_array(file: BinaryIO, in_chans: int) -> np.ndarray:
         return read_tiff(file)
     with _open(file) as image:
         upright = _upright(image)
-        if upright.mode.startswith('I;16'):
-            values, hidden = np.asarray(upright), upright.info.get('transparency')
+        if _has_16_bits(upright, image.format):
+            values, hidden = np.asarray(upright).astype(np.uint16), upright.info.get('transparency')
             return values if hidden is None else np.where(values == hidden, np.uint16(65535), values)
         if upright.has_transparency_data and in_chans in (1, 3):
             upright = _on_background(upright).convert(image_mode(in_chans))

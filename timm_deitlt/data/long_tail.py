@@ -149,10 +149,14 @@ class ClassificationSet(Dataset):
             image = self._replacement(i, self._bad, error)
         return image if self.transform is None else self.transform(image), int(self.targets[i])
 
+    @property
+    def is_decoded_anew(self) -> bool:
+        """Whether each access decodes a file that `hold` could keep. Sets of torchvision are in memory anyway."""
+        known = isinstance(self.base, ImageDataset) and self.input_img_mode in ('L', 'RGB', 'RGBA')
+        return known and self.held is None and len(self) > 0
+
     def hold(self, max_bytes: float) -> bool:
         """Decode the images of timm's data sets (folders, lists, archives) once and keep them in memory if they fit.
-
-        Sets of torchvision and scikit-learn are in memory anyway.
 
         Args:
             max_bytes: Largest allowed size of all images. It is first estimated from a few images.
@@ -163,8 +167,7 @@ class ClassificationSet(Dataset):
         Raises:
             UnreadableImageError: If an image cannot be read. With `skip_bad_images` the image is not kept instead.
         """
-        known = isinstance(self.base, ImageDataset) and self.input_img_mode in ('L', 'RGB', 'RGBA')
-        if self.held is not None or not known or not len(self):
+        if not self.is_decoded_anew:
             return self.held is not None
         some = np.linspace(0, len(self) - 1, num=min(len(self), 32)).astype(int)
         sizes = [len(image.tobytes()) for _, image in self._readable(some)]

@@ -1,4 +1,4 @@
-"""Accuracy of every expert by class group, ways to join experts, signs of failed runs. It imports no other room."""
+"""Accuracy of every expert by class group, ways to join experts, signs of failed runs."""
 from .evaluator import ShotEvaluator as ShotEvaluator
 from .evaluator import format_table as format_table
 from .shots import GROUPS as GROUPS

@@ -19,7 +19,7 @@ from ..models._timm import TimmModel
 from ..models.cosine import has_cosine_classifier
 from ..models.resnet_cifar import ResNetCifar
 from ..models.weights import CONFIG, WEIGHTS, weights_file
-from ..run.settings import NO_NETWORK
+from ..settings.groups import NO_NETWORK
 from .figures import METRICS, VALIDATION
 from .programs import Answers, check_onnx, noise, write_onnx, write_program
 from .source import SETTINGS, Model, public_metrics, public_settings, read_model

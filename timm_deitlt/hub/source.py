@@ -24,6 +24,7 @@ from ..run.settings import choose_precision, resolve_settings
 from ..run.teacher_cache import RECORD, read_record
 from ..run.teacher_file import HUB
 from ..run.teacher_settings import NO_WEIGHTS, benchmark_tag, cache_key, key_sha256
+from ..settings.groups import NOT_TRAINED
 from ..settings.layers import args_to_yaml, flag_of, model_kind, recipe_names, recipes_for, with_defaults
 from ..utils.words import first_of
 from ..version import __version__
@@ -37,17 +38,10 @@ _PLACES = (
     'data_dir', 'list_dir', 'output', 'teacher_cache', 'teacher_checkpoint', 'resume', 'branch_from', 'class_map',
     'class_counts', 'initial_checkpoint', 'pretrained_path',
 )
-# Settings that do not change what is trained, and are left out of the command for others
-_NOT_THE_TRAINING = {
-    'output', 'experiment', 'teacher_cache', 'device', 'workers', 'pin_mem', 'resume', 'log_interval', 'stop_epoch',
-    'log_wandb', 'log_tensorboard', 'log_trackio', 'wandb_project', 'wandb_tags', 'wandb_resume_id', 'save_images',
-    'data_dir', 'list_dir', 'distributed', 'local_rank', 'rank', 'world_size', 'validation_batch_size', 'branch_from',
-    'auto_speed', 'cache_images', 'fusion', 'save_interval',
-}
 _OF_A_TEACHER = ('name', 'source', 'path', 'top1', 'head', 'mid', 'tail')
 # What runs of other seeds must have in common besides their settings, and settings in which they may differ
 _SAME_IMAGES = ('fingerprint', 'evaluated_on', 'test_counts')
-_NOT_COMPARED = _NOT_THE_TRAINING | {'seed', 'sources', 'teacher_checkpoint'}
+_NOT_COMPARED = NOT_TRAINED | {'fusion', 'seed', 'sources', 'teacher_checkpoint'}
 _TRAIN_AGAIN = 'Delete the folder of this teacher; then it is trained again.'
 _DATA = ('name', 'imbalance_factor', 'split_seed', 'fingerprint', 'evaluated_on')
 
@@ -326,7 +320,7 @@ def public_name(name: str) -> str:
 def training_command(args: argparse.Namespace) -> str:
     """The command that repeats the training: what was typed, or else the published args.yaml as a configuration."""
     sources = getattr(args, 'sources', {})
-    hidden = _NOT_THE_TRAINING - {'data_dir', 'list_dir', 'fusion'}
+    hidden = NOT_TRAINED - {'data_dir', 'list_dir', 'dataset_download'}
     typed = [name for name, source in sources.items() if source == 'command line' and name not in hidden]
     automatic = {'default', 'command line', *recipes_for(args.dataset, model_kind(args.model))}
     configs = [source for source in dict.fromkeys(sources.values()) if source not in automatic]

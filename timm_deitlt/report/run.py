@@ -11,6 +11,7 @@ import numpy as np
 import yaml
 
 from ..evaluation.shots import GROUPS
+from ..settings.groups import NO_NETWORK
 from ..settings.layers import model_kind
 from ..utils.words import duration_in_words
 from .look import EXPERTS, FUSIONS, LOOKS, Table, number, plain
@@ -127,20 +128,15 @@ class Run:
 
     @property
     def stage_two(self) -> tuple[int, str] | None:
-        """First epoch of stage two, counted from 0, and what it does; None if it is unknown or was not reached.
-
-        It follows the rules of `run.settings`: without `--drw-on` stage two re-weights DIST if there is a teacher
-        network, and the labels with LDAM.
+        """First epoch of stage two, counted from 0, and what it does; None if it was not reached, see also
+        `stage_two_start`.
         """
         args = self.args
         start = stage_two_start(args)
         if start is None or not args.get('epochs') or args.get('loss') == 'paco' or start >= args['epochs'] or (
                 self.rows and start > self.rows[-1]['epoch']):
             return None
-        network = args.get('teacher') not in (None, 'none', 'labels')
-        target = args.get('drw_on') or ('dist' if network else 'cls' if args.get('loss') == 'ldam' else 'none')
-        if target == 'none' and args.get('keep_mixup_drw'):
-            return None  # nothing changes
+        target = _drw_target(args)
         words = {'both': 'DRW on CLS and DIST', 'none': 'stage two without DRW'}.get(target, f'DRW on {target.upper()}')
         return start, 'DRW' if target in ('cls', 'both') and not self.two_experts else words
 
@@ -152,9 +148,21 @@ class Run:
 
 
 def stage_two_start(settings: Mapping[str, Any]) -> int | None:
-    """First epoch of stage two, counted from 0: as given, else after 11/12 of the epochs; None if neither is known."""
+    """First epoch of stage two, counted from 0: as given, else after 11/12 of the epochs.
+
+    None if neither is known, or nothing changes in stage two: no class weights, no other loss of CLS, and the mixing
+    of images goes on.
+    """
+    if _drw_target(settings) == 'none' and settings.get('keep_mixup_drw') and settings.get('cls_loss', 'ce') == 'ce':
+        return None
     start, epochs = settings.get('drw_start_epoch'), settings.get('epochs')
     return round(epochs * 11 / 12) if start is None and epochs else start
+
+
+def _drw_target(settings: Mapping[str, Any]) -> str:
+    """What stage two re-weights, by the rules of `run.settings.drw_targets`."""
+    network = settings.get('teacher') not in (None, *NO_NETWORK)
+    return settings.get('drw_on') or ('dist' if network else 'cls' if settings.get('loss') == 'ldam' else 'none')
 
 
 def short_path(text: str) -> str:

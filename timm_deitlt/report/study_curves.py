@@ -50,8 +50,7 @@ def student_and_teacher(study: Study) -> Plot | None:
     found = [rows for rows in curves[arm] if max(rows) == most]
     epochs = sorted(set.intersection(*map(set, found)))
     settings = resolved(study.runs(arm)[0])
-    no_stage_two = settings.get('keep_mixup_drw') and settings.get('drw_on') == 'none'
-    start = None if no_stage_two else stage_two_start(settings)
+    start = stage_two_start(settings)
     figure, panels = new_figure(4.9, 2)
     for axes, (group, words) in zip(panels[:, 0], _PANELS.items(), strict=True):
         for expert in study.experts(arm):

@@ -2,6 +2,7 @@
 import argparse
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -22,21 +23,22 @@ from ..data.sampling import class_counts
 from ..evaluation import Shots
 from ..loss import class_weights
 from ..models._timm import TimmModel
+from ..models.weights import tensor_bytes
+from ..optim import SAM
 from ..optim.rho_schedule import rho_schedule
 from ..settings.images import DataSettings
 from ..settings.resolved import OptimizerSettings, ScheduleSettings, Settings
 from .advice import named_counts, too_few_updates
 from .build.data import build_data
 from .build.loaders import size_schedule
-from .build.model import check_student, untrained_cfg
+from .build.model import build_optimizer, check_student, untrained_cfg
 from .build.normalisation import assumed_settings, to_be_measured
 from .settings import resolve_settings
+from .space import optimizer_bytes
 from .teacher_settings import teacher_settings
 
 _logger = logging.getLogger(__name__)
 
-# Bytes of optimizer state per parameter, on top of 4 bytes each for weight and gradient
-_STATE_BYTES = {'sgd': 4, 'momentum': 4, 'samsgd': 8, 'adamw': 8, 'adam': 8, 'samadamw': 12, 'muon': 4, 'lion': 4}
 
 
 def dry_run(args: argparse.Namespace) -> dict[str, Any]:
@@ -215,8 +217,11 @@ def _memory(settings: Settings, model: TimmModel) -> int:
     channels, *size = model.pretrained_cfg['input_size']
     if (sizes := size_schedule(settings)) is not None:
         size = [max(sizes.drawn)] * 2
-    parameters = sum(p.numel() for p in model.parameters())
-    total = parameters * (8 + _STATE_BYTES.get(settings.optimizer.opt.lower(), 8))
+    weights = tensor_bytes(list(model.parameters()))
+    known = replace(settings.optimizer, lr=settings.optimizer.peak_lr)  # the log has it already
+    optimizer = build_optimizer(known, model, fused=False)
+    copies = 3 if isinstance(optimizer, SAM) else 2  # gradients, and for SAM the weights of before its first step
+    total = copies * weights + optimizer_bytes(optimizer)
     kept = {}
     own = {p.untyped_storage()._cdata for p in model.parameters()}
 

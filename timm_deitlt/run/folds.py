@@ -17,13 +17,13 @@ from timm.utils.distributed import world_info_from_env
 from ..benchmarks import BENCHMARKS
 from ..evaluation import Shots
 from ..settings.checks import validate_args
+from ..settings.groups import NOT_TRAINED
 from ..settings.layers import args_to_yaml
 from ..utils.files import write_text
 from ..utils.tables import text_table
 from ..utils.words import first_of
 from .results import EXPERTS
 from .settings import say_what_folds_leave_out
-from .start import NOT_OF_THE_RUN
 from .train import train
 
 _logger = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def _finished(folder: Path, args: argparse.Namespace) -> dict[str, Any] | None:
     before = yaml.safe_load((folder / 'args.yaml').read_text())
     now = yaml.safe_load(args_to_yaml(args))
     changed = [name for name in now if name in before and before[name] != now[name]]
-    if changed := sorted(set(changed) - NOT_OF_THE_RUN - _FOUND):
+    if changed := sorted(set(changed) - NOT_TRAINED - _FOUND):
         raise ValueError(
             f'{folder} was trained with other settings ({", ".join(changed)}): give them as they were, or another '
             '--experiment.')

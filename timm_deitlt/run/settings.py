@@ -11,6 +11,7 @@ from ..benchmarks import BENCHMARKS
 from ..data.image import image_mode
 from ..data.splits import SPLIT_NAMES, has_split, split_folder, subfolders
 from ..engine.device import choose_device, cores, has_bfloat16, local_device
+from ..settings.groups import NO_NETWORK
 from ..settings.images import AugmentSettings, DataSettings, LoaderSettings
 from ..settings.resolved import (
     LossSettings,
@@ -28,8 +29,6 @@ from ..settings.resolved import (
 
 _logger = logging.getLogger(__name__)
 
-# Words of --teacher that name no network
-NO_NETWORK = ('none', 'labels')
 # Without a validation split this part of the training images is held out
 DEFAULT_VAL_FRACTION = 0.1
 # Names under which timm reads a folder of class folders

@@ -9,17 +9,11 @@ from typing import Any
 from timm.models import safe_model_name
 
 from ..engine.checkpoint import LAST, load_run
+from ..settings.groups import NOT_TRAINED
 from ..settings.resolved import Settings
 from .settings import drw_start, update_size
 
 _logger = logging.getLogger(__name__)
-
-# Settings that may change when a run is resumed, without a warning
-NOT_OF_THE_RUN = {
-    'experiment', 'branch_from', 'output', 'resume', 'device', 'workers', 'teacher_cache', 'data_dir', 'stop_epoch',
-    'log_interval', 'validation_batch_size', 'log_tensorboard', 'log_wandb', 'log_trackio', 'save_images', 'pin_mem',
-    'report', 'auto_speed', 'cache_images', 'save_interval',
-}
 
 
 @dataclass(frozen=True)
@@ -112,7 +106,7 @@ def report_changes(start: Start, settings: Settings) -> None:
     before = vars(theirs)
     changed = [
         f'{name} {before[name]} -> {now[name]}' for name in sorted(now)
-        if name in before and before[name] != now[name] and name not in NOT_OF_THE_RUN
+        if name in before and before[name] != now[name] and name not in NOT_TRAINED
     ]
     stage_two, images = settings.stage_two.start_epoch, settings.loader.update_images
     if now['drw_start_epoch'] is None and stage_two != drw_start(theirs):

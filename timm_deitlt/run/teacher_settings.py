@@ -18,12 +18,13 @@ import timm
 from ..benchmarks import tag_of
 from ..models._timm import TimmModel
 from ..settings.checks import validate_args
+from ..settings.groups import NO_NETWORK, NOT_TRAINED
 from ..settings.images import DataSettings
 from ..settings.layers import TEACHER_RECIPES, recipes_for, resolve
 from ..settings.resolved import Settings
 from .build.data import Data
 from .build.model import build_model
-from .settings import NO_NETWORK, resolve_settings
+from .settings import resolve_settings
 
 _logger = logging.getLogger(__name__)
 
@@ -52,16 +53,12 @@ AUGMENTATION_SETTINGS = (
 NO_WEIGHTS = dict(pretrained=False, pretrained_path=None, initial_checkpoint='')
 # Settings that the key leaves out. They cannot change the weights, with two exceptions. Some choose the images, but the
 # key has a fingerprint of these. And --auto-speed may augment on a GPU, with other random numbers of one distribution
-IRRELEVANT_SETTINGS = {
-    'output', 'experiment', 'resume', 'no_resume_opt', 'branch_from', 'log_interval', 'log_wandb', 'log_trackio',
-    'log_tensorboard', 'wandb_project', 'wandb_tags', 'wandb_resume_id', 'val_interval', 'validation_batch_size',
-    'workers', 'pin_mem', 'save_images', 'save_epochs', 'save_interval', 'stop_epoch', 'teacher', 'teacher_checkpoint',
-    'teacher_cache', 'teacher_epochs', 'teacher_rho', 'teacher_view', 'teacher_normalize', 'teacher_antialias',
-    'kd_temperature', 'kd_token_distill_type', 'teacher_source', 'task_loss_weight', 'distill_loss_weight', 'data_dir',
-    'dataset_download', 'device', 'device_modules', 'amp', 'amp_dtype', 'val_split', 'val_num_samples', 'sources',
-    'config', 'dataset', 'crop_pct', 'imbalance_factor', 'imbalance_profile', 'n_max', 'split_seed', 'val_fraction',
-    'class_counts', 'list_dir', 'report', 'dry_run', 'dry_run_world_size', 'distributed', 'local_rank', 'rank',
-    'world_size', 'auto_speed', 'cache_images', 'folds', 'fold', 'fusion',
+IRRELEVANT_SETTINGS = NOT_TRAINED | {
+    'no_resume_opt', 'val_interval', 'save_epochs', 'teacher', 'teacher_checkpoint', 'teacher_epochs', 'teacher_rho',
+    'teacher_view', 'teacher_normalize', 'teacher_antialias', 'kd_temperature', 'kd_token_distill_type',
+    'teacher_source', 'task_loss_weight', 'distill_loss_weight', 'device_modules', 'amp', 'amp_dtype', 'val_split',
+    'val_num_samples', 'sources', 'config', 'dataset', 'crop_pct', 'imbalance_factor', 'imbalance_profile', 'n_max',
+    'split_seed', 'val_fraction', 'class_counts', 'dry_run', 'dry_run_world_size', 'folds', 'fold', 'fusion',
 }
 
 

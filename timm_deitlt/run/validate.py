@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -131,12 +132,16 @@ def _validate_exported(folder: Path, overrides: dict[str, Any], fusion: str, sav
     names = config['pretrained_cfg'].get('label_names')
     if names is None:
         _logger.warning(f'{folder} has no label_names: its classes are assumed to be numbered as in the data set.')
-    experts = config['about'].get('experts') or (
-        EXPERTS if isinstance(model.get_classifier(), tuple) else ('mean', 'cls'))
     unknown = dict.fromkeys(('teacher', 'epochs', 'epochs_trained', 'seed', 'seconds', 'train_images_per_second'))
     return _evaluate(
-        settings, data, model, weights, names, tuple(experts), config['about'].get('logit_scale', 1.), fusion,
-        folder / CONFIG, unknown, folder if save else None)
+        settings, data, model, weights, names, experts_of_export(config, model),
+        config['about'].get('logit_scale', 1.), fusion, folder / CONFIG, unknown, folder if save else None)
+
+
+def experts_of_export(config: Mapping[str, Any], model: TimmModel) -> tuple[str, ...]:
+    """Experts that were trained, as config.json says; without such words, all that the model has."""
+    return tuple(config['about'].get('experts') or (
+        EXPERTS if isinstance(model.get_classifier(), tuple) else ('mean', 'cls')))
 
 
 def _evaluate(

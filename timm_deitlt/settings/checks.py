@@ -7,6 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from .groups import NO_NETWORK
 from .layers import flag_of
 
 # Names of settings, the condition that each of their values must meet, and its words.
@@ -82,7 +83,7 @@ def _conflicts_of_small_data(args: argparse.Namespace) -> Conflicts:
     places = '--guidance' if args.guidance else '--dense-distill' if args.dense_distill else ''
     blocks, stages = args.guidance_blocks, args.guidance_stages
     return (
-        (places and args.teacher in ('none', 'labels'),
+        (places and args.teacher in NO_NETWORK,
          f"{places} needs a teacher's feature maps, got --teacher {args.teacher}; use a CNN such as resnet32_sam, or "
          f'give {places} 0'),
         (places and args.teacher_view == 'weak',
@@ -201,7 +202,7 @@ def _conflicts_of_training(args: argparse.Namespace) -> Conflicts:
         (len(args.rho_values) != len(args.rho_milestones) or args.rho_milestones != sorted(args.rho_milestones),
          f'--rho-values needs a value for each of the ascending --rho-milestones; got {args.rho_values} for '
          f'{args.rho_milestones}'),
-        (args.sam_every > 1 and args.teacher in ('none', 'labels') and not args.opt.startswith('sam'),
+        (args.sam_every > 1 and args.teacher in NO_NETWORK and not args.opt.startswith('sam'),
          f'--sam-every {args.sam_every} belongs to SAM; use --opt samsgd or samadamw, or a SAM '
          'teacher such as resnet32_sam'),
         (args.opt.startswith('sam') and args.amp_dtype == 'float16' and args.amp is not False,
@@ -215,14 +216,14 @@ def _conflicts_of_teachers(args: argparse.Namespace) -> Conflicts:
     given = _typed(args)
     typed = [flag_of(name) for name in _OF_TEACHERS if name in given]
     return (
-        (typed and args.teacher in ('none', 'labels') and 'teacher' not in given,
+        (typed and args.teacher in NO_NETWORK and 'teacher' not in given,
          f'{", ".join(typed)} given, but this run has no teacher network; give one such as --teacher resnet32_sam'),
         (args.teacher == 'none' and args.drw_on == 'dist',
          f'--drw-on {args.drw_on} needs a DIST expert, which --teacher none does not train; use --drw-on cls'),
-        (args.teacher_checkpoint and args.teacher in ('none', 'labels'),
+        (args.teacher_checkpoint and args.teacher in NO_NETWORK,
          f'--teacher-checkpoint needs the architecture of the teacher, got --teacher {args.teacher}; give one such as '
          '--teacher resnet32'),
-        (args.teacher_source == 'hub' and args.teacher in ('none', 'labels'),
+        (args.teacher_source == 'hub' and args.teacher in NO_NETWORK,
          f'--teacher-source hub needs the name of a teacher, got --teacher {args.teacher}; give one such as --teacher '
          'resnet32_sam'),
         (args.teacher_source == 'hub' and args.teacher_checkpoint,

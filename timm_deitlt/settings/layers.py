@@ -13,6 +13,7 @@ import yaml
 
 from ..benchmarks import BENCHMARKS
 from .flags import REFUSED, KeyValues, add_flags, number_or_auto
+from .groups import NO_NETWORK
 from .recipe_rules import Rule, read_rules, rules_that_hold, say_why, size_given
 
 RECIPES = files(__package__.partition('.')[0]) / 'recipes'
@@ -49,7 +50,7 @@ class Layer(NamedTuple):
         is_recipe: Whether it is a recipe of this package.
         base: Recipes below it, if it names them.
         needs: Settings that the user must give with it.
-        rules: Settings that follow from the images, see `rules`.
+        rules: Settings that follow from the images, see `recipe_rules`.
     """
     name: str
     values: dict[str, Any]
@@ -255,7 +256,7 @@ def parse_args(
     args = _merge([*below, *layers])
     if layers[0].rules:
         read = args.pretrained or args.pretrained_path or args.initial_checkpoint
-        distils = args.teacher not in ('none', 'labels') and model_kind(args.model) == 'student' and not read
+        distils = args.teacher not in NO_NETWORK and model_kind(args.model) == 'student' and not read
         held = rules_that_hold(layers[0].rules, {**survey(args), **size_given(chosen), 'distils': distils})
         fitted = {key: value for rule in held for key, value in rule.values.items()}
         args = _merge([*below, Layer(f'rules of {config}', fitted), *layers])

@@ -8,12 +8,12 @@ from typing import Any
 
 import yaml
 
-from ..run.start import NOT_OF_THE_RUN
+from ..settings.groups import NOT_TRAINED
 from ..settings.layers import args_to_yaml, load_recipe, model_kind, recipes_for, resolve
 from .study import Study, load_study
 
 # every fusion is measured, whichever is the answer
-_NOT_TRAINED = NOT_OF_THE_RUN | {'fusion'}
+_NOT_TRAINED = NOT_TRAINED | {'fusion'}
 
 
 @dataclass(frozen=True, order=True)

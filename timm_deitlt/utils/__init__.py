@@ -1,1 +1,1 @@
-"""Writing files completely or not at all, and versions. It imports no other room."""
+"""Files that are written completely or not at all, words, tables, precision and versions. It imports no other room."""

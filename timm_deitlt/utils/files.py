@@ -55,6 +55,8 @@ def atomic_write(path: Path, write: Callable[[Path], object], size: int | None =
             f'were there are undamaged. {MAKE_ROOM}') from error
     finally:
         temporary.unlink(missing_ok=True)
+    if os.name == 'nt':
+        return  # there a folder cannot be opened
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -63,8 +65,8 @@ def atomic_write(path: Path, write: Callable[[Path], object], size: int | None =
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    atomic_write(path, lambda temporary: temporary.write_text(text), len(text.encode()))
+    """Write a text file atomically, in UTF-8."""
+    atomic_write(path, lambda temporary: temporary.write_text(text, encoding='utf-8'), len(text.encode()))
 
 
 def read_json(path: Path) -> Any:

@@ -59,9 +59,15 @@ class Data:
             return
         left = gib * 2 ** 30
         for part, words in ((self.train, 'training'), (self.evaluation, 'evaluation')):
-            if isinstance(part, ClassificationSet) and part.hold(left) and part.held is not None:
+            if not isinstance(part, ClassificationSet):
+                continue
+            if part.hold(left) and part.held is not None:
                 left -= part.held.nbytes
                 _logger.info(f'{len(part.held)} decoded {words} images are in memory, {part.held.nbytes / 1e6:.3g} MB.')
+            elif gib and part.is_decoded_anew:
+                _logger.info(
+                    f'The {words} images do not fit into the {left / 2 ** 30:.3g} GiB that are left of --cache-images '
+                    f'{gib:g}: each is decoded anew in every epoch.')
 
     def describe(self, test_counts: Sequence[int]) -> dict[str, Any]:
         """JSON record of the data."""

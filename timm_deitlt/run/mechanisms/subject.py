@@ -12,7 +12,7 @@ from timm.models.deit import VisionTransformerDistilled
 from torch.utils.data import IterableDataset, Subset
 
 from ...engine.checkpoint import LAST
-from ...evaluation.fusion import choose_fusions
+from ...evaluation.fusion import choose_fusions, scale_of_outputs
 from ...models._hub import model_folder
 from ...models._timm import TimmModel
 from ...models.weights import CONFIG, load_config, load_safetensors, load_weights
@@ -22,9 +22,8 @@ from ..build.data import Data
 from ..build.loaders import build_eval_loader
 from ..build.model import build_model
 from ..build.trainer import autocast_of
-from ..results import EXPERTS
 from ..teacher_file import HUB, reorder_classes
-from ..validate import data_of_export, open_run, settings_of_export
+from ..validate import data_of_export, experts_of_export, open_run, settings_of_export
 
 _logger = logging.getLogger(__name__)
 
@@ -38,6 +37,7 @@ class Subject:
         data: Its data sets.
         model: The trained network, in evaluation mode on its device.
         experts: Experts that were trained.
+        logit_scale: Factor that makes the outputs the logits of the loss, see `scale_of_outputs`.
         teacher: Where its teacher's weights are, or None if that is not known.
         history: (epoch, mean cosine of CLS and DIST) of each epoch up to its weights.
         epochs: Epochs it was trained for, or None if that is not known.
@@ -48,6 +48,7 @@ class Subject:
     data: Data
     model: TimmModel
     experts: Sequence[str]
+    logit_scale: float
     teacher: str | None
     history: list[tuple[int, float]]
     epochs: int | None
@@ -98,9 +99,10 @@ def _open_run(file: Path, overrides: dict[str, Any]) -> Subject:
     reorder_classes(model, checkpoint['data']['class_names'], data.train.class_names, str(file))
     teacher = read_json(file.parent / 'metrics.json').get('teacher') or {}
     suffix = '' if file.name == LAST else '-' + file.name.removesuffix('.pth.tar')
+    experts = checkpoint['experts']
     return Subject(
-        settings, data, model, checkpoint['experts'], teacher.get('path'), _history(file.parent, checkpoint['epoch']),
-        checkpoint['epoch'] + 1, file.parent, suffix)
+        settings, data, model, experts, scale_of_outputs(experts, settings.loss.logit_scale), teacher.get('path'),
+        _history(file.parent, checkpoint['epoch']), checkpoint['epoch'] + 1, file.parent, suffix)
 
 
 def _history(folder: Path, last_epoch: int) -> list[tuple[int, float]]:
@@ -116,8 +118,9 @@ def _open_exported(folder: Path, overrides: dict[str, Any], save: bool = True) -
     load_weights(model, load_safetensors(folder, 'Convert or download it again.'), str(folder / CONFIG))
     if names := config['pretrained_cfg'].get('label_names'):
         reorder_classes(model, names, data.train.class_names, str(folder / CONFIG))
-    experts = config['about'].get('experts') or EXPERTS
-    return Subject(settings, data, model, experts, None, [], None, folder if save else None, '')
+    experts = experts_of_export(config, model)
+    scale = scale_of_outputs(experts, config['about'].get('logit_scale', 1.))
+    return Subject(settings, data, model, experts, scale, None, [], None, folder if save else None, '')
 
 
 def choose(labels: Sequence[int], classes: Sequence[int], limit: int) -> list[int]:

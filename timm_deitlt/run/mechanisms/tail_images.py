@@ -60,4 +60,4 @@ def _probabilities(subject: Subject, batch: torch.Tensor) -> torch.Tensor:
     with subject.autocast():
         logits = expert_logits(subject.model, batch, tuple(subject.experts))
     logits = fuse(logits, subject.answer, subject.data.shots.class_counts)
-    return logits[(*subject.answer, 'mean')[0]].float().softmax(dim=-1).cpu()
+    return logits[(*subject.answer, 'mean')[0]].float().mul(subject.logit_scale).softmax(dim=-1).cpu()
