@@ -1,11 +1,14 @@
 """What the README and the docs say is what the code does."""
+import json
 import re
 import shlex
 from pathlib import Path
+from statistics import fmean, stdev
 
 import pytest
 import yaml
 from conftest import ROOT
+from scipy.stats import t
 
 from timm_deitlt.cli import parsers
 from timm_deitlt.settings.checks import validate_args
@@ -59,6 +62,56 @@ def test_commands_of_the_docs_are_taken_by_their_parsers(tmp_path, monkeypatch):
             continue
         except (SystemExit, ValueError) as error:
             raise AssertionError(f'{page}: {verb} {" ".join(given)}: {error}') from error
+
+
+def measured(arm, of, group='top1', subsets='*'):
+    """A figure of an expert, a fusion or the teacher in each committed run of STUDY/ARM."""
+    found = []
+    for path in sorted((ROOT / 'results').glob(f'{arm}-subset{subsets}-seed*.json')):
+        result = json.loads(path.read_text())
+        found.append({**result['metrics'], **result['fusion']}[of][group])
+    assert len(found) >= 3, arm
+    return found
+
+
+def spread(values):
+    return f'{fmean(values):.1f} ± {stdev(values):.1f}'
+
+
+def paired(first, second, sign=''):
+    """Mean of paired differences ± half of its 95 % interval by Student's t."""
+    differences = [a - b for a, b in zip(first, second, strict=True)]
+    half = t.ppf(.975, len(differences) - 1) * stdev(differences) / len(differences) ** .5
+    return f'{fmean(differences):{sign}.1f} ± {half:.1f}'
+
+
+def test_figures_of_the_readme_are_those_of_the_committed_results():
+    def both(arm, *group):
+        return measured(arm, 'mean_adjusted', *group), measured(arm, 'teacher', *group)
+
+    recipe, reversed_order = 'small_data_recipe/recipe', 'small_data_reversed/recipe'
+    said = [
+        f'**The recipe for small data trains a student that is {paired(*both(recipe))} points above its CNN teacher**']
+    for name, which in (('teacher, ResNet-32, 60 epochs', 1), ('**student, ViT of 0.68 M parameters**', 0)):
+        overall, *groups = (spread(both(recipe, group)[which]) for group in ('top1', 'head', 'mid', 'tail'))
+        said.append(f'| {name} | {overall if which else f"**{overall}**"} | {" | ".join(groups)} |')
+    student, teacher = ([classes[6] for classes in runs] for runs in both(recipe, 'per_class'))
+    others = [[fmean(classes[:6] + classes[7:]) for classes in runs] for runs in both(recipe, 'per_class')]
+    said += [
+        f'{(fmean(student) - fmean(teacher)) / 10:.1f} of the {paired(*both(recipe)).split()[0]} points are one class, '
+        f'shirts, of which the teacher recognises {fmean(teacher):.1f} % and the student {fmean(student):.1f} %. Over '
+        f'the other nine classes we could not show a gain ({paired(*others)})',
+        f'the student is {paired(*both(reversed_order))} points above its teacher (n = 3)',
+        f'{paired(*both("small_data_digits/factor10"), "+")} points at imbalance factor 10, '
+        f'{paired(*both("small_data_digits/factor20"), "+")} at 20 (n = 3 each)',
+        '({} against {}, n = 3)'.format(*map(spread, both('small_data_digits/factor10', 'tail'))),
+    ]
+    quick = [spread(measured('digits/sam_both', of, group)) for of in ('mean', 'teacher') for group in ('top1', 'tail')]
+    said.append('the student has {} overall and {} on the tail, its teacher {} and {}'.format(*quick))
+    plain = [
+        spread(measured(f'fashion_mnist/{arm}', 'mean', subsets=0)) for arm in ('sam_drw', 'vit', 'deit', 'vit_drw')]
+    said.append('DeiT-LT reaches {}, a ViT {}, DeiT {} and ViT + DRW {} (n = 3)'.format(*plain))
+    assert [words for words in said if words not in README] == []
 
 
 def test_every_teacher_recipe_is_in_the_table():
