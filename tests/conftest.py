@@ -75,6 +75,14 @@ def one_thread():
 
 
 @pytest.fixture(autouse=True)
+def attention_of_a_fresh_process():
+    """train() and validate() choose timm's attention kernel for the whole process."""
+    from timm.layers import set_fused_attn
+
+    set_fused_attn(True)
+
+
+@pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     """Caches in the test's own folder."""
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))

@@ -497,7 +497,8 @@ def test_compiled_task_trains_and_measures_as_the_plain_one_and_compiles_once():
 @pytest.mark.slow
 def test_train_script_compiles_by_inductor(tmp_path, shared_teachers):
     command = [
-        *TINY, *TINIEST_TEACHER, '--teacher-cache', shared_teachers, '--epochs', '1', '--output', tmp_path]
+        *TINY, '--model-kwargs', 'embed_dim=48', 'depth=1', 'num_heads=3', 'patch_size=8', *TINIEST_TEACHER,
+        '--teacher-cache', shared_teachers, '--epochs', '1', '--output', tmp_path]
     plain = last_json(run_script(*command, '--experiment', 'plain'))
     anew = {'TORCHINDUCTOR_CACHE_DIR': str(tmp_path / 'cache')}
     compiled = last_json(run_script(*command, '--experiment', 'compiled', '--torchcompile', env=anew))

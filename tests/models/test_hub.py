@@ -88,13 +88,13 @@ def resolve(place):
 def teacher(place, tmp_path_factory):
     """The folder of a teacher that was trained because the Hub had none, and its weights; then published."""
     hub, process, folder, _ = place
-    cache = folder / 'cache'
+    cache, before = folder / 'cache', len(hub.requests)
     done = process.run(folder / 'resolve.py', *TEACHER_FLAGS, '--teacher-cache', cache)
     assert done.returncode == 0, done.stderr
     source, _, weights = last_json(done)
     assert source == 'trained' and 'no such repository' in done.stderr and 'trained now' in done.stderr
     # once, then it is trained
-    assert [f'{r.method} {r.path}' for r in hub.requests] == [f'GET /{TEACHER}/resolve/main/config.json']
+    assert [f'{r.method} {r.path}' for r in hub.requests[before:]] == [f'GET /{TEACHER}/resolve/main/config.json']
     trained = next((cache / 'teachers').iterdir())
     done = process.run(ROOT / 'hfhub' / 'publish.py', trained, TEACHER, '--sample', '20')
     assert done.returncode == 0, done.stderr
@@ -108,8 +108,9 @@ def test_published_teacher_is_taken_if_it_is_the_one_that_would_be_trained(resol
     assert (again.source, again.weights, again.requests) == ('cache', teacher[1], [])
 
 
-def test_teacher_published_from_its_own_run_is_found_by_name(resolve, place, tmp_path):
+def test_teacher_published_from_its_own_run_is_found_by_name(resolve, teacher, place, tmp_path):
     hub, process, folder, _ = place
+    published = dict(hub.repo(TEACHER).files)
     for script, *args in (
             (folder / 'train.py', '-c', 'digits/teacher_ldam_sam', '--model', 'resnet20_cifar', '--epochs', '1',
              '--seed', '3', '--workers', '0', '--no-amp', '--output', tmp_path, '--experiment', 'run'),
@@ -118,6 +119,7 @@ def test_teacher_published_from_its_own_run_is_found_by_name(resolve, place, tmp
         assert done.returncode == 0, done.stderr
     found = resolve('--teacher-cache', tmp_path, '--seed', '3')
     assert found.source == 'hub' and found.path == f'hf-hub:{TEACHER}'
+    hub.commit(TEACHER, published)
 
 
 def test_published_teacher_with_other_weights_than_its_config_is_not_taken(resolve, teacher, place, tmp_path):

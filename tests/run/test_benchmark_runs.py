@@ -149,7 +149,8 @@ def test_cifar_pickles_train_teacher_and_student_from_the_recipe(tmp_path, recip
     pytest.param(['--model', 'test_resnet'], id='test_resnet')])
 def test_imagenet_tree_with_lists_trains_teacher_and_student_from_the_recipes(tmp_path, teacher_model):
     data = imagenet_tree(tmp_path)
-    sizes = [*SHORT, '--batch-size', '64', '--global-batch-size', '128']
+    images = 64 if teacher_model else 8  # in each of the two micro-batches of an update
+    sizes = [*SHORT, '--batch-size', images, '--global-batch-size', 2 * images]
     short, env = ([], None) if teacher_model else three_updates(tmp_path)
     sizes += short
     teacher = run('imagenet_lt/teacher_ldam_sam', tmp_path, *data, *teacher_model, *sizes, env=env)

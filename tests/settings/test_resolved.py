@@ -7,6 +7,7 @@ from conftest import TINY
 from helpers import settings_of
 
 import timm_deitlt
+from timm_deitlt.run.settings import drw_start
 from timm_deitlt.settings.layers import _settings, args_to_yaml, parse_args
 
 # Flags of which a field of another name holds what was worked out, and those that end at the door
@@ -62,3 +63,12 @@ def test_what_was_asked_for_is_not_seen_below_the_door():
     assert len(files) > 40
     reads_files = package / 'engine/checkpoint.py'  # in which timm keeps what was asked for
     assert not [str(file) for file in files if 'argparse' in file.read_text() and file != reads_files]
+
+
+@pytest.mark.parametrize('epochs, start', [(600, 550), (24, 22), (300, 275), (18, 16)])
+def test_stage_two_is_the_last_twelfth_unless_it_is_given(epochs, start):
+    args = parse_args(['--epochs', str(epochs)])
+    args.drw_start_epoch = None  # the recipe of the digits gives one
+    assert drw_start(args) == start
+    args.drw_start_epoch = 7
+    assert drw_start(args) == 7
