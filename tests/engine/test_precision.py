@@ -71,6 +71,8 @@ def test_no_product_is_of_bfloat16_where_the_cpu_has_no_instructions_for_it(flag
         assert dtypes[torch.float32] > 5 and not dtypes[torch.bfloat16], dtypes
     for dtypes in products_of_an_update_and_an_evaluation(flags, monkeypatch, fast=True):
         assert dtypes[torch.bfloat16] > 5, 'the count sees them where they are wanted'
+    for dtypes in products_of_an_update_and_an_evaluation([*flags, '--no-amp'], monkeypatch, fast=True):
+        assert dtypes[torch.float32] > 5 and not dtypes[torch.bfloat16], dtypes
 
 
 def test_asking_for_bfloat16_is_obeyed_with_one_warning_that_names_the_price(monkeypatch, caplog):

@@ -540,6 +540,11 @@ def test_runs_of_other_settings_are_no_other_seeds(bench, runs, tmp_path):
     run = rewrite(copy(runs / 'b', tmp_path / 'run'), other_rate)
     failed(bench.publish(runs / 'a', '--other-seeds', run), Exit.BAD_INPUT, 'other settings (lr)')
 
+    def other_log(state):
+        state['args'].report, state['args'].dataset_download = True, True
+
+    succeeded(bench.publish(runs / 'a', '--other-seeds', rewrite(copy(runs / 'b', tmp_path / 'same'), other_log)))
+
 
 def test_a_run_of_an_older_version_is_read_with_the_defaults_of_what_it_did_not_know(bench, runs, tmp_path):
     def older(state):

@@ -62,6 +62,14 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture
+def published(place, teacher):
+    """The teacher on the Hub, as it was after the test too."""
+    files = dict(place[0].repo(TEACHER).files)
+    yield
+    place[0].commit(TEACHER, files)
+
+
+@pytest.fixture
 def hub(place):
     yield place[0]
     place[0].forgive()
@@ -108,9 +116,8 @@ def test_published_teacher_is_taken_if_it_is_the_one_that_would_be_trained(resol
     assert (again.source, again.weights, again.requests) == ('cache', teacher[1], [])
 
 
-def test_teacher_published_from_its_own_run_is_found_by_name(resolve, teacher, place, tmp_path):
+def test_teacher_published_from_its_own_run_is_found_by_name(resolve, published, place, tmp_path):
     hub, process, folder, _ = place
-    published = dict(hub.repo(TEACHER).files)
     for script, *args in (
             (folder / 'train.py', '-c', 'digits/teacher_ldam_sam', '--model', 'resnet20_cifar', '--epochs', '1',
              '--seed', '3', '--workers', '0', '--no-amp', '--output', tmp_path, '--experiment', 'run'),
@@ -119,7 +126,6 @@ def test_teacher_published_from_its_own_run_is_found_by_name(resolve, teacher, p
         assert done.returncode == 0, done.stderr
     found = resolve('--teacher-cache', tmp_path, '--seed', '3')
     assert found.source == 'hub' and found.path == f'hf-hub:{TEACHER}'
-    hub.commit(TEACHER, published)
 
 
 def test_published_teacher_with_other_weights_than_its_config_is_not_taken(resolve, teacher, place, tmp_path):

@@ -126,13 +126,13 @@ def test_memory_grows_with_the_micro_batch_and_not_with_the_update():
 
 
 def test_memory_counts_what_each_optimizer_keeps():
-    sgd, adamw, samadamw, muon = (
+    sgd, adamw, samadamw, muon, madgrad = (
         dry_run(parse_args([
             *TINY, '--model-kwargs', 'embed_dim=1024', 'depth=6', 'num_heads=2', 'patch_size=4', '--opt', opt]))
-        for opt in ('sgd', 'adamw', 'samadamw', 'muon'))
+        for opt in ('sgd', 'adamw', 'samadamw', 'muon', 'madgrad'))
     weights = 4 * sgd['parameters'] / 2 ** 30
-    more = [result['memory_gib'] - sgd['memory_gib'] for result in (adamw, samadamw, muon)]
-    assert more == pytest.approx([weights, 2 * weights, 0], abs=.02)
+    more = [result['memory_gib'] - sgd['memory_gib'] for result in (adamw, samadamw, muon, madgrad)]
+    assert more == pytest.approx([weights, 2 * weights, 0, 2 * weights], abs=.02)
 
 
 @pytest.mark.parametrize('batch, size, world, steps', [

@@ -27,7 +27,7 @@ from timm_deitlt.run.build.data import build_data
 from timm_deitlt.run.build.trainer import build_trainer
 from timm_deitlt.run.settings import NO_NETWORK, resolve_settings
 from timm_deitlt.run.teacher_cache import cache_folder, cached_or_trained
-from timm_deitlt.run.teacher_settings import cache_key, split_name, teacher_args
+from timm_deitlt.run.teacher_settings import cache_key, key_sha256, split_name, teacher_args
 from timm_deitlt.run.validate import validate
 from timm_deitlt.settings.checks import validate_args
 from timm_deitlt.settings.flags import FLAGS
@@ -206,6 +206,13 @@ def test_every_setting_of_its_training_changes_the_key(name, value):
     flags = vars(settings)
     assert cache_key(flags, 'data', ('a', 'b'), images, 'float32') != cache_key(
         {**flags, name: value}, 'data', ('a', 'b'), images, 'float32')
+
+
+def test_key_of_the_same_teacher_stays_the_same():
+    """If this fails, teachers that users have cached are trained again: see FORMAT and YOUNGER_SETTINGS."""
+    images = dict(input_size=(3, 32, 32), mean=(.5, .5, .5), std=(.5, .5, .5), interpolation='bicubic')
+    key = cache_key(vars(teacher_args(asked(), 568)), 'data', ('a', 'b'), images, 'float32')
+    assert key_sha256(key)[:16] == 'ae603949121df4d0'
 
 
 def test_data_classes_images_precision_and_format_change_the_key(monkeypatch):

@@ -53,6 +53,7 @@ def test_folds_are_trained_once_and_end_in_one_table(images, tmp_path, caplog, m
         'mean': statistics.fmean(top1), 'std': statistics.stdev(top1), 'n': 3, 'pooled': statistics.fmean(top1)})
     assert 'over 3 folds; in the rows "all images", accuracy over all 18 images together' in caplog.text
     assert '1 class(es) have only one image, which is never evaluated: wren' in caplog.text
+    assert train_folds(asked(tmp_path, '--dataset-download', '--workers', 1)) == summary, 'which trains nothing'
     with pytest.raises(ValueError, match=r'fold-0 was trained with other settings \(lr\)'):
         train_folds(asked(tmp_path, '--lr', '1e-3'))
     Image.new('RGB', (16, 16)).save(images / 'cat' / 'new.png')

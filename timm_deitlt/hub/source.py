@@ -41,7 +41,7 @@ _PLACES = (
 _OF_A_TEACHER = ('name', 'source', 'path', 'top1', 'head', 'mid', 'tail')
 # What runs of other seeds must have in common besides their settings, and settings in which they may differ
 _SAME_IMAGES = ('fingerprint', 'evaluated_on', 'test_counts')
-_NOT_COMPARED = NOT_TRAINED | {'fusion', 'seed', 'sources', 'teacher_checkpoint'}
+_NOT_COMPARED = NOT_TRAINED | {'list_dir', 'fusion', 'seed', 'sources', 'teacher_checkpoint'}
 _TRAIN_AGAIN = 'Delete the folder of this teacher; then it is trained again.'
 _DATA = ('name', 'imbalance_factor', 'split_seed', 'fingerprint', 'evaluated_on')
 
@@ -320,7 +320,7 @@ def public_name(name: str) -> str:
 def training_command(args: argparse.Namespace) -> str:
     """The command that repeats the training: what was typed, or else the published args.yaml as a configuration."""
     sources = getattr(args, 'sources', {})
-    hidden = NOT_TRAINED - {'data_dir', 'list_dir', 'dataset_download'}
+    hidden = NOT_TRAINED - {'data_dir', 'dataset_download'}
     typed = [name for name, source in sources.items() if source == 'command line' and name not in hidden]
     automatic = {'default', 'command line', *recipes_for(args.dataset, model_kind(args.model))}
     configs = [source for source in dict.fromkeys(sources.values()) if source not in automatic]

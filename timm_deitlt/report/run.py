@@ -150,8 +150,8 @@ class Run:
 def stage_two_start(settings: Mapping[str, Any]) -> int | None:
     """First epoch of stage two, counted from 0: as given, else after 11/12 of the epochs.
 
-    None if neither is known, or nothing changes in stage two: no class weights, no other loss of CLS, and the mixing
-    of images goes on.
+    None if neither is known, or the training does not change in stage two: no class weights, no other loss of CLS, and
+    the mixing of images goes on.
     """
     if _drw_target(settings) == 'none' and settings.get('keep_mixup_drw') and settings.get('cls_loss', 'ce') == 'ce':
         return None

@@ -40,7 +40,6 @@ from .teacher_settings import teacher_settings
 _logger = logging.getLogger(__name__)
 
 
-
 def dry_run(args: argparse.Namespace) -> dict[str, Any]:
     """Work out sizes, updates, learning rates, class weights and memory of a run, and log them.
 
@@ -219,7 +218,7 @@ def _memory(settings: Settings, model: TimmModel) -> int:
         size = [max(sizes.drawn)] * 2
     weights = tensor_bytes(list(model.parameters()))
     known = replace(settings.optimizer, lr=settings.optimizer.peak_lr)  # the log has it already
-    optimizer = build_optimizer(known, model, fused=False)
+    optimizer = build_optimizer(replace(settings, optimizer=known), model)
     copies = 3 if isinstance(optimizer, SAM) else 2  # gradients, and for SAM the weights of before its first step
     total = copies * weights + optimizer_bytes(optimizer)
     kept = {}

@@ -58,7 +58,8 @@ IRRELEVANT_SETTINGS = NOT_TRAINED | {
     'teacher_view', 'teacher_normalize', 'teacher_antialias', 'kd_temperature', 'kd_token_distill_type',
     'teacher_source', 'task_loss_weight', 'distill_loss_weight', 'device_modules', 'amp', 'amp_dtype', 'val_split',
     'val_num_samples', 'sources', 'config', 'dataset', 'crop_pct', 'imbalance_factor', 'imbalance_profile', 'n_max',
-    'split_seed', 'val_fraction', 'class_counts', 'dry_run', 'dry_run_world_size', 'folds', 'fold', 'fusion',
+    'split_seed', 'val_fraction', 'class_counts', 'list_dir', 'dry_run', 'dry_run_world_size', 'folds', 'fold',
+    'fusion',
 }
 
 

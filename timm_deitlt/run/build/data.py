@@ -66,8 +66,8 @@ class Data:
                 _logger.info(f'{len(part.held)} decoded {words} images are in memory, {part.held.nbytes / 1e6:.3g} MB.')
             elif gib and part.is_decoded_anew:
                 _logger.info(
-                    f'The {words} images do not fit into the {left / 2 ** 30:.3g} GiB that are left of --cache-images '
-                    f'{gib:g}: each is decoded anew in every epoch.')
+                    f'The {words} images are not kept in memory: they do not fit into what is left of {gib:g} GiB '
+                    '(--cache-images), so each is decoded anew in every epoch.')
 
     def describe(self, test_counts: Sequence[int]) -> dict[str, Any]:
         """JSON record of the data."""

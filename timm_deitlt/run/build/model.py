@@ -24,7 +24,7 @@ from ...models.cosine import set_cosine_classifier
 from ...models.deit_lt import keep_prefix_tokens
 from ...models.initialization import initialize
 from ...optim.muon import left_to_adamw, orthogonalize_in_float32
-from ...settings.resolved import ModelSettings, OptimizerSettings, Settings
+from ...settings.resolved import ModelSettings, Settings
 from ...task import ClassifierTask, DeiTLTTask
 from ...task.common import ShotEvaluation
 from ...task.guidance import Guidance, check_guidable
@@ -102,7 +102,7 @@ def check_student(settings: Settings, num_classes: int, class_counts: Sequence[i
     if guidance_of(settings) is not None:
         check_guidable(model)
     known = replace(settings.optimizer, lr=settings.optimizer.peak_lr)  # training logs how the rate was derived
-    build_optimizer(known, model, fuses(settings))
+    build_optimizer(replace(settings, optimizer=known), model)
     if settings.loss.label_loss == 'paco':
         PaCoNet(model, settings.loss.paco_dim)
     else:
@@ -307,8 +307,13 @@ def fuses(settings: Settings) -> bool:
     return settings.machine.auto_speed != 'off' and not scaled_sgd
 
 
-def build_optimizer(settings: OptimizerSettings, model: nn.Module, fused: bool) -> torch.optim.Optimizer:
-    """Optimizer by timm's name; `fused` asks for torch's fused kernel if there is one."""
+def build_optimizer(run: Settings, model: nn.Module) -> torch.optim.Optimizer:
+    """Optimizer by timm's name, by torch's fused kernel if there is one and it may be used.
+
+    Muon's own iteration is in bfloat16, as timm's, only where the run is in lower precision than float32 and the device
+    has instructions for it.
+    """
+    settings, precision = run.optimizer, run.machine.precision
     name = settings.opt.lower()
     if name not in list_optimizers():
         near = get_close_matches(name, map(str, list_optimizers()), n=3)
@@ -322,7 +327,7 @@ def build_optimizer(settings: OptimizerSettings, model: nn.Module, fused: bool) 
     kwargs = dict(
         optimizer_kwargs(cfg=settings), lr=settings.peak_lr, filter_bias_and_bn=settings.filter_bias_and_bn)
     excluding = {'foreach', 'differentiable'}.intersection(settings.opt_kwargs)
-    if fused and name in FUSED_OPTIMIZERS and not excluding:
+    if fuses(run) and name in FUSED_OPTIMIZERS and not excluding:
         kwargs['fused'] = True
     if settings.is_sam:
         kwargs.update(rho=settings.rho, adaptive=settings.sam_adaptive)
@@ -335,6 +340,7 @@ def build_optimizer(settings: OptimizerSettings, model: nn.Module, fused: bool) 
         raise ValueError(
             f'timm cannot make the optimizer {settings.opt} as asked for: {reason}. Look at --opt-kwargs, --opt-betas, '
             '--lr and --weight-decay.') from error
-    if isinstance(optimizer, Muon) and not has_bfloat16(next(model.parameters()).device):
+    low = precision.mixed or precision.weights == 'bfloat16'
+    if isinstance(optimizer, Muon) and not (low and has_bfloat16(next(model.parameters()).device)):
         orthogonalize_in_float32(optimizer)
     return optimizer

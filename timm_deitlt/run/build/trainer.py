@@ -23,7 +23,7 @@ from ...optim.rho_schedule import rho_schedule
 from ...settings.resolved import MachineSettings, Precision, Settings
 from .data import Data
 from .loaders import build_batch_augment, build_eval_loader, build_train_loader
-from .model import build_model, build_optimizer, build_task, fuses
+from .model import build_model, build_optimizer, build_task
 
 _logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def build_trainer(
     if machine.world_size > 1 and machine.sync_bn:
         model = convert_sync_batchnorm(model)
     task = build_task(settings, model, teacher, data, device, dtype, teacher_scale)
-    built = build_optimizer(optimizer, cast(nn.Module, task.get_trainable_module()), fuses(settings))
+    built = build_optimizer(settings, cast(nn.Module, task.get_trainable_module()))
     _logger.info(f'Precision: {machine.precision.words_on(device)}')
     autocast = autocast_of(machine.precision, device)
     view = _second_view(settings, teacher)
