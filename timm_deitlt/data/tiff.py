@@ -30,7 +30,8 @@ def check_tiff(image: TiffImageFile, mode: str) -> None:
     tags = image.tag_v2
     samples, bits = tags.get(_SAMPLES_PER_PIXEL, 1), max(tags.get(BITS_PER_SAMPLE, (1,)))
     in_planes = samples > 1 and tags.get(_PLANES) == _SEPARATE
-    if samples != len(image.getbands()) or (in_planes and bits > 8):
+    passed_over = image.mode == 'RGBX' or samples != len(image.getbands())  # RGBX in older Pillows
+    if passed_over or (in_planes and bits > 8):
         _refuse_bands(samples, mode)
     if samples == 1 and image.mode not in ('1', 'P') and image.n_frames > 1:
         size = image.size
