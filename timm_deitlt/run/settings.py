@@ -146,7 +146,7 @@ def learning_rate(args: argparse.Namespace, update_images: int) -> float:
 
 
 def drw_start(args: argparse.Namespace) -> int:
-    """0-based epoch at which stage two begins: as given, else after 11/12 of the epochs, as in the paper."""
+    """0-based epoch at which stage two begins: as given, else after 11/12 of the epochs, as in the paper on CIFAR."""
     if args.drw_start_epoch is None:
         return round(args.epochs * 11 / 12)
     if args.drw_start_epoch < args.epochs:
