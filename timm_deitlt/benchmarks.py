@@ -180,6 +180,8 @@ TAGS: dict[str, Tag] = {
 }
 _CIFAR_TAGS = ('cifar100_if100', 'cifar100_if50', 'cifar10_if100', 'cifar10_if50')
 _LARGE_TAGS = ('imagenet_lt', 'inat18')
+# The rows of the paper's tables
+PAPER_TAGS = (*_CIFAR_TAGS, *_LARGE_TAGS)
 
 
 @dataclass(frozen=True)
@@ -220,7 +222,7 @@ CATALOGUE: dict[str, Entry] = {entry.name: entry for entry in (
 
 # Entries for which the authors of DeiT-LT or of its teachers have released a file that hfhub/convert.py reads
 RELEASED: frozenset[str] = frozenset((
-    *(f'deit_lt_base.{tag}' for tag in (*_CIFAR_TAGS, *_LARGE_TAGS)),
+    *(f'deit_lt_base.{tag}' for tag in PAPER_TAGS),
     *(f'resnet32_cifar.{tag}_paco_sam' for tag in _CIFAR_TAGS),
     *(f'resnet50.{tag}_paco_sam' for tag in _LARGE_TAGS),
     'resnet32_cifar.cifar10_if100_sam',

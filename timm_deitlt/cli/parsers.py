@@ -4,11 +4,9 @@ from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
 
+from ..benchmarks import PAPER_TAGS
 from ..settings.flags.own import FUSIONS
 from ..settings.layers import build_parser
-
-# names in models.conversion.ROWS, which imports torch
-RELEASED = ('cifar10_if100', 'cifar10_if50', 'cifar100_if100', 'cifar100_if50', 'imagenet_lt', 'inat18')
 
 _MODEL = 'folder of a run or of an exported model, checkpoint of a run, or hf-hub:OWNER/NAME'
 _CONVERT = """
@@ -150,7 +148,7 @@ def convert_parser(prog: str = 'convert.py') -> argparse.ArgumentParser:
     parser.add_argument(
         'file', type=Path, metavar='CHECKPOINT', help='released file, such as student.pth or teacher.pth.tar')
     parser.add_argument('out', type=Path, metavar='OUT', help='folder for model.safetensors and config.json')
-    parser.add_argument('--benchmark', choices=RELEASED, help='the data set, if the file does not say it')
+    parser.add_argument('--benchmark', choices=PAPER_TAGS, help='the data set, if the file does not say it')
     parser.add_argument('--architecture', metavar='NAME', help='the architecture that the file must have')
     parser.add_argument(
         '--list-file', type=Path, metavar='FILE',

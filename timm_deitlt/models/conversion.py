@@ -15,7 +15,7 @@ import numpy as np
 import timm
 import torch
 
-from ..benchmarks import BENCHMARKS, TAGS
+from ..benchmarks import BENCHMARKS, PAPER_TAGS, TAGS
 from ..utils.words import first_of
 from . import deit_lt, resnet_cifar, resnet_cosine  # noqa: F401  (registers what is created by name)
 
@@ -48,9 +48,7 @@ CIFAR100_NAMES = tuple(re.findall(r'\w+', '''
 # Their names of our data sets, in `args` of a checkpoint
 _THEIRS = {
     'lt/cifar10': 'CIFAR10LT', 'lt/cifar100': 'CIFAR100LT', 'lt/imagenet': 'IMAGENETLT', 'lt/inat18': 'INAT18'}
-# The rows of the paper's tables
-ROWS = {name: TAGS[name] for name in (
-    'cifar10_if100', 'cifar10_if50', 'cifar100_if100', 'cifar100_if50', 'imagenet_lt', 'inat18')}
+ROWS = {name: TAGS[name] for name in PAPER_TAGS}
 
 
 @dataclass(frozen=True)
