@@ -128,9 +128,7 @@ class Run:
 
     @property
     def stage_two(self) -> tuple[int, str] | None:
-        """First epoch of stage two, counted from 0, and what it does; None if it was not reached, see also
-        `stage_two_start`.
-        """
+        """First epoch of stage two, as `stage_two_start` has it, and what it does; None if it was not reached."""
         args = self.args
         start = stage_two_start(args)
         if start is None or not args.get('epochs') or args.get('loss') == 'paco' or start >= args['epochs'] or (

@@ -2,7 +2,6 @@
 import argparse
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -217,8 +216,7 @@ def _memory(settings: Settings, model: TimmModel) -> int:
     if (sizes := size_schedule(settings)) is not None:
         size = [max(sizes.drawn)] * 2
     weights = tensor_bytes(list(model.parameters()))
-    known = replace(settings.optimizer, lr=settings.optimizer.peak_lr)  # the log has it already
-    optimizer = build_optimizer(replace(settings, optimizer=known), model)
+    optimizer = build_optimizer(settings, model)
     copies = 3 if isinstance(optimizer, SAM) else 2  # gradients, and for SAM the weights of before its first step
     total = copies * weights + optimizer_bytes(optimizer)
     kept = {}

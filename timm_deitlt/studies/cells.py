@@ -13,7 +13,7 @@ from ..settings.layers import args_to_yaml, load_recipe, model_kind, recipes_for
 from .study import Study, load_study
 
 # every fusion is measured, whichever is the answer
-_NOT_TRAINED = NOT_TRAINED | {'fusion'}
+_NOT_COMPARED = NOT_TRAINED | {'fusion'}
 
 
 @dataclass(frozen=True, order=True)
@@ -101,7 +101,7 @@ def _check_settings(
         study: Study, cell: Cell, resolved: Mapping[str, Any], result: Mapping[str, Any], path: Path) -> None:
     """Refuse a result that was made with other settings than the study and its recipes have now."""
     wanted = cell_settings(study, cell)
-    wrong = {name for name in wanted.keys() - _NOT_TRAINED if result['settings'].get(name) != wanted[name]}
+    wrong = {name for name in wanted.keys() - _NOT_COMPARED if result['settings'].get(name) != wanted[name]}
     if not wrong:
         ours, theirs = on_one_device(resolved), on_one_device(result['resolved'])
         wrong = {name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name]}
@@ -136,7 +136,7 @@ def cell_args(study: Study, cell: Cell, more: Mapping[str, Any] | None = None) -
 
 def resolved_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The settings that decide what a training results in, as plain values."""
-    return {name: value for name, value in yaml.safe_load(args_to_yaml(args)).items() if name not in _NOT_TRAINED}
+    return {name: value for name, value in yaml.safe_load(args_to_yaml(args)).items() if name not in _NOT_COMPARED}
 
 
 def cell_settings(study: Study, cell: Cell) -> dict[str, Any]:

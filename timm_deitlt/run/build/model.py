@@ -1,8 +1,6 @@
 """Model, losses, task and optimizer of a run, from its settings."""
-import logging
 import traceback
 from collections.abc import Sequence
-from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -32,8 +30,6 @@ from ...task.paco import PaCoTask
 from ...task.paco_network import PaCoNet
 from .data import Data
 from .loaders import build_mixup, build_train_transform
-
-_logger = logging.getLogger(__name__)
 
 # torch has fused kernels for these, on CPU and CUDA
 FUSED_OPTIMIZERS = ('adam', 'adamw', 'sgd', 'momentum', 'samsgd', 'samadamw')
@@ -101,8 +97,7 @@ def check_student(settings: Settings, num_classes: int, class_counts: Sequence[i
             'deit_lt model, or --teacher none.')
     if guidance_of(settings) is not None:
         check_guidable(model)
-    known = replace(settings.optimizer, lr=settings.optimizer.peak_lr)  # training logs how the rate was derived
-    build_optimizer(replace(settings, optimizer=known), model)
+    build_optimizer(settings, model)
     if settings.loss.label_loss == 'paco':
         PaCoNet(model, settings.loss.paco_dim)
     else:
@@ -320,10 +315,6 @@ def build_optimizer(run: Settings, model: nn.Module) -> torch.optim.Optimizer:
         raise ValueError(
             f'Unknown optimizer {settings.opt!r}{"; did you mean " + " or ".join(near) + "?" if near else "."} '
             'timm.optim.list_optimizers() lists what there is; SAM is samsgd or samadamw.')
-    if not settings.lr:
-        _logger.info(
-            f'Learning rate {settings.peak_lr:.3g}: {settings.lr_base} for {settings.lr_base_size} images, scaled to '
-            'the batch')
     kwargs = dict(
         optimizer_kwargs(cfg=settings), lr=settings.peak_lr, filter_bias_and_bn=settings.filter_bias_and_bn)
     excluding = {'foreach', 'differentiable'}.intersection(settings.opt_kwargs)

@@ -75,6 +75,10 @@ def build_trainer(
     if machine.world_size > 1 and machine.sync_bn:
         model = convert_sync_batchnorm(model)
     task = build_task(settings, model, teacher, data, device, dtype, teacher_scale)
+    if not optimizer.lr:
+        _logger.info(
+            f'Learning rate {optimizer.peak_lr:.3g}: {optimizer.lr_base} for {optimizer.lr_base_size} images, scaled '
+            'to the batch')
     built = build_optimizer(settings, cast(nn.Module, task.get_trainable_module()))
     _logger.info(f'Precision: {machine.precision.words_on(device)}')
     autocast = autocast_of(machine.precision, device)
